@@ -1,0 +1,27 @@
+"""Every exception that lvsha raises on purpose, and nothing else.
+
+Each class names who is at fault, because that decides the treatment: a peer's
+packet is counted and dropped, an operator's mistake stops the start with exit
+code 2, a machine that lacks something is one clear sentence. A fault of our own
+is an ``AssertionError`` and has no class here.
+"""
+
+
+class LvshaError(Exception):
+    """The base of all of them; its text is one sentence for a person."""
+
+
+class WireError(LvshaError):
+    """Bytes from the network that are not what they claim to be."""
+
+
+class SyncError(LvshaError):
+    """A sync datagram that cannot be understood or must not be believed."""
+
+
+class ConfigError(LvshaError):
+    """The operator's configuration is wrong; names the file, the key and what was expected."""
+
+
+class HostError(LvshaError):
+    """The machine lacks something: a capability, an interface, a program, a kernel feature."""
