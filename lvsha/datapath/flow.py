@@ -1,0 +1,221 @@
+"""Find in a frame what a director decides by.
+
+A `Frame` is a buffer, used again for every frame, and the few fields that the
+director needs of the frame that lies in it. Nothing is built per frame but the key; the
+fields of an ordinary packet are taken out by one `struct` call. That is the price of
+speed: a `Frame` is not a value, and its fields hold until the next `read`.
+
+Layout of the buffer: the virtio header, then the Ethernet frame; offsets are into the
+buffer. What lies behind `end` is left over from earlier frames, so every length is
+checked before it is used.
+"""
+
+import struct
+from typing import Final
+
+from lvsha.datapath.reasons import Reason
+from lvsha.model import Protocol
+from lvsha.wire import ipv6, vnet
+
+ETHERNET_BYTES: Final = 14
+FRAME_MAX: Final = 65_536 + ETHERNET_BYTES
+"""A super-frame: 64 KiB of IP packet behind an Ethernet header."""
+
+ETHERTYPE_IPV4: Final = 0x0800
+ETHERTYPE_IPV6: Final = 0x86DD
+
+L2: Final = vnet.LENGTH_BYTES
+L3: Final = L2 + ETHERNET_BYTES
+
+_IPV4: Final = struct.Struct("!12xHBxH2xHBB2x12s8xH")
+_IPV6: Final = struct.Struct("!12xH4xHBB36s8xH")
+_PREFIX4: Final = tuple(bytes((4, protocol)) for protocol in range(256))
+_PREFIX6: Final = tuple(bytes((6, protocol)) for protocol in range(256))
+_FRAGMENT_BITS: Final = 0x3FFF
+_TCP_MIN: Final = 20
+_UDP_MIN: Final = 8
+_ICMP_MIN: Final = 8
+
+
+class Frame:
+    """One frame in its buffer.
+
+    Attributes:
+        buffer: the bytes; `view` is a window on them, into which frames are received.
+        end: where the frame ends.
+        protocol: the transport protocol number; 0 where the frame is not for a director.
+        family: 4 or 6.
+        l4: offset of the transport header; the IP header is always at `L3`.
+        length: of the IP packet, in bytes.
+        ttl: time to live or hop limit.
+        key: connection key of this direction (`lvsha.model.connection_key`); empty for ICMP.
+        flags: the TCP flag byte; 0 for others.
+    """
+
+    __slots__ = (
+        "buffer",
+        "end",
+        "family",
+        "flags",
+        "key",
+        "l4",
+        "length",
+        "protocol",
+        "ttl",
+        "view",
+    )
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(vnet.LENGTH_BYTES + FRAME_MAX)
+        self.view = memoryview(self.buffer)
+        self.end = 0
+        self.family = self.protocol = self.l4 = self.length = self.ttl = self.flags = 0
+        self.key = b""
+
+    def load(self, data: bytes, header: bytes = vnet.NOTHING) -> None:
+        """Put an Ethernet frame into the buffer, as a replay or a test does."""
+        self.buffer[: len(header) + len(data)] = header + data
+        self.read(len(header) + len(data))
+
+    def packet(self) -> bytes:
+        """The IP packet, from its header on."""
+        return bytes(self.view[L3 : L3 + self.length])
+
+    @property
+    def source(self) -> bytes:
+        """The source address of the IP packet."""
+        if self.family == 4:
+            return bytes(self.view[L3 + 12 : L3 + 16])
+        return bytes(self.view[L3 + 8 : L3 + 24])
+
+    @property
+    def destination(self) -> bytes:
+        """The destination address of the IP packet."""
+        if self.family == 4:
+            return bytes(self.view[L3 + 16 : L3 + 20])
+        return bytes(self.view[L3 + 24 : L3 + 40])
+
+    @property
+    def vnet_header(self) -> vnet.VnetHeader:
+        """The virtio header; offsets in it count from the Ethernet header."""
+        return vnet.parse(self.buffer)
+
+    def read(self, received: int) -> Reason | None:
+        """Read the frame of ``received`` bytes (virtio header included) in the buffer.
+
+        Returns:
+            Why the frame must be dropped; None where it may go on. A frame that is not
+            TCP, UDP or ICMP over IP has `protocol` 0 and is none of the director's business.
+        """
+        self.end = end = received
+        self.protocol = 0
+        self.flags = 0
+        (ethertype, version_ihl, length, fragment, ttl, protocol, tail, tcp) = _IPV4.unpack_from(
+            self.buffer, L2
+        )
+        if ethertype != ETHERTYPE_IPV4:
+            return self._read_ipv6() if ethertype == ETHERTYPE_IPV6 else None
+        if version_ihl != 0x45:
+            return self._read_ipv4_options()
+        if L3 + length > end or received < vnet.LENGTH_BYTES + ETHERNET_BYTES + 20:
+            return Reason.TRUNCATED
+        # A correct header sums to 0xFFFF, which is 0 modulo 65535.
+        if int.from_bytes(self.buffer[L3 : L3 + 20]) % 0xFFFF:
+            return Reason.MALFORMED
+        self.family = 4
+        self.ttl = ttl
+        self.length = length
+        self.l4 = L3 + 20
+        if fragment & _FRAGMENT_BITS:
+            return self._fragment(protocol)
+        if protocol == Protocol.TCP:
+            if length < 20 + _TCP_MIN or tcp < 0x5000:
+                return Reason.MALFORMED
+            self.flags = tcp & 0xFF
+        elif protocol == Protocol.UDP:
+            if length < 20 + _UDP_MIN:
+                return Reason.MALFORMED
+        elif protocol == Protocol.ICMP:
+            self.protocol = protocol
+            self.key = b""
+            return Reason.MALFORMED if length < 20 + _ICMP_MIN else None
+        else:
+            return None
+        self.protocol = protocol
+        self.key = _PREFIX4[protocol] + tail
+        return None
+
+    def _fragment(self, protocol: int) -> Reason | None:
+        """Fragments of transports that a director forwards are dropped; others pass by."""
+        if protocol in {Protocol.TCP, Protocol.UDP}:
+            self.protocol = protocol
+            return Reason.FRAGMENT
+        return None
+
+    def _read_ipv4_options(self) -> Reason | None:
+        """The slower way for IPv4 headers with options, and for what is no IPv4 header."""
+        if self.end < L3 + 20:
+            return Reason.TRUNCATED
+        buffer = self.buffer
+        header_bytes = (buffer[L3] & 0xF) * 4
+        length = int.from_bytes(buffer[L3 + 2 : L3 + 4])
+        if buffer[L3] >> 4 != 4 or header_bytes < 20 or length < header_bytes:
+            return Reason.MALFORMED
+        if L3 + length > self.end:
+            return Reason.TRUNCATED
+        if int.from_bytes(buffer[L3 : L3 + header_bytes]) % 0xFFFF:
+            return Reason.MALFORMED
+        protocol = buffer[L3 + 9]
+        self.family = 4
+        self.ttl = buffer[L3 + 8]
+        self.length = length
+        self.l4 = L3 + header_bytes
+        if int.from_bytes(buffer[L3 + 6 : L3 + 8]) & _FRAGMENT_BITS:
+            return self._fragment(protocol)
+        return self._read_transport(_PREFIX4[protocol], protocol, slice(L3 + 12, L3 + 20))
+
+    def _read_ipv6(self) -> Reason | None:
+        (_, payload, next_header, hop_limit, tail, tcp) = _IPV6.unpack_from(self.buffer, L2)
+        if self.end < L3 + ipv6.HEADER_BYTES:
+            return Reason.TRUNCATED
+        if self.buffer[L3] >> 4 != 6:
+            return Reason.MALFORMED
+        self.length = length = ipv6.HEADER_BYTES + payload
+        if L3 + length > self.end:
+            return Reason.TRUNCATED
+        self.family = 6
+        self.ttl = hop_limit
+        self.l4 = L3 + ipv6.HEADER_BYTES
+        if next_header == Protocol.TCP and payload >= _TCP_MIN and tcp >= 0x5000:
+            self.flags = tcp & 0xFF
+            self.protocol = Protocol.TCP
+            self.key = _PREFIX6[Protocol.TCP] + tail
+            return None
+        found = ipv6.upper_layer(self.buffer, L3, L3 + length)
+        if found is None:
+            return Reason.MALFORMED
+        protocol, self.l4 = found
+        if protocol == ipv6.FRAGMENT:
+            carried = self.buffer[self.l4] if self.l4 < self.end else 0
+            return self._fragment(carried)
+        return self._read_transport(_PREFIX6[protocol], protocol, slice(L3 + 8, L3 + 40))
+
+    def _read_transport(self, prefix: bytes, protocol: int, addresses: slice) -> Reason | None:
+        """Ports and flags at `l4`, wherever options or extension headers have put it."""
+        room = L3 + self.length - self.l4
+        if protocol == Protocol.TCP:
+            if room < _TCP_MIN or self.buffer[self.l4 + 12] < 0x50:
+                return Reason.MALFORMED
+            self.flags = self.buffer[self.l4 + 13]
+        elif protocol == Protocol.UDP:
+            if room < _UDP_MIN:
+                return Reason.MALFORMED
+        elif protocol == (Protocol.ICMP if self.family == 4 else Protocol.ICMPV6):
+            self.protocol = protocol
+            self.key = b""
+            return Reason.MALFORMED if room < _ICMP_MIN else None
+        else:
+            return None
+        self.protocol = protocol
+        self.key = prefix + bytes(self.view[addresses]) + bytes(self.view[self.l4 : self.l4 + 4])
+        return None

@@ -1,0 +1,57 @@
+"""Why a frame was dropped: one number for each reason.
+
+The numbers are stable: they appear in the JSON and are shared with programs in other
+languages, so a reason is never renumbered and never reused.
+"""
+
+from enum import IntEnum, unique
+
+
+@unique
+class Reason(IntEnum):
+    """The reasons; the docstring beside each is what ``lvsha status`` explains."""
+
+    MALFORMED = 1
+    """A header that contradicts itself, or an IPv4 header checksum that is wrong."""
+    TRUNCATED = 2
+    """The frame ends before its headers do."""
+    FRAGMENT = 3
+    """A fragment; lvsha does not reassemble."""
+    NO_CONNECTION = 4
+    """A packet for a service that belongs to no connection and may not open one."""
+    NO_SERVER = 5
+    """The scheduler found no usable real server."""
+    SERVER_GONE = 6
+    """The connection's real server was removed from its service."""
+    NOT_MASTER = 7
+    """A new connection for an address that this node does not hold."""
+    TABLE_FULL = 8
+    """The connection table is at its limit."""
+    UNKNOWN_REPLY = 9
+    """A real server's packet that belongs to no connection."""
+    TTL_EXCEEDED = 10
+    """The time to live ran out here."""
+    TOO_BIG = 11
+    """Larger than the path allows, and not to be fragmented."""
+    NO_ROUTE = 12
+    """No route to the real server or client."""
+    SERVER_IS_LOCAL = 13
+    """The real server's address is this machine's own."""
+    NEIGHBOUR_FAILED = 14
+    """The next hop's link-layer address could not be resolved."""
+    NEIGHBOUR_QUEUE_FULL = 15
+    """Too many frames wait for the next hop's link-layer address."""
+    ICMP_CHECKSUM = 16
+    """An ICMP error whose checksum is wrong."""
+    LINK_DOWN = 17
+    """The outgoing interface is down or gone."""
+    SEND_QUEUE_FULL = 18
+    """The kernel did not take the frame because its queue is full."""
+    SEND_REFUSED = 19
+    """The kernel refused the frame."""
+    SURPRISE = 20
+    """Handling the frame raised an exception, which was logged."""
+    ICMP_QUOTE = 21
+    """An ICMP error that quotes too little to be translated."""
+    BAD_SEGMENTATION = 22
+    """A super-frame whose segmentation fields do not fit its headers."""

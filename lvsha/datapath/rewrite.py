@@ -1,0 +1,157 @@
+"""Change a packet on its way: addresses, ports, checksums, time to live, an outer header.
+
+Everything that is the same for all packets of a virtual service and a real server is
+computed once, in the constructor: the bytes to write, and what writing them adds to each
+checksum. A packet then costs two reads and four writes.
+
+What always holds: rewriting there and back is the identity, apart from the time to live,
+and a checksum that was right before is right after. A checksum that is still partial (see
+`lvsha.wire.vnet`) covers the pseudo-header only, so a port does not change it.
+"""
+
+import struct
+from typing import Final
+
+from lvsha.datapath.flow import L3, Frame
+from lvsha.model import IPv4_BYTES, Protocol
+from lvsha.wire import ipv4, ipv6, vnet
+from lvsha.wire.checksum import (
+    checksum,
+    difference,
+    pseudo_header_sum,
+    update,
+    update_partial,
+)
+
+_TWO: Final = struct.Struct("!HH")
+_ONE: Final = struct.Struct("!H")
+_TTL_STEP: Final = 0x0100
+_TTL_CHANGE: Final = 0xFFFF - _TTL_STEP
+"""What counting the time to live down by one adds to the sum of the header."""
+_TCP_CHECKSUM: Final = 16
+_UDP_CHECKSUM: Final = 6
+
+_ECN_MASK: Final = 0x03
+_ECN_CE: Final = 0x03
+_ECN_ECT0: Final = 0x02
+
+
+def count_down(frame: Frame) -> None:
+    """Take one from the time to live (RFC 1812, section 5.2.2) or hop limit (RFC 8200)."""
+    buffer = frame.buffer
+    if frame.family == 6:
+        buffer[L3 + 7] -= 1
+        return
+    ttl_protocol, field = _TWO.unpack_from(buffer, L3 + 8)
+    _TWO.pack_into(buffer, L3 + 8, ttl_protocol - _TTL_STEP, update(field, _TTL_CHANGE))
+
+
+class Translation:
+    """Write another address and port: network address translation in one direction.
+
+    Args:
+        old: the address and port that packets carry.
+        new: those that they shall carry; of the same family.
+        source: whether these are the source's or the destination's.
+    """
+
+    __slots__ = ("_address", "_address_at", "_address_change", "_change", "_port", "_port_at")
+
+    def __init__(self, old: tuple[bytes, int], new: tuple[bytes, int], *, source: bool) -> None:
+        self._address = new[0]
+        self._port = new[1].to_bytes(2)
+        size = len(new[0])
+        first = L3 + (12 if size == IPv4_BYTES else 8)
+        self._address_at = (
+            slice(first, first + size) if source else slice(first + size, first + 2 * size)
+        )
+        self._port_at = 0 if source else 2
+        self._address_change = difference(old[0], new[0])
+        self._change = (self._address_change + difference(old[1].to_bytes(2), self._port)) % 0xFFFF
+
+    def apply(self, frame: Frame) -> None:
+        """Rewrite the packet in the frame and count its time to live down."""
+        buffer = frame.buffer
+        if frame.family == 4:
+            ttl_protocol, field = _TWO.unpack_from(buffer, L3 + 8)
+            total = (~field & 0xFFFF) + self._address_change + _TTL_CHANGE
+            total = (total & 0xFFFF) + (total >> 16)
+            _TWO.pack_into(
+                buffer,
+                L3 + 8,
+                ttl_protocol - _TTL_STEP,
+                ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF,
+            )
+        else:
+            buffer[L3 + 7] -= 1
+        buffer[self._address_at] = self._address
+        l4 = frame.l4
+        port_at = l4 + self._port_at
+        buffer[port_at : port_at + 2] = self._port
+        if frame.protocol == Protocol.TCP:
+            field_at = l4 + _TCP_CHECKSUM
+            (field,) = _ONE.unpack_from(buffer, field_at)
+            if buffer[0] & vnet.NEEDS_CHECKSUM:
+                _ONE.pack_into(buffer, field_at, update_partial(field, self._address_change))
+            else:
+                _ONE.pack_into(buffer, field_at, update(field, self._change))
+        else:
+            self._finish_udp(frame, l4)
+
+    def _finish_udp(self, frame: Frame, l4: int) -> None:
+        """UDP differs in that zero says "no checksum"; the kernel then computes one."""
+        buffer = frame.buffer
+        field_at = l4 + _UDP_CHECKSUM
+        (field,) = _ONE.unpack_from(buffer, field_at)
+        if buffer[0] & vnet.NEEDS_CHECKSUM:
+            value = update_partial(field, self._address_change)
+        elif field:
+            value = update(field, self._change) or 0xFFFF
+        else:
+            datagram = frame.view[l4 : L3 + frame.length]
+            pseudo = pseudo_header_sum(frame.source, frame.destination, Protocol.UDP, len(datagram))
+            value = checksum(datagram, pseudo) or 0xFFFF
+        _ONE.pack_into(buffer, field_at, value)
+
+
+def wrap(packet: bytes, source: bytes, destination: bytes, identification: int) -> bytes:
+    """Put a packet into a tunnel packet (RFC 2003 for IPv4, RFC 2473 for IPv6).
+
+    The outer time to live and the don't-fragment bit are the inner ones (the kernel's
+    ``pmtu_disc`` is on); congestion marks go by RFC 6040 as the kernel has it: an inner
+    "congestion experienced" is not repeated outside.
+
+    Args:
+        packet: the inner packet, of either family, its time to live already counted down.
+        source: the director's address towards the real server.
+        destination: the real server.
+        identification: for the outer IPv4 header where it may be fragmented.
+    """
+    inner_is_ipv6 = packet[0] >> 4 == 6
+    if inner_is_ipv6:
+        tos = int.from_bytes(packet[0:2]) >> 4 & 0xFF
+        ttl = packet[7]
+        dont_fragment = 0
+    else:
+        tos = packet[1]
+        ttl = packet[8]
+        dont_fragment = int.from_bytes(packet[6:8]) & ipv4.DONT_FRAGMENT
+    if tos & _ECN_MASK == _ECN_CE:
+        tos = tos & ~_ECN_MASK | _ECN_ECT0
+    protocol = Protocol.IPV6 if inner_is_ipv6 else Protocol.IPIP
+    if len(destination) == IPv4_BYTES:
+        outer = ipv4.emit(
+            ipv4.Ipv4Header(
+                source,
+                destination,
+                protocol,
+                ipv4.HEADER_BYTES + len(packet),
+                ttl,
+                tos,
+                0 if dont_fragment else identification,
+                dont_fragment,
+            )
+        )
+    else:
+        outer = ipv6.emit(ipv6.Ipv6Header(source, destination, protocol, len(packet), ttl, tos))
+    return outer + packet

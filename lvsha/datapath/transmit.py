@@ -1,0 +1,261 @@
+"""Carry out a verdict: from the frame that came in to the frames that go out.
+
+The order is the kernel's: find the way, count the time to live down, check the size,
+rewrite, send. An ordinary packet is changed where it lies and leaves as a window on the
+same buffer; only tunnels, fragments and ICMP make new ones. Super-frames stay whole for
+NAT and direct routing, and are cut into segments for tunnels.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, assert_never
+
+from lvsha.datapath import icmp_errors, rewrite, segmentation
+from lvsha.datapath.flow import ETHERTYPE_IPV4, ETHERTYPE_IPV6, L2, L3, Frame
+from lvsha.datapath.network import Network, NextHop, Outgoing
+from lvsha.datapath.reasons import Reason
+from lvsha.datapath.services import RealServer
+from lvsha.datapath.verdicts import (
+    Accept,
+    Drop,
+    ErrorToClient,
+    ErrorToServer,
+    ToClient,
+    ToServer,
+    Verdict,
+)
+from lvsha.errors import WireError
+from lvsha.model import ForwardMethod, IPv4_BYTES, Protocol
+from lvsha.wire import icmp, ipv4, ipv6, vnet
+
+ANSWERS_PER_SECOND: Final = 1000
+ANSWERS_BURST: Final = 50
+"""ICMP errors of our own, as the kernel limits its own (icmp_msgs_per_sec, _burst)."""
+
+_NOTHING: Final[tuple[Outgoing, ...]] = ()
+_IPV4_TTL_AT: Final = 8
+_IPV6_HOP_LIMIT_AT: Final = 7
+
+
+class Transmitter:
+    """Carries out verdicts against one mirror of the network.
+
+    Args:
+        network: where the ways are looked up.
+        drops: counts what could not be sent.
+        answers_per_second: the limit of ICMP errors that are sent.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        drops: Counter[Reason],
+        answers_per_second: float = ANSWERS_PER_SECOND,
+    ) -> None:
+        self._network = network
+        self._drops = drops
+        self._answer_rate = answers_per_second
+        self._answers_left = float(ANSWERS_BURST)
+        self._answers_at = 0.0
+        self._identification = 0
+
+    def carry_out(self, frame: Frame, verdict: Verdict, now: float) -> Sequence[Outgoing]:
+        """What is to be sent because of a frame; windows on its buffer, to be sent at once."""
+        match verdict:
+            case ToServer(server):
+                return self._to_server(frame, server, now)
+            case ToClient(server):
+                return self._to_client(frame, server, now)
+            case Accept():
+                return _NOTHING
+            case Drop(reason, answer):
+                self._drops[reason] += 1
+                return _NOTHING if answer is None else self._answer(frame, answer, now)
+            case ErrorToServer(connection):
+                return self._error_to_server(frame, connection.server, now)
+            case ErrorToClient(connection):
+                virtual, port = connection.virtual
+                packet = icmp_errors.translate(frame, virtual, port, to_server=False)
+                return self._send_packet(packet, connection.client[0])
+        assert_never(verdict)
+
+    def _hop_of(self, server: RealServer) -> NextHop | None:
+        network = self._network
+        if server.generation != network.generation:
+            server.hop = network.hop(server.address)
+            server.generation = network.generation
+        return server.hop
+
+    def _to_server(self, frame: Frame, server: RealServer, now: float) -> Sequence[Outgoing]:
+        hop = server.hop
+        if server.generation != self._network.generation:
+            hop = self._hop_of(server)
+        if hop is None:
+            return self._no_way(frame, server.address, now)
+        if frame.ttl <= 1:
+            return self._refuse(frame, Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED, now)
+        if server.method is ForwardMethod.TUNNEL:
+            return self._tunnel(frame, server, hop, now)
+        if frame.length > hop.mtu and self._longest(frame) > hop.mtu:
+            return self._oversized(frame, server.request, hop, now)
+        if server.request is None:
+            rewrite.count_down(frame)
+        else:
+            server.request.apply(frame)
+        return self._send(frame, hop)
+
+    def _to_client(self, frame: Frame, server: RealServer, now: float) -> Sequence[Outgoing]:
+        client = frame.key[6:10] if frame.family == 4 else frame.key[18:34]
+        hop = self._network.hop(client)
+        if hop is None:
+            return self._no_way(frame, client, now)
+        if frame.ttl <= 1:
+            return self._refuse(frame, Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED, now)
+        if frame.length > hop.mtu and self._longest(frame) > hop.mtu:
+            return self._oversized(frame, server.reply, hop, now)
+        assert server.reply is not None, "only NAT has replies through the director"
+        server.reply.apply(frame)
+        return self._send(frame, hop)
+
+    def _send(self, frame: Frame, hop: NextHop) -> Sequence[Outgoing]:
+        hop.used = True
+        if hop.header:
+            frame.buffer[L2 : L2 + 12] = hop.header
+            return ((hop.link, frame.view[: frame.end]),)
+        return self._hold(hop, bytes(frame.view[: frame.end]))
+
+    def _send_packet(self, packet: bytes, destination: bytes) -> Sequence[Outgoing]:
+        hop = self._network.hop(destination)
+        if hop is None:
+            self._drops[Reason.NO_ROUTE] += 1
+            return _NOTHING
+        return self._send_finished(packet, hop)
+
+    def _send_finished(self, packet: bytes, hop: NextHop) -> Sequence[Outgoing]:
+        hop.used = True
+        ethertype = ETHERTYPE_IPV6 if packet[0] >> 4 == 6 else ETHERTYPE_IPV4
+        header = hop.header or bytes(12)
+        framed = vnet.NOTHING + header + ethertype.to_bytes(2) + packet
+        return ((hop.link, framed),) if hop.header else self._hold(hop, framed)
+
+    def _hold(self, hop: NextHop, framed: bytes) -> Sequence[Outgoing]:
+        reason = self._network.hold(hop, framed)
+        if reason is not None:
+            self._drops[reason] += 1
+        return _NOTHING
+
+    def _longest(self, frame: Frame) -> int:
+        """The longest IP packet that this frame puts on the wire, in bytes."""
+        if not frame.buffer[1]:
+            return frame.length
+        headers = frame.l4 - L3
+        headers += (frame.buffer[frame.l4 + 12] >> 4) * 4 if frame.protocol == Protocol.TCP else 8
+        return segmentation.segment_length(frame.length, frame.vnet_header, headers)
+
+    def _may_fragment(self, frame: Frame) -> bool:
+        flags = int.from_bytes(frame.buffer[L3 + 6 : L3 + 8])
+        return frame.family == 4 and not flags & ipv4.DONT_FRAGMENT
+
+    def _oversized(
+        self,
+        frame: Frame,
+        translation: rewrite.Translation | None,
+        hop: NextHop,
+        now: float,
+    ) -> Sequence[Outgoing]:
+        """A packet above the MTU: fragmented where IPv4 allows it, else refused."""
+        if not self._may_fragment(frame):
+            return self._too_big(frame, hop.mtu, now)
+        if translation is None:
+            rewrite.count_down(frame)
+        else:
+            translation.apply(frame)
+        return self._in_pieces(self._packets(frame), hop)
+
+    def _too_big(self, frame: Frame, mtu: int, now: float) -> Sequence[Outgoing]:
+        """The kernel quotes the packet with its time to live already counted down."""
+        rewrite.count_down(frame)
+        return self._refuse(frame, Reason.TOO_BIG, icmp.too_big(mtu), now)
+
+    def _packets(self, frame: Frame) -> list[bytes]:
+        """The finished packets in a frame; empty, and counted, where it contradicts itself."""
+        header = frame.vnet_header
+        if not header.gso_type and not header.flags & vnet.NEEDS_CHECKSUM:
+            return [frame.packet()]
+        try:
+            return segmentation.split(frame.packet(), header, frame.l4 - L3, frame.protocol)
+        except WireError:
+            self._drops[Reason.BAD_SEGMENTATION] += 1
+            return []
+
+    def _in_pieces(self, packets: Sequence[bytes], hop: NextHop) -> Sequence[Outgoing]:
+        sent: list[Outgoing] = []
+        for packet in packets:
+            for piece in segmentation.plain_fragments(packet, hop.mtu):
+                sent += self._send_finished(piece, hop)
+        return sent
+
+    def _tunnel(
+        self, frame: Frame, server: RealServer, hop: NextHop, now: float
+    ) -> Sequence[Outgoing]:
+        outer_bytes = ipv4.HEADER_BYTES if len(server.address) == IPv4_BYTES else ipv6.HEADER_BYTES
+        room = hop.mtu - outer_bytes
+        fits = self._longest(frame) <= room
+        if not fits and not self._may_fragment(frame):
+            return self._too_big(frame, room, now)
+        rewrite.count_down(frame)
+        wrapped = []
+        for packet in self._packets(frame):
+            self._identification = self._identification + 1 & 0xFFFF
+            wrapped.append(rewrite.wrap(packet, hop.source, server.address, self._identification))
+        return self._in_pieces(wrapped, hop)
+
+    def _error_to_server(self, frame: Frame, server: RealServer, now: float) -> Sequence[Outgoing]:
+        """An ICMP error is translated for NAT and goes as it is with the other methods."""
+        hop = self._hop_of(server)
+        if hop is None:
+            return self._no_way(frame, server.address, now)
+        if frame.ttl <= 1:
+            self._drops[Reason.TTL_EXCEEDED] += 1
+            return _NOTHING
+        rewrite.count_down(frame)
+        if server.method is ForwardMethod.NAT:
+            packet = icmp_errors.translate(frame, server.address, server.port, to_server=True)
+            return self._send_finished(packet, hop)
+        if server.method is ForwardMethod.TUNNEL:
+            self._identification = self._identification + 1 & 0xFFFF
+            packet = rewrite.wrap(frame.packet(), hop.source, server.address, self._identification)
+            return self._in_pieces([packet], hop)
+        return self._send(frame, hop)
+
+    def _no_way(self, frame: Frame, destination: bytes, now: float) -> Sequence[Outgoing]:
+        if self._network.is_local(destination):
+            self._drops[Reason.SERVER_IS_LOCAL] += 1
+            return _NOTHING
+        return self._refuse(frame, Reason.NO_ROUTE, icmp.HOST_UNREACHABLE, now)
+
+    def _refuse(
+        self, frame: Frame, reason: Reason, answer: icmp.IcmpError, now: float
+    ) -> Sequence[Outgoing]:
+        self._drops[reason] += 1
+        return self._answer(frame, answer, now)
+
+    def _answer(self, frame: Frame, answer: icmp.IcmpError, now: float) -> Sequence[Outgoing]:
+        """Tell the sender, from the address it wrote to where that is ours."""
+        if frame.protocol in {Protocol.ICMP, Protocol.ICMPV6} or not self._may_answer(now):
+            return _NOTHING
+        sender = frame.source
+        own = frame.destination
+        if not self._network.is_local(own):
+            hop = self._network.hop(sender)
+            own = hop.source if hop is not None else own
+        return self._send_packet(icmp.emit(answer, frame.packet(), own, sender), sender)
+
+    def _may_answer(self, now: float) -> bool:
+        gained = (now - self._answers_at) * self._answer_rate
+        self._answers_left = min(self._answers_left + gained, max(ANSWERS_BURST, 1))
+        self._answers_at = now
+        if self._answers_left < 1:
+            return False
+        self._answers_left -= 1
+        return True

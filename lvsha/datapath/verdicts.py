@@ -1,0 +1,62 @@
+"""What the director decides about a frame.
+
+A verdict is a value; `lvsha.datapath.transmit` carries it out. Those that belong to a real
+server are built once and handed out for every packet.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lvsha.datapath.reasons import Reason
+from lvsha.wire.icmp import IcmpError
+
+if TYPE_CHECKING:
+    from lvsha.datapath.connections import Connection
+    from lvsha.datapath.services import RealServer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Accept:
+    """Not a director's business: the host's own stack has seen the frame as well."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drop:
+    """Forget the frame, for a counted reason; tell its sender if there is an answer."""
+
+    reason: Reason
+    answer: IcmpError | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToServer:
+    """Forward a request to a real server, by its method."""
+
+    server: "RealServer"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToClient:
+    """Forward a real server's reply to the client (NAT)."""
+
+    server: "RealServer"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ErrorToServer:
+    """Forward an ICMP error about a reply to the real server that sent the reply."""
+
+    connection: "Connection"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ErrorToClient:
+    """Forward an ICMP error about a request to the client that sent the request (NAT)."""
+
+    connection: "Connection"
+
+
+Verdict = Accept | Drop | ToServer | ToClient | ErrorToServer | ErrorToClient
+
+ACCEPT = Accept()
+"""The one verdict without content."""
