@@ -75,20 +75,24 @@ class VirtualRouter(_Table):
     advert_interval: Annotated[float, Field(ge=0.01, le=40.95)] = 1.0
     preempt: bool = True
     checksum: Literal["rfc9568", "keepalived"] = "rfc9568"
-    sync_id: SyncId = 1
+    sync_id: SyncId
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_interface(cls, data: object) -> object:
-        """Addresses in the short form stand on the router's own interface by default."""
-        if isinstance(data, Mapping) and isinstance(data.get("addresses"), list):
+    def _fill_defaults(cls, data: object) -> object:
+        """The sync id is the vrid, and addresses stand on the router's own interface."""
+        if not isinstance(data, Mapping):
+            return data
+        vrid = data.get("vrid")
+        # Without a vrid there is one mistake to tell, not two.
+        filled = {"sync_id": vrid if isinstance(vrid, int) else 0, **data}
+        if isinstance(data.get("addresses"), list):
             own = data.get("interface")
-            addresses = [
+            filled["addresses"] = [
                 f"{entry}@{own}" if isinstance(entry, str) and "@" not in entry else entry
                 for entry in data["addresses"]
             ]
-            return {**data, "addresses": addresses}
-        return data
+        return filled
 
     @property
     def family(self) -> int:
@@ -334,7 +338,16 @@ def _check_roles(pair: Pair) -> Iterable[str]:
 def _check_virtual_routers(pair: Pair) -> Iterable[str]:
     identities: dict[tuple[str, int, int], str] = {}
     owners: dict[IpAddress, str] = {}
+    sync_ids: dict[int, str] = {}
     for router in pair.virtual_routers:
+        leader = sync_ids.setdefault(router.sync_id, router.name)
+        if leader != router.name:
+            # One node could be MASTER for one and another for the other, and an id has
+            # one source.
+            yield (
+                f"virtual_routers.{router.name}.sync_id: expected a number that {leader!r} "
+                f"does not use (default: the vrid)"
+            )
         identity = (router.interface, router.family, router.vrid)
         other = identities.setdefault(identity, router.name)
         if other != router.name:

@@ -1,0 +1,171 @@
+"""The control socket: how the ``lvsha`` command talks to a running director.
+
+A Unix socket that only its owner may open (mode 0600). A request is one JSON object on one
+line, the answer likewise: ``{"command": "status"}`` is answered by
+``{"result": {...}}`` or ``{"error": "..."}``. The directory of the socket also holds the
+lock: one director per network namespace, because two would forward every frame twice. Both
+names carry the namespace's inode number, so ``ip netns exec NAME lvsha status`` finds the
+director of that namespace.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Final
+
+import trio
+
+from lvsha.counters import Counters
+from lvsha.errors import HostError
+
+REQUEST_BYTES_MAX: Final = 65_536
+ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
+REQUEST_SECONDS_MAX: Final = 10.0
+CLIENTS_MAX: Final = 32
+"""Further clients wait in the socket's queue until one of these is done."""
+
+Handler = Callable[[], object]
+
+
+def runtime_directory() -> Path:
+    """Where sockets and locks live: $LVSHA_RUNTIME_DIR, or /run/lvsha."""
+    return Path(os.environ.get("LVSHA_RUNTIME_DIR", "/run/lvsha"))
+
+
+def _namespace() -> int:
+    return Path("/proc/self/ns/net").stat().st_ino
+
+
+def socket_path() -> Path:
+    """The control socket of the director in this network namespace."""
+    return runtime_directory() / f"control-{_namespace()}.sock"
+
+
+def lock_namespace() -> IO[str]:
+    """Become the one director of this network namespace, while the result is open.
+
+    Raises:
+        HostError: another one runs, or the directory cannot be used.
+    """
+    directory = runtime_directory()
+    try:
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        lock = (directory / f"lock-{_namespace()}").open("a", encoding="ascii")
+    except OSError as error:
+        raise HostError(f"{directory} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise HostError(
+            "another lvsha director runs in this network namespace; only one may forward"
+        ) from error
+    return lock
+
+
+class ControlServer:
+    """Answers requests until cancelled.
+
+    Args:
+        commands: what can be asked, by name.
+    """
+
+    def __init__(self, commands: Mapping[str, Handler]) -> None:
+        self.counters = Counters()
+        self._commands = commands
+        self._places = trio.CapacityLimiter(CLIENTS_MAX)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve on the control socket.
+
+        Raises:
+            HostError: the socket cannot be made.
+        """
+        path = socket_path()
+        listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            path.unlink(missing_ok=True)
+            mask = os.umask(0o177)
+            try:
+                await listener.bind(str(path))
+            finally:
+                os.umask(mask)
+            listener.listen(CLIENTS_MAX)
+        except OSError as error:
+            listener.close()
+            raise HostError(f"{path} cannot be made: {error.strerror}") from error
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    client, _ = await listener.accept()
+                    await self._places.acquire_on_behalf_of(client)
+                    nursery.start_soon(self._serve, client)
+        finally:
+            listener.close()
+            path.unlink(missing_ok=True)
+
+    async def _serve(self, client: trio.socket.SocketType) -> None:
+        stream = trio.SocketStream(client)
+        try:
+            with trio.move_on_after(REQUEST_SECONDS_MAX):
+                answer = self._answer(await _line(stream, REQUEST_BYTES_MAX))
+                await stream.send_all(json.dumps(answer).encode() + b"\n")
+        except trio.BrokenResourceError:
+            self.counters.add("clients_gone")
+        finally:
+            self._places.release_on_behalf_of(client)
+            client.close()
+
+    def _answer(self, line: bytes) -> dict[str, object]:
+        try:
+            request = json.loads(line)
+        except ValueError:
+            request = None
+        name = request.get("command") if isinstance(request, dict) else None
+        handler = self._commands.get(name) if isinstance(name, str) else None
+        if handler is None:
+            self.counters.add("requests_refused")
+            known = ", ".join(sorted(self._commands))
+            return {"error": f"unknown request; known commands: {known}"}
+        return {"result": handler()}
+
+
+async def _line(stream: trio.SocketStream, limit: int) -> bytes:
+    """Read up to the first newline, the end, or the limit."""
+    data = bytearray()
+    while len(data) < limit:
+        part = await stream.receive_some(limit - len(data))
+        data += part
+        if not part or b"\n" in part:
+            break
+    return bytes(data).partition(b"\n")[0]
+
+
+def ask(command: str) -> object:
+    """Ask the director of this network namespace.
+
+    Raises:
+        HostError: none is running, it does not answer, or it says no.
+    """
+    path = socket_path()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(REQUEST_SECONDS_MAX)
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                answer = json.loads(answers.readline(ANSWER_BYTES_MAX))
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise HostError("no lvsha director runs in this network namespace") from error
+    except PermissionError as error:
+        raise HostError(f"{path} may be opened only by the user who runs the director") from error
+    except (OSError, ValueError) as error:
+        raise HostError(f"the director does not answer: {error}") from error
+    if "error" in answer:
+        raise HostError(str(answer["error"]))
+    result: object = answer["result"]
+    return result

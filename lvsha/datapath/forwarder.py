@@ -1,0 +1,291 @@
+"""Carry frames between packet sockets and the director.
+
+The shell of the datapath: for each interface a task that waits until its socket is
+readable, drains it up to a limit, asks the director and sends what it says; a task that
+follows the kernel's network; one that ends connections whose time is over. It decides
+nothing itself.
+
+One frame cannot take the node down. An exception while a frame is handled is contained to
+that frame, logged and counted; only when that happens `SURPRISES_MAX` times in a row is
+something wrong with the process, and it gives up so that the peer takes over.
+"""
+
+import errno
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+import structlog
+import trio
+
+from lvsha.counters import Counters
+from lvsha.datapath import interception
+from lvsha.datapath.director import Director
+from lvsha.datapath.flow import Frame
+from lvsha.datapath.interception import Endpoint
+from lvsha.datapath.network import NetworkChange, Outgoing
+from lvsha.datapath.reasons import Reason
+from lvsha.datapath.tap import Tap, socket_filter
+from lvsha.datapath.watcher import Watcher
+from lvsha.errors import HostError
+from lvsha.model import ForwardMethod, Protocol
+
+BATCH_FRAMES: Final = 64
+"""Frames handled before other tasks get their turn: about a millisecond of small ones."""
+SURPRISES_MAX: Final = 100
+EXPIRY_INTERVAL: Final = 1.0
+WARM_INTERVAL: Final = 10.0
+REOPEN_INTERVAL: Final = 0.2
+
+_log = structlog.get_logger()
+
+
+class Forwarder:
+    """Runs a director on the interfaces of this host.
+
+    Args:
+        director: with its services.
+        interfaces: names of those where frames of services arrive.
+        on_change: called, without waiting, when the director has changes to be told.
+    """
+
+    def __init__(
+        self,
+        director: Director,
+        interfaces: Collection[str],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.counters = Counters()
+        self._director = director
+        self._interfaces = tuple(dict.fromkeys(interfaces))
+        self._on_change = on_change
+        self._watcher = Watcher()
+        self._receivers: dict[int, Tap] = {}
+        self._senders: dict[int, Tap] = {}
+        self._changed = trio.Event()
+        self._wanted = trio.Event()
+        self._surprises = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Forward until cancelled; reports "started" once the first frames can be handled.
+
+        Raises:
+            HostError: something the host must have is missing.
+        """
+        await self._watcher.open()
+        try:
+            await self._mirror()
+            await self._intercept()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow)
+                nursery.start_soon(self._resolve)
+                nursery.start_soon(self._housekeep)
+                for interface in self._interfaces:
+                    await nursery.start(self._serve, interface)
+                task_status.started()
+        finally:
+            self._watcher.close()
+            for tap in (*self._receivers.values(), *self._senders.values()):
+                tap.close()
+
+    async def network_changed(self) -> None:
+        """Wait until links, addresses, routes or neighbours of the host change."""
+        await self._changed.wait()
+
+    # The host's network
+
+    async def _mirror(self) -> None:
+        self._director.network.clear()
+        self._learn(await self._watcher.read_all())
+        self._director.keep_ways_warm()
+
+    def _learn(self, changes: Iterable[NetworkChange]) -> None:
+        for change in changes:
+            self._send(self._director.learn(change))
+        self._changed.set()
+        self._changed = trio.Event()
+        self._note_wanted()
+
+    async def _follow(self) -> None:
+        while True:
+            changes = await self._watcher.changes()
+            if changes is None:
+                await self._mirror()
+            else:
+                self._learn(changes)
+
+    def _note_wanted(self) -> None:
+        if self._director.network.wanted:
+            self._wanted.set()
+
+    async def _resolve(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            wanted = list(self._director.network.wanted)
+            self._director.network.wanted.clear()
+            await self._watcher.resolve(wanted)
+
+    async def _intercept(self) -> None:
+        present = [
+            name for name in self._interfaces if self._director.network.link_named(name) is not None
+        ]
+        services = self._director.services.values()
+        await interception.intercept(
+            present,
+            [Endpoint(Protocol(s.protocol), s.address, s.port) for s in services],
+            [
+                Endpoint(Protocol(service.protocol), server.address, server.port)
+                for service in services
+                for server in service.servers
+                if server.method is ForwardMethod.NAT
+            ],
+        )
+
+    # Frames
+
+    async def _serve(
+        self, interface: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Receive on one interface, again and again if it goes away and comes back."""
+        first = True
+        while True:
+            changed = self._changed
+            link = self._director.network.link_named(interface)
+            if link is not None:
+                if not first:
+                    await self._intercept()
+                try:
+                    tap = Tap(interface, self._filter())
+                except PermissionError as error:
+                    raise HostError(
+                        "the right to open packet sockets is missing; run as root, or with "
+                        "the capabilities CAP_NET_RAW and CAP_NET_ADMIN"
+                    ) from error
+                except OSError as error:
+                    self.counters.add("taps_refused")
+                    _log.warning(
+                        "interface cannot be opened", interface=interface, error=str(error)
+                    )
+                else:
+                    self._receivers[link.index] = tap
+                    if first:
+                        task_status.started()
+                        first = False
+                    await self._drain(tap, interface, link.index)
+                    del self._receivers[link.index]
+                    tap.close()
+            elif first:
+                raise HostError(f"the interface {interface} does not exist on this machine")
+            with trio.move_on_after(REOPEN_INTERVAL):
+                await changed.wait()
+
+    def _filter(self) -> list[tuple[int, int, int, int]]:
+        services = self._director.services.values()
+        return socket_filter(
+            {service.address for service in services},
+            {
+                server.address
+                for service in services
+                for server in service.servers
+                if server.method is ForwardMethod.NAT
+            },
+        )
+
+    async def _drain(self, tap: Tap, interface: str, index: int) -> None:
+        """Handle frames until the interface is gone."""
+        frame = Frame()
+        receive_into = tap.socket.recv_into
+        view = frame.view
+        while True:
+            await trio.lowlevel.wait_readable(tap.socket)
+            now = trio.current_time()
+            try:
+                for _ in range(BATCH_FRAMES):
+                    received = receive_into(view)
+                    outgoing = self._handle(frame, received, now)
+                    if outgoing:
+                        self._send(outgoing)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                # ENETDOWN comes once when a link goes down; the socket then goes on
+                # working if the same link comes back.
+                self.counters.add("receive_errors")
+                link = self._director.network.links.get(index)
+                if error.errno != errno.ENETDOWN or link is None or link.name != interface:
+                    return
+            self._finish_batch()
+
+    def _handle(self, frame: Frame, received: int, now: float) -> Iterable[Outgoing]:
+        try:
+            outgoing = self._director.process(frame, received, now)
+        except Exception:
+            # The peer would get the same frame next and must not die of it either.
+            self._director.drops[Reason.SURPRISE] += 1
+            self._surprises += 1
+            if self._surprises >= SURPRISES_MAX:
+                raise
+            _log.exception("a frame could not be handled", frame=bytes(frame.view[:received]).hex())
+            return ()
+        self._surprises = 0
+        return outgoing
+
+    def _finish_batch(self) -> None:
+        if self._director.has_changes:
+            self._on_change()
+        self._note_wanted()
+
+    def _send(self, outgoing: Iterable[Outgoing]) -> None:
+        drops = self._director.drops
+        for link, data in outgoing:
+            tap = self._receivers.get(link) or self._sender(link)
+            if tap is None:
+                drops[Reason.LINK_DOWN] += 1
+                continue
+            try:
+                tap.socket.send(data)
+            except BlockingIOError:
+                drops[Reason.SEND_QUEUE_FULL] += 1
+            except OSError as error:
+                self._note_refusal(link, error, drops)
+
+    def _note_refusal(self, link: int, error: OSError, drops: Counter[Reason]) -> None:
+        if error.errno in {errno.ENETDOWN, errno.ENXIO, errno.ENODEV}:
+            drops[Reason.LINK_DOWN] += 1
+            sender = self._senders.pop(link, None)
+            if sender is not None:
+                sender.close()
+        elif error.errno == errno.ENOBUFS:
+            drops[Reason.SEND_QUEUE_FULL] += 1
+        else:
+            drops[Reason.SEND_REFUSED] += 1
+
+    def _sender(self, index: int) -> Tap | None:
+        """A socket for a link on which nothing is received; opened when first needed."""
+        sender = self._senders.get(index)
+        link = self._director.network.links.get(index)
+        if sender is None and link is not None:
+            try:
+                sender = self._senders[index] = Tap(link.name)
+            except OSError:
+                self.counters.add("taps_refused")
+        return sender
+
+    # Time
+
+    async def _housekeep(self) -> None:
+        warm_at = trio.current_time() + WARM_INTERVAL
+        while True:
+            await trio.sleep(EXPIRY_INTERVAL)
+            now = trio.current_time()
+            while (deadline := self._director.deadline) is not None and deadline <= now:
+                self._director.expire(now)
+                self._finish_batch()
+                await trio.lowlevel.checkpoint()
+            if now >= warm_at:
+                self._director.keep_ways_warm()
+                self._note_wanted()
+                warm_at = now + WARM_INTERVAL
+            for tap in self._receivers.values():
+                self.counters.add("frames_lost_in_receive_queue", tap.lost())

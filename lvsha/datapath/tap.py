@@ -1,0 +1,214 @@
+"""A packet socket on one interface, as the director needs it.
+
+Facts (``packet(7)``, Linux ``af_packet.c``) and what follows from them:
+
+* A socket for all protocols sees a frame before the nftables ingress hook; one for a single
+  protocol sees it after, that is, not at all once `lvsha.datapath.interception` drops it for
+  the host's stack. So it is bound to all protocols and a socket filter keeps out what
+  cannot concern a director; the kernel then does not even wake the process for it.
+* Without PACKET_VNET_HDR the kernel would cut super-frames and finish checksums before the
+  socket sees them, or refuse what is too long on the way out.
+* A VLAN tag stands in auxiliary data, not in the frame. Tagged frames belong to the VLAN
+  interface, on which they arrive without tag; the filter refuses them here.
+* A socket that is bound before its filter is attached would receive frames in between, so
+  it is bound last.
+"""
+
+import contextlib
+import ctypes
+import socket
+import struct
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from lvsha.model import Protocol
+
+_SOL_PACKET: Final = 263
+_PACKET_VNET_HDR: Final = 15
+_PACKET_IGNORE_OUTGOING: Final = 23
+_PACKET_STATISTICS: Final = 6
+_SO_ATTACH_FILTER: Final = 26
+_SO_RCVBUFFORCE: Final = 33
+_SO_SNDBUFFORCE: Final = 32
+_ETH_P_ALL: Final = 0x0003
+
+RECEIVE_BUFFER_BYTES: Final = 16 * 1024 * 1024
+"""Some hundred super-frames or ten thousand small ones: a few ms of a busy link."""
+
+FILTER_ADDRESSES_MAX: Final = 1500
+"""Above this the filter passes all addresses: a socket filter has at most 4096 steps."""
+
+# Classic BPF, linux/bpf_common.h.
+_LOAD_WORD: Final = 0x20
+_LOAD_HALF: Final = 0x28
+_LOAD_BYTE: Final = 0x30
+_LOAD_BYTE_INDEXED: Final = 0x50
+_LOAD_X_HEADER_LENGTH: Final = 0xB1
+_JUMP: Final = 0x05
+_JUMP_EQUAL: Final = 0x15
+_JUMP_GREATER_EQUAL: Final = 0x35
+_RETURN: Final = 0x06
+_ANCILLARY: Final = 0xFFFF_F000
+_PACKET_TYPE: Final = _ANCILLARY + 4
+_VLAN_TAG_PRESENT: Final = _ANCILLARY + 48
+_PACKET_HOST: Final = 0
+_ALL_BYTES: Final = 0xFFFF_FFFF
+
+Instruction = tuple[int, int, int, int]
+"""Code, steps to jump if true, steps to jump if false, operand."""
+
+
+def socket_filter(virtual: Collection[bytes], servers: Collection[bytes]) -> list[Instruction]:
+    """A filter that passes what may concern a director.
+
+    That is TCP and UDP to a virtual address, TCP and UDP from a NAT real server, and ICMP
+    errors. Of IPv6 addresses only the last word is compared; the director looks closer.
+
+    Args:
+        virtual: the addresses of virtual services.
+        servers: the addresses of real servers whose replies come back through NAT.
+    """
+    ipv6 = _ipv6_part(virtual, servers)
+    ipv4 = _ipv4_part(virtual, servers)
+    start: list[Instruction] = [
+        (_LOAD_WORD, 0, 0, _PACKET_TYPE),
+        (_JUMP_EQUAL, 1, 0, _PACKET_HOST),
+        _reject(),
+        (_LOAD_WORD, 0, 0, _VLAN_TAG_PRESENT),
+        (_JUMP_EQUAL, 1, 0, 0),
+        _reject(),
+        (_LOAD_HALF, 0, 0, 12),
+        (_JUMP_EQUAL, 3, 0, 0x0800),
+        (_JUMP_EQUAL, 1, 0, 0x86DD),
+        _reject(),
+        (_JUMP, 0, 0, len(ipv4)),
+    ]
+    return start + ipv4 + ipv6
+
+
+def _accept() -> Instruction:
+    return (_RETURN, 0, 0, _ALL_BYTES)
+
+
+def _reject() -> Instruction:
+    return (_RETURN, 0, 0, 0)
+
+
+def _one_of(offset: int, words: Sequence[int]) -> list[Instruction]:
+    steps: list[Instruction] = [(_LOAD_WORD, 0, 0, offset)]
+    for word in words:
+        steps += [(_JUMP_EQUAL, 0, 1, word), _accept()]
+    return steps
+
+
+def _last_words(addresses: Collection[bytes], size: int) -> list[int]:
+    return sorted({int.from_bytes(a[-4:]) for a in addresses if len(a) == size})
+
+
+def _addresses_part(
+    size: int, source_at: int, virtual: Collection[bytes], servers: Collection[bytes]
+) -> list[Instruction]:
+    """Accept by the last word of destination or source; then reject."""
+    wanted_to, wanted_from = _last_words(virtual, size), _last_words(servers, size)
+    if len(wanted_to) + len(wanted_from) > FILTER_ADDRESSES_MAX // 2:
+        return [_accept()]
+    last_of_source = source_at + size - 4
+    return [
+        *_one_of(last_of_source + size, wanted_to),
+        *_one_of(last_of_source, wanted_from),
+        _reject(),
+    ]
+
+
+def _ipv4_part(virtual: Collection[bytes], servers: Collection[bytes]) -> list[Instruction]:
+    addresses = _addresses_part(4, 26, virtual, servers)
+    return [
+        (_LOAD_BYTE, 0, 0, 23),
+        (_JUMP_EQUAL, 9, 0, Protocol.TCP),
+        (_JUMP_EQUAL, 8, 0, Protocol.UDP),
+        (_JUMP_EQUAL, 1, 0, Protocol.ICMP),
+        _reject(),
+        (_LOAD_X_HEADER_LENGTH, 0, 0, 14),
+        (_LOAD_BYTE_INDEXED, 0, 0, 14),
+        (_JUMP_EQUAL, 2, 0, 3),
+        (_JUMP_EQUAL, 1, 0, 4),
+        (_JUMP_EQUAL, 0, 1, 11),
+        _accept(),
+        # An ICMP message of another type falls through; its addresses decide nothing
+        # wrong, because the director looks at the type again.
+        *addresses,
+    ]
+
+
+def _ipv6_part(virtual: Collection[bytes], servers: Collection[bytes]) -> list[Instruction]:
+    addresses = _addresses_part(16, 22, virtual, servers)
+    return [
+        (_LOAD_BYTE, 0, 0, 20),
+        (_JUMP_EQUAL, 0, 4, Protocol.ICMPV6),
+        (_LOAD_BYTE, 0, 0, 54),
+        (_JUMP_GREATER_EQUAL, 1, 0, 128),
+        _accept(),
+        _reject(),
+        # Whatever the next header is, an extension too: the addresses decide.
+        *addresses,
+    ]
+
+
+class Tap:
+    """A non-blocking packet socket.
+
+    Args:
+        interface: its name.
+        instructions: the filter; None makes a socket that only sends.
+
+    Raises:
+        OSError: the interface is gone, or the right to open packet sockets is missing.
+    """
+
+    def __init__(self, interface: str, instructions: Sequence[Instruction] | None = None) -> None:
+        self.interface = interface
+        self.socket = socket.socket(
+            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0
+        )
+        try:
+            self.socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+            _enlarge(self.socket)
+            if instructions is None:
+                self.socket.bind((interface, 0))
+            else:
+                self.socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+                _attach(self.socket, instructions)
+                self.socket.bind((interface, _ETH_P_ALL))
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def lost(self) -> int:
+        """Frames that the kernel could not queue since the last call."""
+        data = self.socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+        lost: int = struct.unpack("=II", data)[1]
+        return lost
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+
+def _enlarge(packet_socket: socket.socket) -> None:
+    """Larger buffers; beyond the system's limit where we have the right to."""
+    for force, option in (
+        (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
+        (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
+    ):
+        with contextlib.suppress(PermissionError):
+            packet_socket.setsockopt(socket.SOL_SOCKET, force, RECEIVE_BUFFER_BYTES)
+            continue
+        packet_socket.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER_BYTES)
+
+
+def _attach(packet_socket: socket.socket, instructions: Sequence[Instruction]) -> None:
+    program = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+    # The kernel copies the program during the call, so the buffer need not outlive it.
+    buffer = ctypes.create_string_buffer(program)
+    descriptor = struct.pack("@HP", len(instructions), ctypes.addressof(buffer))
+    packet_socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)

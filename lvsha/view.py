@@ -1,0 +1,134 @@
+"""Show a director's status on a terminal.
+
+The input is the JSON of the control socket, perhaps of another version of lvsha, so what is
+not there is shown as a dash and never an error.
+"""
+
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_STYLES: Final = {"MASTER": "bold green", "BACKUP": "cyan", "FAULT": "bold red", "INIT": "dim"}
+_DASH: Final = "-"
+
+
+def show_status(status: object, console: Console) -> None:
+    """Print the state of routers, sync, services and drops."""
+    console.print(
+        f"[bold]{_text(status, 'node')}[/]  lvsha {_text(status, 'version')}, up "
+        f"{_seconds(_get(status, 'uptime_seconds'))}, "
+        f"{_text(status, 'connections')} connections"
+    )
+    routers = _items(_get(status, "routers"))
+    if routers:
+        console.print(_routers(routers))
+    services = _items(_get(status, "services"))
+    if services:
+        console.print(_services(services))
+    sync = _items(_get(status, "sync"))
+    if sync:
+        console.print(_sync(sync))
+    drops = _items(_get(status, "drops"))
+    if drops:
+        console.print("dropped: " + ", ".join(f"{name} {count}" for name, count in drops))
+
+
+def _routers(routers: list[tuple[str, object]]) -> Table:
+    table = _table("virtual router", "vrid", "state", "for", "priority", "addresses", "peer")
+    for name, router in routers:
+        state = _text(router, "state")
+        peer = _get(router, "peer")
+        heard = (
+            f"{_text(peer, 'address')} priority {_text(peer, 'priority')}, heard "
+            f"{_seconds(_get(peer, 'heard_seconds_ago'))} ago"
+        )
+        fault = _get(router, "fault")
+        table.add_row(
+            name,
+            _text(router, "vrid"),
+            Text(state + (f": {fault}" if fault else ""), style=_STYLES.get(state, "")),
+            _seconds(_get(router, "since_seconds")),
+            _text(router, "priority"),
+            _list(_get(router, "virtual_addresses")),
+            heard if isinstance(peer, dict) else _DASH,
+        )
+    return table
+
+
+def _services(services: list[tuple[str, object]]) -> Table:
+    table = _table("service", "server", "method", "weight", "active", "inactive", "opened")
+    for name, service in services:
+        title = (
+            f"{name} {_text(service, 'protocol')} {_text(service, 'address')} "
+            f"{_text(service, 'scheduler')}"
+        )
+        servers = _get(service, "servers")
+        for server in servers if isinstance(servers, list) and servers else [None]:
+            table.add_row(
+                title,
+                *(
+                    _text(server, key)
+                    for key in ("address", "method", "weight", "active", "inactive", "connections")
+                ),
+            )
+            title = ""
+    return table
+
+
+def _sync(sync: list[tuple[str, object]]) -> Table:
+    table = _table("sync id", "role", "copy", "peer", "peer is", "copy is", "queued", "oldest")
+    for sync_id, replica in sync:
+        peers = _get(replica, "peers")
+        lag = _get(replica, "lag")
+        oldest = _get(lag, "oldest_ms")
+        own = (
+            sync_id,
+            _text(replica, "role"),
+            "complete" if _get(replica, "complete") else "incomplete",
+        )
+        rest = (
+            _text(lag, "changes_queued"),
+            f"{oldest:.0f} ms" if isinstance(oldest, int | float) else _DASH,
+        )
+        for peer in peers if isinstance(peers, list) and peers else [None]:
+            table.add_row(
+                *own, _text(peer, "node"), _text(peer, "role"), _text(peer, "state"), *rest
+            )
+            own, rest = ("", "", ""), ("", "")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _get(mapping: object, key: str) -> object:
+    return mapping.get(key) if isinstance(mapping, dict) else None
+
+
+def _items(mapping: object) -> list[tuple[str, object]]:
+    return list(mapping.items()) if isinstance(mapping, dict) else []
+
+
+def _text(mapping: object, key: str) -> str:
+    value = _get(mapping, key)
+    return _DASH if value is None else str(value)
+
+
+def _list(values: object) -> str:
+    return ", ".join(map(str, values)) if isinstance(values, list) else _DASH
+
+
+def _seconds(value: object) -> str:
+    if not isinstance(value, int | float):
+        return _DASH
+    if value < 120:
+        return f"{value:.1f} s"
+    minutes, _ = divmod(int(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
