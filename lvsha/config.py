@@ -380,12 +380,14 @@ def _check_services(pair: Pair) -> Iterable[str]:
                 f"services.{service.name}: expected a protocol, address and port that "
                 f"{other!r} does not use"
             )
-        endpoints = Counter((server.address, server.port) for server in service.servers)
+        endpoints = Counter(
+            (server.address, server.port or service.port) for server in service.servers
+        )
         for (address, port), count in endpoints.items():
             if count > 1:
                 yield (
                     f"services.{service.name}.servers: expected each server once, but "
-                    f"{address} port {port or service.port} stands there {count} times"
+                    f"{address} port {port} stands there {count} times"
                 )
         for server in service.servers:
             where = f"services.{service.name}.servers {server.address}"

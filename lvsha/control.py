@@ -27,6 +27,8 @@ REQUEST_SECONDS_MAX: Final = 10.0
 CLIENTS_MAX: Final = 32
 """Further clients wait in the socket's queue until one of these is done."""
 
+ACCEPT_PAUSE: Final = 0.1
+
 Handler = Callable[[], object]
 
 
@@ -101,7 +103,13 @@ class ControlServer:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    client, _ = await listener.accept()
+                    try:
+                        client, _ = await listener.accept()
+                    except OSError:
+                        # Out of file descriptors, or the client left: no reason to stop.
+                        self.counters.add("clients_refused")
+                        await trio.sleep(ACCEPT_PAUSE)
+                        continue
                     await self._places.acquire_on_behalf_of(client)
                     nursery.start_soon(self._serve, client)
         finally:
@@ -123,7 +131,7 @@ class ControlServer:
     def _answer(self, line: bytes) -> dict[str, object]:
         try:
             request = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             request = None
         name = request.get("command") if isinstance(request, dict) else None
         handler = self._commands.get(name) if isinstance(name, str) else None

@@ -4,6 +4,7 @@ The input is the JSON of the control socket, perhaps of another version of lvsha
 not there is shown as a dash and never an error.
 """
 
+import math
 from typing import Final
 
 from rich.console import Console
@@ -17,9 +18,12 @@ _DASH: Final = "-"
 def show_status(status: object, console: Console) -> None:
     """Print the state of routers, sync, services and drops."""
     console.print(
-        f"[bold]{_text(status, 'node')}[/]  lvsha {_text(status, 'version')}, up "
-        f"{_seconds(_get(status, 'uptime_seconds'))}, "
-        f"{_text(status, 'connections')} connections"
+        Text.assemble(
+            (_text(status, "node"), "bold"),
+            f"  lvsha {_text(status, 'version')}, up "
+            f"{_seconds(_get(status, 'uptime_seconds'))}, "
+            f"{_text(status, 'connections')} connections",
+        )
     )
     routers = _items(_get(status, "routers"))
     if routers:
@@ -32,7 +36,7 @@ def show_status(status: object, console: Console) -> None:
         console.print(_sync(sync))
     drops = _items(_get(status, "drops"))
     if drops:
-        console.print("dropped: " + ", ".join(f"{name} {count}" for name, count in drops))
+        console.print(Text("dropped: " + ", ".join(f"{name} {count}" for name, count in drops)))
 
 
 def _routers(routers: list[tuple[str, object]]) -> Table:
@@ -45,7 +49,8 @@ def _routers(routers: list[tuple[str, object]]) -> Table:
             f"{_seconds(_get(peer, 'heard_seconds_ago'))} ago"
         )
         fault = _get(router, "fault")
-        table.add_row(
+        _add_row(
+            table,
             name,
             _text(router, "vrid"),
             Text(state + (f": {fault}" if fault else ""), style=_STYLES.get(state, "")),
@@ -66,7 +71,8 @@ def _services(services: list[tuple[str, object]]) -> Table:
         )
         servers = _get(service, "servers")
         for server in servers if isinstance(servers, list) and servers else [None]:
-            table.add_row(
+            _add_row(
+                table,
                 title,
                 *(
                     _text(server, key)
@@ -93,8 +99,8 @@ def _sync(sync: list[tuple[str, object]]) -> Table:
             f"{oldest:.0f} ms" if isinstance(oldest, int | float) else _DASH,
         )
         for peer in peers if isinstance(peers, list) and peers else [None]:
-            table.add_row(
-                *own, _text(peer, "node"), _text(peer, "role"), _text(peer, "state"), *rest
+            _add_row(
+                table, *own, _text(peer, "node"), _text(peer, "role"), _text(peer, "state"), *rest
             )
             own, rest = ("", "", ""), ("", "")
     return table
@@ -105,6 +111,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column)
     return table
+
+
+def _add_row(table: Table, *cells: str | Text) -> None:
+    """Add a row as it stands; rich would take ``[fd00::1]:80`` for a style of its own."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 def _get(mapping: object, key: str) -> object:
@@ -125,7 +136,7 @@ def _list(values: object) -> str:
 
 
 def _seconds(value: object) -> str:
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not math.isfinite(value):
         return _DASH
     if value < 120:
         return f"{value:.1f} s"

@@ -15,6 +15,7 @@ than its `expires` rounded up to the next second.
 """
 
 import heapq
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -189,7 +190,7 @@ class ConnectionTable:
                     yield connection
                     assert connection.second == -1, "the caller removes what has expired"
                 else:
-                    self._arm(connection)
+                    self._arm(connection, now + connection.timeout)
             heapq.heappop(self._seconds)
             del self._wheel[second]
 
@@ -198,8 +199,13 @@ class ConnectionTable:
         """When `expired` next has something to look at; None for an empty table."""
         return float(self._seconds[0]) if self._seconds else None
 
-    def _arm(self, connection: Connection) -> None:
-        second = int(connection.expires) + 1
+    def _arm(self, connection: Connection, latest: float = math.inf) -> None:
+        """Put a connection into the second in which it ends, or in which it may be ``latest``.
+
+        A copy of another director's connection ends later than its own next packet would
+        have it end, so it is looked at once before.
+        """
+        second = int(min(connection.expires, latest)) + 1
         lying = self._wheel.get(second)
         if lying is None:
             lying = self._wheel[second] = set()

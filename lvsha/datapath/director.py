@@ -223,14 +223,14 @@ class Director:
                 return self._reply(connection, frame, now)
             return self._unknown(frame, now) if key else self._icmp(frame)
         server = connection.server
-        if not server.available:
-            return Drop(Reason.SERVER_GONE)
         if frame.protocol == Protocol.TCP:
             state = connection.state
             flags = frame.flags
             if flags & tcp_states.SYN and not flags & tcp_states.RST and tcp_states.REUSABLE[state]:
                 self._end(connection)
                 return self._unknown(frame, now)
+            if not server.available:
+                return Drop(Reason.SERVER_GONE)
             transitions = (
                 tcp_states.INPUT_ONLY if connection.flags & _NO_OUTPUT else tcp_states.INPUT
             )
@@ -238,11 +238,17 @@ class Director:
             if new_state != state:
                 self._enter(connection, new_state, now)
             else:
-                connection.timeout = timeout = self._tcp_timeouts[state]
+                timeout = self._tcp_timeouts[state]
                 connection.expires = now + timeout
+                if timeout != connection.timeout:
+                    self._change_timeout(connection, timeout)
         else:
-            connection.timeout = self._udp_timeout
-            connection.expires = now + connection.timeout
+            if not server.available:
+                return Drop(Reason.SERVER_GONE)
+            timeout = self._udp_timeout
+            connection.expires = now + timeout
+            if timeout != connection.timeout:
+                self._change_timeout(connection, timeout)
         statistics = server.statistics
         statistics.in_packets += 1
         statistics.in_bytes += frame.length
@@ -260,10 +266,15 @@ class Director:
             if new_state != state:
                 self._enter(connection, new_state, now)
             else:
-                connection.timeout = timeout = self._tcp_timeouts[state]
+                timeout = self._tcp_timeouts[state]
                 connection.expires = now + timeout
+                if timeout != connection.timeout:
+                    self._change_timeout(connection, timeout)
         else:
-            connection.expires = now + connection.timeout
+            timeout = self._udp_timeout
+            connection.expires = now + timeout
+            if timeout != connection.timeout:
+                self._change_timeout(connection, timeout)
         if server.available:
             statistics = server.statistics
             statistics.out_packets += 1
@@ -354,6 +365,11 @@ class Director:
             elif state != tcp_states.TcpState.ESTABLISHED and state != connection.told_state:
                 self._tell(connection)
 
+    def _change_timeout(self, connection: Connection, timeout: float) -> None:
+        """Take over a time-out that was set since; a shorter one moves the end nearer."""
+        connection.timeout = timeout
+        self.table.hasten(connection)
+
     def _count_as(self, connection: Connection, *, active: bool) -> None:
         server = connection.server
         if active:
@@ -374,7 +390,9 @@ class Director:
         else:
             server.inactive -= 1
         if not server.available and not server.active and not server.inactive:
-            self._removed.pop((server.service.key, server.address, server.port), None)
+            identity = (server.service.key, server.address, server.port)
+            if self._removed.get(identity) is server:
+                del self._removed[identity]
         if connection.told_state != UNTOLD:
             key = connection.key
             self._changes[key] = ConnectionEnded(key, connection.virtual[0])

@@ -260,6 +260,7 @@ class Network:
             return
         for identity, hop in list(self._hops.items()):
             if not hop.header:
+                self._give_up((hop,))
                 del self._hops[identity]
         if len(self._hops) >= HOPS_MAX:
             self._hops.clear()
@@ -284,9 +285,17 @@ class Network:
                 change.index, change.name, change.mac, change.mtu, change.up
             )
         # The hop's header and MTU may be of the old link, so all hops are found anew.
+        self._give_up(self._hops.values())
         self._hops.clear()
         self._hops_of.clear()
         self._forget()
+
+    def _give_up(self, hops: Iterable[NextHop]) -> None:
+        """Count the frames that wait for next hops which are forgotten."""
+        for hop in hops:
+            if hop.waiting:
+                self._drops[Reason.NEIGHBOUR_FAILED] += len(hop.waiting)
+                hop.waiting.clear()
 
     def _apply_route(self, change: RouteChange) -> None:
         table = self._routes[4 if len(change.prefix) == IPv4_BYTES else 6]
@@ -317,8 +326,7 @@ class Network:
                 released += [(hop.link, _addressed(frame, hop)) for frame in hop.waiting]
                 hop.waiting.clear()
             elif change.failed:
-                self._drops[Reason.NEIGHBOUR_FAILED] += len(hop.waiting)
-                hop.waiting.clear()
+                self._give_up((hop,))
             if change.stale and hop.used:
                 # Frames from a packet socket do not show the kernel that its neighbour is
                 # in use, so it would never confirm the address again by itself.

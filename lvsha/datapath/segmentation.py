@@ -50,7 +50,7 @@ def split(packet: bytes, header: vnet.VnetHeader, l4: int, protocol: int) -> lis
 
 def segment_length(packet_length: int, header: vnet.VnetHeader, headers_length: int) -> int:
     """The length of the longest IP packet that the wire will carry, in bytes."""
-    if header.gso_type == vnet.GSO_NONE:
+    if header.gso_type & ~vnet.GSO_ECN == vnet.GSO_NONE:
         return packet_length
     return min(packet_length, headers_length + header.gso_size)
 

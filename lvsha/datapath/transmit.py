@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 from lvsha.datapath import icmp_errors, rewrite, segmentation
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.flow import ETHERTYPE_IPV4, ETHERTYPE_IPV6, L2, L3, Frame
 from lvsha.datapath.network import Network, NextHop, Outgoing
 from lvsha.datapath.reasons import Reason
@@ -33,8 +34,9 @@ ANSWERS_BURST: Final = 50
 """ICMP errors of our own, as the kernel limits its own (icmp_msgs_per_sec, _burst)."""
 
 _NOTHING: Final[tuple[Outgoing, ...]] = ()
-_IPV4_TTL_AT: Final = 8
-_IPV6_HOP_LIMIT_AT: Final = 7
+_ROOM_MIN: Final = 68
+"""A tunnel with less room than an IPv4 link must have (RFC 791) carries nothing."""
+_LENGTH_MAX: Final = 65_535
 
 
 class Transmitter:
@@ -74,9 +76,7 @@ class Transmitter:
             case ErrorToServer(connection):
                 return self._error_to_server(frame, connection.server, now)
             case ErrorToClient(connection):
-                virtual, port = connection.virtual
-                packet = icmp_errors.translate(frame, virtual, port, to_server=False)
-                return self._send_packet(packet, connection.client[0])
+                return self._error_to_client(frame, connection)
         assert_never(verdict)
 
     def _hop_of(self, server: RealServer) -> NextHop | None:
@@ -189,25 +189,46 @@ class Transmitter:
             return []
 
     def _in_pieces(self, packets: Sequence[bytes], hop: NextHop) -> Sequence[Outgoing]:
+        """Send finished packets, an IPv4 one in fragments where the link asks for it."""
         sent: list[Outgoing] = []
         for packet in packets:
-            for piece in segmentation.plain_fragments(packet, hop.mtu):
+            for piece in self._fragments(packet, hop.mtu):
                 sent += self._send_finished(piece, hop)
         return sent
+
+    def _fragments(self, packet: bytes, mtu: int) -> list[bytes]:
+        """A packet, cut where it must be; empty, and counted, where it cannot be.
+
+        That is IPv6, or an MTU below the 68 bytes that RFC 791 demands.
+        """
+        try:
+            return segmentation.plain_fragments(packet, mtu)
+        except WireError:
+            self._drops[Reason.TOO_BIG] += 1
+            return []
 
     def _tunnel(
         self, frame: Frame, server: RealServer, hop: NextHop, now: float
     ) -> Sequence[Outgoing]:
         outer_bytes = ipv4.HEADER_BYTES if len(server.address) == IPv4_BYTES else ipv6.HEADER_BYTES
         room = hop.mtu - outer_bytes
+        if room < _ROOM_MIN:
+            self._drops[Reason.TOO_BIG] += 1
+            return _NOTHING
         fits = self._longest(frame) <= room
         if not fits and not self._may_fragment(frame):
             return self._too_big(frame, room, now)
         rewrite.count_down(frame)
+        # The outer packet is what is fragmented, as in the kernel. But an outer IPv6 packet
+        # must not be, and no packet is longer than its length field can say.
+        inner_max = room if outer_bytes == ipv6.HEADER_BYTES else _LENGTH_MAX - outer_bytes
         wrapped = []
         for packet in self._packets(frame):
-            self._identification = self._identification + 1 & 0xFFFF
-            wrapped.append(rewrite.wrap(packet, hop.source, server.address, self._identification))
+            for piece in self._fragments(packet, inner_max):
+                self._identification = self._identification + 1 & 0xFFFF
+                wrapped.append(
+                    rewrite.wrap(piece, hop.source, server.address, self._identification)
+                )
         return self._in_pieces(wrapped, hop)
 
     def _error_to_server(self, frame: Frame, server: RealServer, now: float) -> Sequence[Outgoing]:
@@ -221,12 +242,26 @@ class Transmitter:
         rewrite.count_down(frame)
         if server.method is ForwardMethod.NAT:
             packet = icmp_errors.translate(frame, server.address, server.port, to_server=True)
-            return self._send_finished(packet, hop)
+            return self._in_pieces([packet], hop)
         if server.method is ForwardMethod.TUNNEL:
             self._identification = self._identification + 1 & 0xFFFF
             packet = rewrite.wrap(frame.packet(), hop.source, server.address, self._identification)
             return self._in_pieces([packet], hop)
         return self._send(frame, hop)
+
+    def _error_to_client(self, frame: Frame, connection: Connection) -> Sequence[Outgoing]:
+        """An ICMP error about a translated request comes from the virtual address."""
+        hop = self._network.hop(connection.client[0])
+        if hop is None:
+            self._drops[Reason.NO_ROUTE] += 1
+            return _NOTHING
+        if frame.ttl <= 1:
+            self._drops[Reason.TTL_EXCEEDED] += 1
+            return _NOTHING
+        rewrite.count_down(frame)
+        virtual, port = connection.virtual
+        packet = icmp_errors.translate(frame, virtual, port, to_server=False)
+        return self._in_pieces([packet], hop)
 
     def _no_way(self, frame: Frame, destination: bytes, now: float) -> Sequence[Outgoing]:
         if self._network.is_local(destination):
@@ -242,9 +277,13 @@ class Transmitter:
 
     def _answer(self, frame: Frame, answer: icmp.IcmpError, now: float) -> Sequence[Outgoing]:
         """Tell the sender, from the address it wrote to where that is ours."""
-        if frame.protocol in {Protocol.ICMP, Protocol.ICMPV6} or not self._may_answer(now):
-            return _NOTHING
         sender = frame.source
+        if (
+            frame.protocol in {Protocol.ICMP, Protocol.ICMPV6}
+            or not icmp.may_be_told(sender)
+            or not self._may_answer(now)
+        ):
+            return _NOTHING
         own = frame.destination
         if not self._network.is_local(own):
             hop = self._network.hop(sender)

@@ -1,0 +1,1 @@
+"""Failover: who holds the virtual addresses, and how they move (VRRP, RFC 9568)."""

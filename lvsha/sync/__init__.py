@@ -1,0 +1,1 @@
+"""Tell other directors about connections, and learn of theirs."""

@@ -51,6 +51,17 @@ def too_big(mtu: int) -> IcmpError:
     return IcmpError("packet too big", (V4_UNREACHABLE, 4), (V6_TOO_BIG, 0), mtu)
 
 
+def may_be_told(sender: bytes) -> bool:
+    """Whether an error may be sent to an address: it must name one host.
+
+    RFC 1812, section 4.3.2.7 and RFC 4443, section 2.4 (e): not this network, loopback,
+    multicast, broadcast or the unspecified address.
+    """
+    if len(sender) == IPv4_BYTES:
+        return sender[0] not in {0, 127} and sender[0] < 224
+    return sender[0] != 0xFF and any(sender[:15])
+
+
 def emit(error: IcmpError, quoted: bytes, source: bytes, destination: bytes) -> bytes:
     """A whole IP packet with the error.
 

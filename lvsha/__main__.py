@@ -1,0 +1,6 @@
+"""``python -m lvsha`` is the ``lvsha`` command."""
+
+from lvsha.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The ``lvsha`` command.
+
+Exit codes: 0 done; 1 a drill lost an established connection; 2 the configuration or the
+command line is wrong; 3 this machine lacks something.
+"""
+
+import json
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final, Literal, TypeVar
+
+import structlog
+import trio
+import typer
+from rich.console import Console
+
+import lvsha
+from lvsha import control
+from lvsha.config import Pair, load_pair
+from lvsha.drill.exercise import run_drill
+from lvsha.drill.options import DrillOptions, Failure, Method
+from lvsha.errors import ConfigError, HostError
+from lvsha.node import Node, clean
+from lvsha.view import show_status
+
+EXIT_CONFIGURATION: Final = 2
+EXIT_HOST: Final = 3
+
+_Result = TypeVar("_Result")
+
+app = typer.Typer(
+    name="lvsha",
+    help="A highly available Linux Virtual Server director.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+PairFile = Annotated[Path, typer.Argument(help="The pair file (TOML).", show_default=False)]
+NodeName = Annotated[
+    str | None,
+    typer.Option("--node", help="Which node of the pair file this is; default: the host name."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"lvsha {lvsha.__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    file: PairFile,
+    node: NodeName = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="How log lines look.")
+    ] = "text",
+) -> None:
+    """Run a director until it is told to stop (SIGTERM or SIGINT)."""
+    _configure_logging(log_format)
+
+    def start() -> None:
+        pair = load_pair(file)
+        director = Node(pair, _node_name(pair, file, node))
+        try:
+            trio.run(director.run)
+        except* (ConfigError, HostError) as group:
+            raise _first(group) from None
+
+    _explained(start)
+
+
+@app.command()
+def check(file: PairFile) -> None:
+    """Check a pair file; says what is wrong, key by key."""
+
+    def look() -> None:
+        pair = load_pair(file)
+        for name in pair.nodes:
+            Node(pair, name)
+        sys.stdout.write(
+            f"{file}: in order: {len(pair.nodes)} nodes, {len(pair.virtual_routers)} virtual "
+            f"routers, {len(pair.services)} services; digest {pair.digest().hex()[:12]}\n"
+        )
+
+    _explained(look)
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show the state of the director that runs in this network namespace."""
+
+    def show() -> None:
+        answer = control.ask("status")
+        if as_json:
+            sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+        else:
+            show_status(answer, Console())
+
+    _explained(show)
+
+
+@app.command(name="clean")
+def clean_up(file: PairFile, node: NodeName = None) -> None:
+    """Remove what a director that died has left: addresses and interception rules."""
+    _configure_logging("text")
+
+    def sweep() -> None:
+        pair = load_pair(file)
+        director = Node(pair, _node_name(pair, file, node))
+        with control.lock_namespace():
+            trio.run(clean, director)
+
+    _explained(sweep)
+
+
+@app.command()
+def drill(
+    method: Annotated[Method, typer.Option(help="How packets reach the real servers.")] = "nat",
+    family: Annotated[str, typer.Option(help="IP version of all addresses: 4 or 6.")] = "4",
+    streams: Annotated[int, typer.Option(help="Long connections that talk all the time.")] = 200,
+    idle: Annotated[int, typer.Option(help="Connections that are silent meanwhile.")] = 200,
+    churn: Annotated[float, typer.Option(help="New short connections a second.")] = 20.0,
+    failure: Annotated[
+        Failure, typer.Option(help="What happens to the director that holds the VIP.")
+    ] = "crash",
+    then_return: Annotated[
+        bool, typer.Option(help="Bring the failed director back in a second act.")
+    ] = True,
+    advert_interval: Annotated[float, typer.Option(help="Of VRRP, in seconds.")] = 0.1,
+    directory: Annotated[
+        Path, typer.Option(help="Where pair file, logs and reports are left.")
+    ] = Path("drill"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="The JSON report, if not there.")
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="The page, if not there.")
+    ] = None,
+) -> None:
+    """Rehearse a failure in network namespaces; exits 0 if no established connection broke."""
+    options = DrillOptions(
+        method=method,
+        family=6 if family == "6" else 4,
+        streams=streams,
+        idle=idle,
+        churn=churn,
+        failure=failure,
+        then_return=then_return,
+        advert_interval=advert_interval,
+        directory=directory,
+        json=json_file,
+        html=html_file,
+    )
+    raise typer.Exit(_explained(lambda: run_drill(options, Console())))
+
+
+def _node_name(pair: Pair, file: Path, given: str | None) -> str:
+    if given is not None:
+        return given
+    host = socket.gethostname()
+    for name in (host, host.partition(".")[0]):
+        if name in pair.nodes:
+            return name
+    raise ConfigError(
+        f"{file}: nodes: expected one called like this host ({host}), or the option --node "
+        f"with one of {', '.join(pair.nodes)}"
+    )
+
+
+def _first(group: BaseExceptionGroup[ConfigError | HostError]) -> Exception:
+    """The first single exception of a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ConfigError | HostError)
+    return error
+
+
+def _explained(action: Callable[[], _Result]) -> _Result:
+    """Turn what an operator can mend into a sentence and an exit code."""
+    try:
+        return action()
+    except ConfigError as error:
+        sys.stderr.write(f"lvsha: {error}\n")
+        raise typer.Exit(EXIT_CONFIGURATION) from error
+    except HostError as error:
+        sys.stderr.write(f"lvsha: {error}\n")
+        raise typer.Exit(EXIT_HOST) from error
+
+
+def _configure_logging(log_format: str) -> None:
+    """Log lines go to standard error, one a line, where the journal picks them up."""
+    renderer: structlog.typing.Processor
+    if log_format == "json":
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def main() -> None:
+    """The entry point."""
+    app()

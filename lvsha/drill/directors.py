@@ -1,0 +1,143 @@
+"""The two directors of a drill, as processes that run the real program.
+
+A `Director` starts, signals and asks; when to do so is the rehearsal's affair. What
+the program says goes to its log file, which outlives restarts.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+import lvsha
+from lvsha.drill import laboratory
+from lvsha.drill.laboratory import ROUTER
+
+LOG_TAIL_LINES: Final = 15
+STATUS_TIME_MAX: Final = 1.0
+STATUS_BYTES_MAX: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the drill needs to know of a director."""
+
+    state: str
+    complete: bool
+    connections: int
+
+
+class Director:
+    """One director: its process and what it says of itself.
+
+    Attributes:
+        name: which node it is.
+        log: where its output goes.
+        stopped: whether it was told to stop without ending (SIGSTOP).
+        expected: whether it should be running; the rehearsal says when not.
+    """
+
+    def __init__(self, name: str, pair: Path, log: Path) -> None:
+        self.name = name
+        self._pair = pair
+        self.log = log
+        self._runtime = Path("/run") / f"lvsha-{name}"
+        self._process: trio.Process | None = None
+        self.stopped = False
+        self.expected = False
+
+    @property
+    def running(self) -> bool:
+        """Whether its process exists."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Start the real program from the pair file."""
+        assert not self.running
+        self.expected = True
+        self._runtime.mkdir(mode=0o700, exist_ok=True)
+        environment = program_environment() | {"LVSHA_RUNTIME_DIR": str(self._runtime)}
+        command = [sys.executable, "-m", "lvsha", "run", str(self._pair), "--node", self.name]
+        with self.log.open("ab") as log:
+            self._process = await trio.lowlevel.open_process(
+                laboratory.enter(self.name, command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """Kill the process, whatever it does; the private world buries it."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def wait_end(self, limit: float) -> bool:
+        """Whether the process ended within a time."""
+        assert self._process is not None
+        with trio.move_on_after(limit):
+            await self._process.wait()
+        return not self.running
+
+    async def status(self) -> Status | None:
+        """What it says of itself; None if it says nothing."""
+        if not self.running or self.stopped:
+            return None
+        # A socket in the file system is reached from any network namespace.
+        for path in self._runtime.glob("control-*.sock"):
+            answer = b""
+            with trio.move_on_after(STATUS_TIME_MAX):
+                answer = await _ask(path)
+            return parse_status(answer)
+        return None
+
+    def log_tail(self) -> str:
+        """The last lines of its log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+async def _ask(path: Path) -> bytes:
+    """What the control socket answers to a request for the status; empty if it does not."""
+    answer = bytearray()
+    try:
+        async with await trio.open_unix_socket(path) as stream:
+            await stream.send_all(b'{"command": "status"}\n')
+            async for part in stream:
+                answer += part
+                if b"\n" in part or len(answer) > STATUS_BYTES_MAX:
+                    break
+    except (OSError, trio.BrokenResourceError):
+        return b""  # it has just ended, or has not begun to listen
+    return bytes(answer)
+
+
+def parse_status(text: bytes) -> Status | None:
+    """Read the answer of a control socket to ``status``; None if it is not that."""
+    try:
+        content = json.loads(text)["result"]
+        state = content["routers"][ROUTER]["state"]
+        complete = all(entry["complete"] for entry in content["sync"].values())
+        connections = content["connections"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Status(str(state), bool(complete), int(connections))
+
+
+def program_environment() -> dict[str, str]:
+    """The environment in which a program of the drill finds this very lvsha."""
+    home = str(Path(lvsha.__file__).resolve().parents[1])
+    known = os.environ.get("PYTHONPATH", "")
+    paths = [home, *(known.split(os.pathsep) if known else [])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,286 @@
+"""Build the networks of a drill: namespaces, wires, addresses, the pair file.
+
+This lays cables; it sends no traffic and starts no director. It runs inside a
+private network and mount namespace, so nothing of it can reach the host and all of
+it vanishes with the last process in there.
+
+    outside   client, east, west          the clients' side
+    inside    east, west, real-1..real-3  (and a leg of the client, unless NAT)
+    sync      east, west
+
+Each network is a bridge in the private root namespace, each cable a veth pair whose
+far end has the network's name in its namespace and whose near end stands in the
+bridge. With NAT the real servers' gateway is a virtual address on the inside. With
+direct routing and tunnels they hold the virtual address on ``lo`` without answering
+for it, and reach the client by its leg on the inside, past the directors.
+"""
+
+import ipaddress
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lvsha.drill.options import Family, Method
+from lvsha.errors import HostError
+
+DIRECTORS: Final = ("east", "west")
+REAL_SERVERS: Final = ("real-1", "real-2", "real-3")
+PRIORITIES: Final[Mapping[str, int]] = {"east": 150, "west": 100}
+ROUTER: Final = "web"
+TCP_PORT: Final = 8000
+UDP_PORT: Final = 8001
+
+COMMAND_TIME_MAX: Final = 20.0
+"""No ip or nsenter command of the set-up takes longer on a machine that works."""
+
+TUNNEL_MSS: Final[Mapping[Family, int]] = {4: 1440, 6: 1400}
+"""What a 1,500-byte wire leaves to TCP beneath one more IP header (RFC 2003, RFC 2473)."""
+
+_NUMBERS: Final[Mapping[str, str]] = {
+    "gateway": "1",
+    "east": "2",
+    "west": "3",
+    "virtual": "10",
+    "real-1": "11",
+    "real-2": "12",
+    "real-3": "13",
+    "client": "100",
+}
+"""The last part of every address, as it is read in either family."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every address of one drill, a function of the family and the method alone."""
+
+    method: Method
+    family: Family
+
+    @property
+    def networks(self) -> Mapping[str, ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """The network of each wire; documentation and private ranges only."""
+        if self.family == 4:
+            return {
+                "outside": ipaddress.ip_network("192.0.2.0/24"),
+                "inside": ipaddress.ip_network("10.1.0.0/24"),
+                "sync": ipaddress.ip_network("10.2.0.0/24"),
+            }
+        return {
+            "outside": ipaddress.ip_network("2001:db8:0:1::/64"),
+            "inside": ipaddress.ip_network("fd00:10:1::/64"),
+            "sync": ipaddress.ip_network("fd00:10:2::/64"),
+        }
+
+    @property
+    def attachments(self) -> Mapping[str, Sequence[str]]:
+        """Which namespaces hang on which wire."""
+        leg = () if self.method == "nat" else ("client",)
+        return {
+            "outside": ("client", *DIRECTORS),
+            "inside": (*DIRECTORS, *REAL_SERVERS, *leg),
+            "sync": DIRECTORS,
+        }
+
+    def address(self, wire: str, host: str) -> str:
+        """The address of a host on a wire, without prefix length."""
+        return str(self.networks[wire][int(_NUMBERS[host], 10 if self.family == 4 else 16)])
+
+    def with_prefix(self, wire: str, address: str) -> str:
+        """The address with the prefix length of its wire."""
+        return f"{address}/{self.networks[wire].prefixlen}"
+
+    @property
+    def virtual(self) -> str:
+        """The virtual address that clients connect to."""
+        return self.address("outside", "virtual")
+
+    @property
+    def gateway(self) -> str:
+        """The virtual address that is the real servers' gateway with NAT."""
+        return self.address("inside", "gateway")
+
+    def server_address(self, name: str) -> str:
+        """The address that a real server's program is bound to.
+
+        With direct routing and tunnels that is the virtual address: a UDP server that
+        is bound to nothing in particular would answer from the wrong one.
+        """
+        return self.address("inside", name) if self.method == "nat" else self.virtual
+
+    def pair_file(self, advert_interval: float) -> str:
+        """The text of the pair file that both directors run from."""
+        addresses = [self.with_prefix("outside", self.virtual)]
+        if self.method == "nat":
+            addresses.append(f"{self.with_prefix('inside', self.gateway)}@inside")
+        written = ", ".join(f'"{address}"' for address in addresses)
+        lines = [
+            "# The pair of this drill: both directors were started from this file.",
+            "",
+            "[[virtual_routers]]",
+            f'name = "{ROUTER}"',
+            "vrid = 51",
+            'interface = "outside"',
+            f"addresses = [{written}]",
+            f"advert_interval = {advert_interval}",
+            "",
+        ]
+        for name, protocol, port in (("echo", "tcp", TCP_PORT), ("probe", "udp", UDP_PORT)):
+            lines += [
+                "[[services]]",
+                f'name = "{name}"',
+                f'address = "{self.virtual}"',
+                f"port = {port}",
+                f'protocol = "{protocol}"',
+                'scheduler = "rr"',
+                f'method = "{self.method}"',
+                "servers = [",
+                *(f'    {{ address = "{self.address("inside", s)}" }},' for s in REAL_SERVERS),
+                "]",
+                "",
+            ]
+        group = "224.0.0.81" if self.family == 4 else "ff02::81"
+        lines += ["[sync]", 'interface = "sync"', f'group = "{group}"', ""]
+        for name in DIRECTORS:
+            lines += [
+                f"[nodes.{name}]",
+                f"priority = {PRIORITIES[name]}",
+                'interfaces = { outside = "outside", inside = "inside", sync = "sync" }',
+                "",
+            ]
+        return "\n".join(lines)
+
+
+def cable(wire: str, host: str) -> str:
+    """The name of a cable's near end, in the private root namespace."""
+    return f"{wire[:3]}-{host}"
+
+
+def enter(namespace: str, command: Sequence[str]) -> list[str]:
+    """The command line that runs a command inside a namespace of the drill."""
+    return ["nsenter", f"--net=/run/netns/{namespace}", "--", *command]
+
+
+def prepare_private_world() -> None:
+    """Give `ip netns` an empty /run of its own; called once, before `build`."""
+    _run(["mount", "-t", "tmpfs", "lvsha-drill", "/run"])
+    Path("/run/netns").mkdir()
+    Path("/run/lock").mkdir()
+
+
+def build(plan: Plan) -> None:
+    """Lay out everything that `plan` describes.
+
+    Raises:
+        HostError: the machine refused a step; names it.
+    """
+    hosts = ("client", *DIRECTORS, *REAL_SERVERS)
+    for host in hosts:
+        _run(["ip", "netns", "add", host])
+    _write_settings(None, {"ipv6/conf/default/disable_ipv6": "1"})
+    for host in hosts:
+        _write_settings(host, _settings(plan, host))
+    _batch(None, _wiring(plan))
+    for host in hosts:
+        _batch(host, _addressing(plan, host))
+
+
+def pull_cable(wire: str, host: str) -> None:
+    """Take the carrier away from a host's interface on a wire."""
+    _batch(None, [f"link set {cable(wire, host)} down"])
+
+
+def plug_cable(wire: str, host: str) -> None:
+    """Give the carrier back."""
+    _batch(None, [f"link set {cable(wire, host)} up"])
+
+
+def tentative_addresses(host: str) -> bool:
+    """Whether duplicate address detection still runs in a namespace (RFC 4862, 5.4)."""
+    return bool(_run(["ip", "-n", host, "-6", "-o", "address", "show", "tentative"]).strip())
+
+
+def _settings(plan: Plan, host: str) -> dict[str, str]:
+    settings = {
+        "ipv6/conf/all/accept_ra": "0",
+        "ipv6/conf/default/accept_ra": "0",
+        "ipv4/conf/all/rp_filter": "0",
+        "ipv4/conf/default/rp_filter": "0",
+    }
+    if host not in DIRECTORS:
+        # The directors keep the default: they must cope with detection as it is.
+        settings["ipv6/conf/default/accept_dad"] = "0"
+        settings["ipv6/conf/default/dad_transmits"] = "0"
+    if host in REAL_SERVERS and plan.method != "nat":
+        # The usual settings of a real server that holds the virtual address.
+        settings["ipv4/conf/all/arp_ignore"] = "1"
+        settings["ipv4/conf/all/arp_announce"] = "2"
+    if host == "client":
+        # Thousands of short connections from one address to one port.
+        settings["ipv4/ip_local_port_range"] = "10000 65000"
+    return settings
+
+
+def _wiring(plan: Plan) -> Iterable[str]:
+    for wire, hosts in plan.attachments.items():
+        # Snooping without a querier would forget the groups of VRRP and of the sync.
+        yield f"link add {wire} type bridge stp_state 0 mcast_snooping 0"
+        yield f"link set {wire} up"
+        for host in hosts:
+            near = cable(wire, host)
+            yield f"link add {near} type veth peer name {wire} netns {host}"
+            yield f"link set {near} master {wire}"
+            yield f"link set {near} up"
+
+
+def _addressing(plan: Plan, host: str) -> Iterable[str]:
+    nodad = " nodad" if plan.family == 6 else ""
+    yield "link set lo up"
+    for wire, hosts in plan.attachments.items():
+        if host in hosts:
+            address = plan.with_prefix(wire, plan.address(wire, host))
+            yield f"link set {wire} up"
+            yield f"address add {address} dev {wire}{nodad}"
+    if host not in REAL_SERVERS:
+        return
+    if plan.method == "nat":
+        yield f"route add default via {plan.gateway} dev inside"
+        return
+    full = 32 if plan.family == 4 else 128
+    yield f"address add {plan.virtual}/{full} dev lo{nodad}"
+    mss = f" advmss {TUNNEL_MSS[plan.family]}" if plan.method == "tun" else ""
+    client = plan.address("outside", "client")
+    yield f"route add {client}/{full} via {plan.address('inside', 'client')} dev inside{mss}"
+
+
+def _write_settings(namespace: str | None, settings: Mapping[str, str]) -> None:
+    """Write kernel settings; one shell for all, as each namespace is entered once."""
+    script = "".join(f"echo '{value}' > /proc/sys/net/{name}\n" for name, value in settings.items())
+    command = ["sh", "-e", "-c", script]
+    _run(command if namespace is None else enter(namespace, command))
+
+
+def _batch(namespace: str | None, lines: Iterable[str]) -> None:
+    where = [] if namespace is None else ["-n", namespace]
+    _run(["ip", *where, "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def _run(command: Sequence[str], text: str = "") -> str:
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIME_MAX,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise HostError(f"the program {command[0]!r} is needed and was not found") from error
+    except subprocess.TimeoutExpired as error:
+        raise HostError(f"{' '.join(command)!r} did not end in {COMMAND_TIME_MAX:.0f} s") from error
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise HostError(f"{' '.join(command)!r} failed: {said}")
+    return done.stdout

@@ -1,0 +1,421 @@
+"""The course of one drill: build, start, load, act, watch, finish.
+
+This runs inside the private world (see `seclusion`) and is its first process. It
+starts the real program in both directors and the drill's own programs elsewhere, does
+to the directors what the options say, and returns what was seen. It judges nothing.
+
+Every wait has a limit. Whatever happens, the processes are ended: by this module on
+its way out, and by the kernel when the private world ends with this process.
+
+Times are seconds on the host's monotonic clock.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import trio
+
+from lvsha.drill import laboratory
+from lvsha.drill.directors import Director, program_environment
+from lvsha.drill.laboratory import DIRECTORS, REAL_SERVERS, TCP_PORT, UDP_PORT, Plan
+from lvsha.drill.options import DrillOptions
+from lvsha.drill.recording import Act, Recording, StateSeen, decode_load
+from lvsha.errors import HostError
+
+START_TIME_MAX: Final = 20.0
+"""For a program of the drill to say that it is ready; loaded machines are slow."""
+
+ROLES_TIME_MAX: Final = 30.0
+OPEN_TIME_MAX: Final = 60.0
+STOP_TIME_MAX: Final = 10.0
+SETTLE: Final = 2.0
+"""Steady load before an act, so that connections of every age exist."""
+
+AFTERWARDS: Final = 3.0
+"""How long an act is watched at least once its heir is MASTER."""
+
+POLL: Final = 0.05
+SILENCE_SHOWN: Final = 0.3
+ANSWER_BYTES_MAX: Final = 1 << 20
+
+FIRST, SECOND = DIRECTORS
+
+DOWN: Final = "DOWN"
+STOPPED: Final = "STOPPED"
+
+ACT_TITLES: Final = {
+    "crash": "{node} is killed (SIGKILL)",
+    "handover": "{node} is stopped cleanly (SIGTERM)",
+    "hang": "{node} hangs (SIGSTOP)",
+    "link": "the outside cable of {node} is pulled",
+    "return": "{node} comes back with the higher priority",
+    "wake": "{node} wakes up (SIGCONT)",
+    "plug": "the cable of {node} is plugged in again",
+}
+
+
+class Observer(Protocol):
+    """Who is told how the drill goes, for a person."""
+
+    def begin(self, phase: str) -> None:
+        """A phase began."""
+
+    def note(self, detail: str) -> None:
+        """Something about the running phase that changes quickly."""
+
+    def end(self, result: str) -> None:
+        """The running phase is over."""
+
+
+class _Client:
+    """The client program: words in, JSON out."""
+
+    def __init__(self, process: trio.Process, observer: Observer) -> None:
+        self._process = process
+        self._observer = observer
+        self._replies_in, self._replies = trio.open_memory_channel[dict[str, object]](16)
+
+    async def listen(self) -> None:
+        """Pass ticks on to the observer and replies to who waits for them."""
+        assert self._process.stdout is not None
+        pending = b""
+        async for received in self._process.stdout:
+            *lines, pending = (pending + received).split(b"\n")
+            assert len(pending) < ANSWER_BYTES_MAX
+            for line in lines:
+                message = json.loads(line)
+                if "tick" in message:
+                    self._observer.note(describe_tick(message["tick"], time.monotonic()))
+                else:
+                    await self._replies_in.send(message)
+        self._replies_in.close()
+
+    async def tell(self, word: str, limit: float) -> dict[str, object]:
+        """Say a word and wait for the reply."""
+        assert self._process.stdin is not None
+        try:
+            await self._process.stdin.send_all(word.encode() + b"\n")
+            with trio.fail_after(limit):
+                return await self._replies.receive()
+        except trio.TooSlowError as error:
+            raise HostError(f"the client did not answer {word!r} in {limit:.0f} s") from error
+        except (trio.BrokenResourceError, trio.EndOfChannel) as error:
+            raise HostError("the client program ended early; see client.log") from error
+
+
+class Rehearsal:
+    """One drill."""
+
+    def __init__(self, options: DrillOptions, observer: Observer) -> None:
+        self._options = options
+        self._observer = observer
+        self._plan = Plan(options.method, options.family)
+        self._directory = options.directory
+        self.pair_path = self._directory / "pair.toml"
+        self._directors = {
+            name: Director(name, self.pair_path, self._directory / f"{name}.log")
+            for name in DIRECTORS
+        }
+        self._programs: list[subprocess.Popen[bytes]] = []
+        self._states: list[StateSeen] = []
+        self._complete = dict.fromkeys(DIRECTORS, False)
+        # An outage of three intervals and more must leave time for TCP to try again.
+        self._patience = 6.0 + 6 * options.advert_interval
+
+    async def run(self) -> Recording:
+        """Carry the drill out.
+
+        Raises:
+            HostError: it could not be carried out; says why.
+        """
+        began_at = time.monotonic()
+        try:
+            self._observer.begin("networks")
+            laboratory.prepare_private_world()
+            laboratory.build(self._plan)
+            self._write_files()
+            self._observer.end("a client, 2 directors, 3 real servers")
+            self._start_real_servers()
+            await self._wait_for_addresses()
+            async with trio.open_nursery() as nursery:
+                await self._start_directors(nursery)
+                acts = await self._load_and_act(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._end_programs()
+        load = decode_load(self._load_path.read_text(encoding="utf-8"))
+        return Recording(tuple(acts), tuple(self._states), load, began_at, time.monotonic())
+
+    @property
+    def _load_path(self) -> Path:
+        return self._directory / "samples.json"
+
+    def _write_files(self) -> None:
+        try:
+            for path in (*(d.log for d in self._directors.values()), self._load_path):
+                path.unlink(missing_ok=True)
+            self.pair_path.write_text(
+                self._plan.pair_file(self._options.advert_interval), encoding="utf-8"
+            )
+        except OSError as error:
+            raise HostError(f"{error.filename}: cannot be written: {error.strerror}") from error
+
+    def _start_real_servers(self) -> None:
+        """Start what answers, and the tunnels' far ends; wait until each is ready."""
+        self._observer.begin("real servers")
+        for name in REAL_SERVERS:
+            address = self._plan.server_address(name)
+            ports = ["--tcp-port", str(TCP_PORT), "--udp-port", str(UDP_PORT)]
+            self._start_program(
+                name, ["lvsha.drill.realserver", "--name", name, "--address", address, *ports]
+            )
+            if self._plan.method == "tun":
+                self._start_program(
+                    name, ["lvsha.drill.tunnelend", "--virtual", self._plan.virtual]
+                )
+        for program in self._programs:
+            assert program.stdout is not None
+            with program.stdout as output:
+                # End of output means that it is gone; its complaint is in the log.
+                if output.readline() != b"ready\n":
+                    raise HostError(f"a real server did not start; see {self._directory}/real.log")
+        self._observer.end(f"{', '.join(REAL_SERVERS)} answer")
+
+    def _start_program(self, namespace: str, module: Sequence[str]) -> None:
+        with (self._directory / "real.log").open("ab") as log:
+            self._programs.append(
+                subprocess.Popen(
+                    laboratory.enter(namespace, [sys.executable, "-m", *module]),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=program_environment(),
+                )
+            )
+
+    async def _wait_for_addresses(self) -> None:
+        """Let duplicate address detection end before a director needs its addresses."""
+        deadline = time.monotonic() + START_TIME_MAX
+        while any(laboratory.tentative_addresses(name) for name in DIRECTORS):
+            if time.monotonic() > deadline:
+                raise HostError("an IPv6 address of a director stayed tentative")
+            await trio.sleep(POLL)
+
+    async def _start_directors(self, nursery: trio.Nursery) -> None:
+        self._observer.begin("directors")
+        for director in self._directors.values():
+            await director.start()
+            nursery.start_soon(self._watch, director)
+        await self._wait(
+            lambda: self._state(FIRST) == "MASTER" and self._copy_complete(SECOND),
+            ROLES_TIME_MAX,
+            f"{FIRST} is MASTER and the copy of {SECOND} is complete",
+        )
+        if self._options.failure == "return":
+            await self._stop(self._directors[FIRST])
+            await self._wait(
+                lambda: self._state(SECOND) == "MASTER", ROLES_TIME_MAX, f"{SECOND} is MASTER"
+            )
+            self._observer.end(f"{FIRST} is stopped, {SECOND} is MASTER")
+        else:
+            self._observer.end(f"{FIRST} is MASTER, {SECOND} is BACKUP with a complete copy")
+
+    async def _load_and_act(self, nursery: trio.Nursery) -> list[Act]:
+        self._observer.begin("load")
+        with (self._directory / "client.log").open("wb") as log:
+            process = await trio.lowlevel.open_process(
+                laboratory.enter("client", [sys.executable, *self._client_arguments()]),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=program_environment(),
+            )
+        try:
+            client = _Client(process, self._observer)
+            nursery.start_soon(client.listen)
+            opened = await client.tell("open", OPEN_TIME_MAX)
+            await self._watch_for(SETTLE)
+            self._observer.end(f"{opened['opened']} of {opened['wanted']} long connections open")
+            acts = await self._acts(client)
+            self._observer.begin("last answers")
+            await client.tell("finish", self._patience + STOP_TIME_MAX)
+            self._observer.end("everything is in")
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_TIME_MAX):
+                await process.wait()
+        return acts
+
+    def _client_arguments(self) -> list[str]:
+        options = self._options
+        values = {
+            "address": self._plan.virtual,
+            "tcp-port": TCP_PORT,
+            "udp-port": UDP_PORT,
+            "streams": options.streams,
+            "idle": options.idle,
+            "churn": options.churn,
+            "message-interval": options.message_interval,
+            "probe-interval": options.probe_interval,
+            "patience": self._patience,
+            "result": self._load_path,
+        }
+        arguments = ["-m", "lvsha.drill.client"]
+        for name, value in values.items():
+            arguments += [f"--{name}", str(value)]
+        return arguments
+
+    async def _acts(self, client: _Client) -> list[Act]:
+        first = self._directors[FIRST]
+        name = self._options.failure
+        if name == "return":
+            return [await self._act(client, "return", FIRST, self._start_again)]
+        deeds: dict[str, tuple[Callable[[Director], Awaitable[None]], str]] = {
+            "crash": (self._kill, "return"),
+            "handover": (self._stop, "return"),
+            "hang": (self._hang, "wake"),
+            "link": (self._pull, "plug"),
+        }
+        deed, sequel = deeds[name]
+        acts = [await self._act(client, name, SECOND, deed)]
+        if self._options.then_return:
+            undo = {"return": self._start_again, "wake": self._wake, "plug": self._plug}[sequel]
+            acts.append(await self._act(client, sequel, FIRST, undo))
+        elif first.stopped:
+            await self._wake(first)
+        return acts
+
+    async def _act(
+        self, client: _Client, name: str, heir: str, deed: Callable[[Director], Awaitable[None]]
+    ) -> Act:
+        """Do something to the first director and watch until the effect is over."""
+        self._observer.begin(ACT_TITLES[name].format(node=FIRST))
+        at = time.monotonic()
+        await deed(self._directors[FIRST])
+        deadline = at + ROLES_TIME_MAX
+        while self._state(heir) != "MASTER" and time.monotonic() < deadline:
+            await self._watch_for(POLL)
+        took_over = self._state(heir) == "MASTER"
+        await self._watch_for(max(at + self._options.observe - time.monotonic(), AFTERWARDS))
+        await client.tell("use-idle", self._patience + STOP_TIME_MAX)
+        until = time.monotonic()
+        self._observer.end(f"{heir} is MASTER" if took_over else f"{heir} did not become MASTER")
+        return Act(name, FIRST, heir, at, until)
+
+    async def _kill(self, director: Director) -> None:
+        director.expected = False
+        director.signal(signal.SIGKILL)
+        self._saw(director.name, DOWN)
+        await director.wait_end(STOP_TIME_MAX)
+
+    async def _stop(self, director: Director) -> None:
+        director.expected = False
+        director.signal(signal.SIGTERM)
+        if not await director.wait_end(STOP_TIME_MAX):
+            raise HostError(
+                f"{director.name} did not end {STOP_TIME_MAX:.0f} s after SIGTERM; "
+                f"see {director.log}"
+            )
+        self._saw(director.name, DOWN)
+
+    async def _start_again(self, director: Director) -> None:
+        await director.start()
+
+    async def _hang(self, director: Director) -> None:
+        director.signal(signal.SIGSTOP)
+        director.stopped = True
+        self._saw(director.name, STOPPED)
+
+    async def _wake(self, director: Director) -> None:
+        director.signal(signal.SIGCONT)
+        director.stopped = False
+
+    async def _pull(self, director: Director) -> None:
+        laboratory.pull_cable("outside", director.name)
+
+    async def _plug(self, director: Director) -> None:
+        laboratory.plug_cable("outside", director.name)
+
+    async def _watch(self, director: Director) -> None:
+        """Note every change of what a director says of itself."""
+        while True:
+            status = await director.status()
+            if director.stopped:
+                pass  # an answer from before the stop says nothing now
+            elif status is not None:
+                self._saw(director.name, status.state)
+                self._complete[director.name] = status.complete
+            elif not director.running:
+                self._saw(director.name, DOWN)
+            await trio.sleep(POLL)
+
+    def _saw(self, node: str, state: str) -> None:
+        if self._state(node) != state:
+            self._states.append(StateSeen(time.monotonic(), node, state))
+
+    def _state(self, node: str) -> str:
+        return next((seen.state for seen in reversed(self._states) if seen.node == node), DOWN)
+
+    def _copy_complete(self, node: str) -> bool:
+        return self._state(node) == "BACKUP" and self._complete[node]
+
+    async def _wait(self, condition: Callable[[], bool], limit: float, meaning: str) -> None:
+        """Wait until a condition holds of the directors.
+
+        Raises:
+            HostError: a director ended, or the time was not enough.
+        """
+        deadline = time.monotonic() + limit
+        while not condition():
+            for director in self._directors.values():
+                if director.expected and not director.running:
+                    raise HostError(
+                        f"the director {director.name} ended by itself; "
+                        f"the end of {director.log}:\n{director.log_tail()}"
+                    )
+            if time.monotonic() > deadline:
+                states = ", ".join(f"{name} is {self._state(name)}" for name in DIRECTORS)
+                tails = "\n".join(
+                    f"{director.log}:\n{director.log_tail()}"
+                    for director in self._directors.values()
+                )
+                raise HostError(
+                    f"in {limit:.0f} s it did not come to: {meaning} ({states})\n{tails}"
+                )
+            await trio.sleep(POLL)
+
+    async def _watch_for(self, duration: float) -> None:
+        """Let time pass, and notice a director that ends by itself."""
+        end = time.monotonic() + duration
+        await self._wait(lambda: time.monotonic() >= end, duration + START_TIME_MAX, "time passes")
+
+    def _end_programs(self) -> None:
+        for director in self._directors.values():
+            director.end()
+        for program in self._programs:
+            program.kill()
+            program.wait()
+
+
+def describe_tick(tick: Mapping[str, object], now: float) -> str:
+    """One line on what the client holds, for a person who waits."""
+    last = tick["last_answer_at"]
+    silent = now - last if isinstance(last, float) else 0.0
+    words = [
+        f"{tick['streams']} streams",
+        f"{tick['idle']} idle",
+        f"{tick['short']} short done",
+        f"{tick['answers']} probe answers",
+    ]
+    lost = int(str(tick["broken"])) + int(str(tick["short_lost"]))
+    if lost:
+        words.append(f"{lost} lost")
+    if silent > SILENCE_SHOWN:
+        words.append(f"no answer for {silent:.1f} s")
+    return ", ".join(words)

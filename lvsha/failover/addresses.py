@@ -1,0 +1,316 @@
+"""Put virtual addresses on interfaces, for as long as somebody says so.
+
+This is the shell between the speaker and the kernel: it adds, renews, removes and
+announces the addresses of one virtual router, on any number of interfaces and of both
+families. It does not decide anything.
+
+**Dead man's switch.** An address is added with a finite lifetime and must be renewed
+every second. A director that is killed or hangs renews nothing, and the kernel takes the
+address away by its own timer. So two owners cannot stay for longer than `LIFETIME` and
+the second by which the kernel's timer may be late, whatever happens to the process.
+
+**Routes stay as they are.** Where the interface already has an own address in the network
+of the virtual one, the virtual address brings no route (``noprefixroute``). Otherwise the
+kernel would tie the lifetime of the network's IPv6 route to that of the address and let
+both expire. Where there is none, the address brings the route, as ``ip address add`` does.
+
+IPv6 addresses skip duplicate address detection (``nodad``): the second that it takes would
+be an outage, and the election has already decided whose the address is.
+
+What always holds: no method raises for what the kernel refuses; it is counted and logged,
+and False is returned. Operations on one object happen one after the other, an abandoned
+one included. Lifetimes are whole seconds, because the kernel's are.
+"""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+import trio
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+from structlog.typing import FilteringBoundLogger
+
+from lvsha.counters import Counters
+from lvsha.errors import HostError
+from lvsha.failover.announcements import announce
+from lvsha.log import LimitedLog
+
+IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+# Three renewals may be missed. It ends before the second repeated announcement of the node
+# that took over (election.ANNOUNCE_AGAIN_AFTER), which so has the last word.
+LIFETIME: Final = 4
+
+# include/uapi/linux/if_addr.h
+_IFA_F_NODAD: Final = 0x02
+_IFA_F_NOPREFIXROUTE: Final = 0x200
+
+# An address or an interface that is not there is removed as well as can be.
+_ALREADY_GONE: Final = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO})
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """A virtual address with its prefix length, and the name of its interface."""
+
+    interface: str
+    address: IpInterface
+
+    def __str__(self) -> str:
+        return f"{self.address} on {self.interface}"
+
+
+class Addresses(Protocol):
+    """The addresses of one virtual router; each method says whether all went well."""
+
+    async def acquire(self) -> bool:
+        """Hold them from now on."""
+        ...
+
+    async def release(self) -> bool:
+        """Hold none of them; fine if none was held."""
+        ...
+
+    async def refresh(self) -> bool:
+        """Go on holding them; one that was lost is added and announced again."""
+        ...
+
+    async def announce(self) -> bool:
+        """Tell the neighbours where those that are held are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """What the kernel would not do."""
+
+    what: str
+    error: int
+    text: str
+
+
+_Outcome = tuple[Sequence[InterfaceAddress], Sequence[_Refused]]
+_Step = Callable[[IPRoute, int, InterfaceAddress], None]
+
+
+class NetlinkAddresses:
+    """The real thing: rtnetlink, in a worker thread.
+
+    Attributes:
+        addresses: those of this virtual router.
+        counters: what was refused, and what had to be restored.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        lifetime: int = LIFETIME,
+        log: FilteringBoundLogger | None = None,
+    ) -> None:
+        """Describe the addresses; nothing happens yet.
+
+        Args:
+            addresses: at least one.
+            lifetime: after the last renewal, in whole seconds.
+            log: where refusals are told, at a limited rate.
+        """
+        assert addresses
+        assert lifetime >= 1
+        self.addresses = tuple(addresses)
+        self.counters = Counters()
+        self._lifetime = lifetime
+        self._log = LimitedLog(log or structlog.get_logger())
+        # One thread at a time, in order. The shared pool of threads is not used up.
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def acquire(self) -> bool:
+        """Add the addresses with their lifetime."""
+        _, refused = await self._in_thread(lambda: _hold(self.addresses, self._lifetime))
+        return self._tell("address_not_acquired", refused)
+
+    async def release(self) -> bool:
+        """Remove the addresses."""
+        _, refused = await self._in_thread(lambda: _remove(self.addresses))
+        return self._tell("address_not_released", refused)
+
+    async def refresh(self) -> bool:
+        """Renew the lifetime; add and announce what someone else removed."""
+        restored, refused = await self._in_thread(lambda: _hold(self.addresses, self._lifetime))
+        if restored:
+            self.counters.add("address_restored", len(restored))
+            self._log.warning(
+                "address_restored", trio.current_time(), addresses=list(map(str, restored))
+            )
+            await self.announce()
+        return self._tell("address_not_refreshed", refused)
+
+    async def announce(self) -> bool:
+        """Send gratuitous ARP and unsolicited neighbour advertisements."""
+        _, refused = await self._in_thread(lambda: _announce(self.addresses))
+        return self._tell("address_not_announced", refused)
+
+    async def _in_thread(self, operation: Callable[[], _Outcome]) -> _Outcome:
+        # Whoever waits may give up waiting; the limiter still keeps the order.
+        return await trio.to_thread.run_sync(
+            operation, abandon_on_cancel=True, limiter=self._limiter
+        )
+
+    def _tell(self, event: str, refused: Sequence[_Refused]) -> bool:
+        for refusal in refused:
+            self.counters.add(event)
+            self._log.warning(event, trio.current_time(), address=refusal.what, error=refusal.text)
+        return not refused
+
+
+async def remove_leftovers(addresses: Iterable[InterfaceAddress]) -> int:
+    """Remove addresses that an earlier run may have left, whatever their prefix length.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        HostError: the kernel refuses, most likely for want of a privilege.
+    """
+    wanted = tuple(addresses)
+    if not wanted:
+        return 0
+    removed, refused = await trio.to_thread.run_sync(_remove, wanted)
+    if refused:
+        first = refused[0]
+        hint = " (it needs CAP_NET_ADMIN)" if first.error == errno.EPERM else ""
+        raise HostError(f"cannot remove {first.what}: {first.text}{hint}")
+    return len(removed)
+
+
+def _hold(addresses: Sequence[InterfaceAddress], lifetime: int) -> _Outcome:
+    """Add or renew; returns those that were added."""
+    virtual = [wanted.address.ip for wanted in addresses]
+    added: list[InterfaceAddress] = []
+
+    def hold(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
+        present = _present(netlink, index)
+        found = [flags for held, flags in present if held == wanted.address]
+        if found:
+            # What it was added with stays, or the kernel would move its route about.
+            without_route = bool(found[0] & _IFA_F_NOPREFIXROUTE)
+        else:
+            own = (held for held, _ in present if held.ip not in virtual)
+            without_route = any(_covers(held, wanted.address) for held in own)
+        netlink.addr(
+            "replace",
+            index=index,
+            family=_family(wanted.address),
+            address=str(wanted.address.ip),
+            prefixlen=wanted.address.network.prefixlen,
+            flags=(_IFA_F_NOPREFIXROUTE if without_route else 0)
+            | (_IFA_F_NODAD if wanted.address.version == 6 else 0),
+            preferred_lft=lifetime,
+            valid_lft=lifetime,
+        )
+        if not found:
+            added.append(wanted)
+
+    refused = _for_each(addresses, hold)
+    return added, refused
+
+
+def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
+    """Remove, the last one first; returns those that were there.
+
+    Of several IPv4 addresses in a network the first is the primary, and the kernel takes
+    the others away with it. In this order each one goes by its own request.
+    """
+    removed: list[InterfaceAddress] = []
+
+    def remove(netlink: IPRoute, index: int, unwanted: InterfaceAddress) -> None:
+        for held, _ in _present(netlink, index):
+            if held.ip == unwanted.address.ip:
+                netlink.addr(
+                    "delete",
+                    index=index,
+                    family=_family(held),
+                    address=str(held.ip),
+                    prefixlen=held.network.prefixlen,
+                )
+                removed.append(unwanted)
+
+    refused = _for_each(tuple(reversed(addresses)), remove)
+    return removed, [refusal for refusal in refused if refusal.error not in _ALREADY_GONE]
+
+
+def _announce(addresses: Sequence[InterfaceAddress]) -> _Outcome:
+    """Announce what is held, and nothing that is not; returns what was announced.
+
+    To announce an address that the kernel would not add, or that someone removed, would
+    lead its traffic to a machine that refuses it.
+    """
+    announced: list[InterfaceAddress] = []
+
+    def announce_held(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
+        if all(held.ip != wanted.address.ip for held, _ in _present(netlink, index)):
+            raise OSError(errno.EADDRNOTAVAIL, "the address is not held")
+        announce(wanted.interface, [wanted.address.packed])
+        announced.append(wanted)
+
+    refused = _for_each(addresses, announce_held)
+    return announced, refused
+
+
+def _for_each(addresses: Sequence[InterfaceAddress], step: _Step) -> Sequence[_Refused]:
+    """Do something for each address with one handle; a refusal does not end the others."""
+    refused: list[_Refused] = []
+    try:
+        with IPRoute() as netlink:
+            for address in addresses:
+                refused += _try(netlink, address, step)
+    except OSError as error:
+        refused.append(_Refused("any address", error.errno or 0, str(error)))
+    return refused
+
+
+def _try(netlink: IPRoute, address: InterfaceAddress, step: _Step) -> Sequence[_Refused]:
+    try:
+        index = socket.if_nametoindex(address.interface)
+    except OSError:
+        # It comes without a number.
+        return (_Refused(str(address), errno.ENODEV, "no such interface"),)
+    try:
+        step(netlink, index, address)
+    except NetlinkError as error:
+        return (_Refused(str(address), int(error.code), str(error)),)
+    except OSError as error:
+        return (_Refused(str(address), error.errno or 0, str(error)),)
+    except HostError as error:
+        return (_Refused(str(address), errno.ENODEV, str(error)),)
+    return ()
+
+
+def _present(netlink: IPRoute, index: int) -> Sequence[tuple[IpInterface, int]]:
+    """The addresses of an interface with their flags."""
+    found: list[tuple[IpInterface, int]] = []
+    for message in netlink.get_addr(index=index):
+        # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end of a link.
+        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        if text is not None:
+            held = ipaddress.ip_interface(f"{text}/{int(message['prefixlen'])}")
+            found.append((held, int(message.get_attr("IFA_FLAGS") or 0)))
+    return found
+
+
+def _covers(own: IpInterface, virtual: IpInterface) -> bool:
+    """Whether the route of an own address leads to the network of a virtual one."""
+    if isinstance(own, ipaddress.IPv4Interface) and isinstance(virtual, ipaddress.IPv4Interface):
+        return virtual.network.subnet_of(own.network)
+    if isinstance(own, ipaddress.IPv6Interface) and isinstance(virtual, ipaddress.IPv6Interface):
+        return virtual.network.subnet_of(own.network)
+    return False
+
+
+def _family(address: IpInterface) -> int:
+    return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)

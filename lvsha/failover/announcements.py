@@ -1,0 +1,93 @@
+"""Tell the neighbours of an interface that an address is now here.
+
+For IPv4 that is gratuitous ARP, both as a request, as RFC 9568 has it, and as a reply,
+because some switches and firewalls learn from one of them only. For IPv6 it is an
+unsolicited neighbour advertisement to all nodes (RFC 4861, section 7.2.6). The hardware
+address is the interface's own; there is no virtual MAC.
+
+Sending never waits. An interface that is down or gone is an `OSError` for the caller.
+"""
+
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from lvsha import interfaces
+from lvsha.model import IPv4_BYTES, Protocol
+from lvsha.wire import arp, ipv6, neighbour_discovery
+
+BROADCAST: Final = b"\xff" * 6
+# RFC 2464, section 7: 33-33 and the last four bytes of the group.
+ALL_NODES_MAC: Final = b"\x33\x33" + neighbour_discovery.ALL_NODES[-4:]
+_ETHERTYPE_IPv6: Final = 0x86DD
+
+
+def announce(interface: str, addresses: Iterable[bytes]) -> int:
+    """Announce addresses on an interface.
+
+    Returns:
+        How many frames were sent.
+
+    Raises:
+        OSError: the interface is down, or the privilege is missing.
+        HostError: the interface does not exist or is not Ethernet.
+    """
+    mac = interfaces.mac_address(interface)
+    frames = [
+        frame
+        for address in addresses
+        for frame in announcement_frames(mac, address, router=is_router(interface))
+    ]
+    # Protocol 0: this socket only sends and is never handed a frame.
+    with closing(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) as sender:
+        sender.setblocking(False)
+        sender.bind((interface, 0))
+        for frame in frames:
+            sender.send(frame)
+    return len(frames)
+
+
+def announcement_frames(mac: bytes, address: bytes, *, router: bool) -> Sequence[bytes]:
+    """The Ethernet frames that say ``address`` is at ``mac``.
+
+    Args:
+        mac: of the interface.
+        address: the virtual address, of either family.
+        router: what an IPv6 neighbour is to believe of us. It must be what the kernel
+            says in its own answers, or hosts would drop us from their default routers.
+    """
+    if len(address) == IPv4_BYTES:
+        return [
+            BROADCAST
+            + mac
+            + arp.ETHERTYPE.to_bytes(2)
+            + arp.emit(arp.gratuitous(operation, mac, address))
+            for operation in (arp.REQUEST, arp.REPLY)
+        ]
+    message = neighbour_discovery.emit(
+        neighbour_discovery.NeighbourAdvertisement(address, mac, router=router),
+        source=address,
+        destination=neighbour_discovery.ALL_NODES,
+    )
+    header = ipv6.emit(
+        ipv6.Ipv6Header(
+            source=address,
+            destination=neighbour_discovery.ALL_NODES,
+            next_header=Protocol.ICMPV6,
+            payload_length=len(message),
+            hop_limit=neighbour_discovery.HOP_LIMIT,
+        )
+    )
+    return [ALL_NODES_MAC + mac + _ETHERTYPE_IPv6.to_bytes(2) + header + message]
+
+
+def is_router(interface: str) -> bool:
+    """Whether the kernel forwards IPv6 that arrives on this interface."""
+    try:
+        setting = Path(f"/proc/sys/net/ipv6/conf/{interface}/forwarding").read_text("ascii")
+    except OSError:
+        # IPv6 is disabled on this machine, or the interface has just gone.
+        return False
+    return setting.strip() not in {"", "0"}

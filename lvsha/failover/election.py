@@ -1,0 +1,433 @@
+"""Decide which director holds the addresses of one virtual router.
+
+This is the VRRPv3 state machine of RFC 9568, section 6.4, with the state FAULT that
+keepalived adds, and nothing else. It opens no socket, reads no clock and draws no random
+number: every method takes the current time and returns the actions that the caller must
+carry out, in that order.
+
+What always holds, whatever a peer sends:
+
+* `AcquireAddresses` is returned only by the step that enters MASTER and
+  `ReleaseAddresses` only by the step that leaves it, so that the two alternate.
+* `deadline` is None only in INIT and FAULT. A caller that waits for a message or for the
+  deadline, whichever is first, can never sleep for ever.
+* Before anything else, every method finds out whether a master was stopped for so long
+  that its peer must have taken over (a frozen virtual machine, a stopped process). Such a
+  master gives up the addresses first, and then listens.
+
+Beyond the RFC:
+
+* A returning node takes the addresses from a master of lower priority only while that is
+  permitted, which is when its copy of the connection table is complete. Otherwise it is a
+  backup as with preemption off. Where there is no master it always takes over.
+* Addresses are announced again after a takeover and from time to time, because switches
+  and neighbours forget, and after another master was heard.
+* Answers to another master are limited to one in each advertisement interval, and
+  announcements to one in `ANNOUNCE_GAP`, so that a sender of many advertisements cannot
+  make this node send as many.
+
+Times are seconds on a monotonic clock. Intervals on the wire are centiseconds and carry
+the suffix ``_cs``.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from lvsha.counters import Counters
+from lvsha.model import VrrpState
+from lvsha.wire.vrrp import PRIORITY_OWNER, PRIORITY_RESIGN, Advertisement
+
+# A neighbour that missed the first announcement gets another when its own link has settled
+# (1 s) and one that follows the moment when a dead master's kernel lets go of the addresses
+# (5 s; see failover/addresses.py). Forwarding databases of switches forget after 300 s by
+# default, often less.
+ANNOUNCE_AGAIN_AFTER: Final = (1.0, 5.0)
+ANNOUNCE_EVERY: Final = 60.0
+# However often another master is heard, announcements are at least this far apart.
+ANNOUNCE_GAP: Final = 0.1
+
+# Three advertisements may be lost (RFC 9568, section 6.1, Active_Down_Interval).
+DOWN_ADVERTISEMENTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Advertise:
+    """Send an advertisement with this priority; 0 resigns."""
+
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireAddresses:
+    """Put the virtual addresses on their interfaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseAddresses:
+    """Take the virtual addresses off their interfaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceAddresses:
+    """Send gratuitous ARP or unsolicited neighbour advertisements now."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The state is another; ``reason`` is a word of `REASONS`, or says what the fault is."""
+
+    old: VrrpState
+    new: VrrpState
+    reason: str
+
+
+Action = Advertise | AcquireAddresses | ReleaseAddresses | AnnounceAddresses | StateChanged
+Actions = tuple[Action, ...]
+
+REASONS: Final = frozenset(
+    {
+        "started",
+        "stopped",
+        "master_silent",
+        "master_resigned",
+        "preempted_lower_priority",
+        "higher_priority_heard",
+        "greater_address_heard",
+        "stalled",
+        "fault",
+        "recovered",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The router that was heard last, and when."""
+
+    address: bytes
+    priority: int
+    interval_cs: int
+    pseudo_header: bool
+    heard_at: float
+
+
+class Election:
+    """One virtual router on one node.
+
+    Attributes:
+        state: what this node is.
+        deadline: when to call `expire`; None for never.
+        priority: of this node, 1 to 254.
+        since: when the state was entered.
+        peer: who was heard last; None before that.
+        fault_reason: why the state is FAULT; None in every other state.
+        preemption_permitted: what `permit_preemption` said, or False after a stall.
+        transitions: state changes counted by reason, a word of `REASONS`.
+        counters: other events.
+    """
+
+    def __init__(
+        self, *, vrid: int, priority: int, interval: float, preempt: bool, address: bytes
+    ) -> None:
+        """Describe a router; nothing happens before `start`.
+
+        Args:
+            vrid: the number of the virtual router.
+            priority: 1 to 254; the owner's 255 is not supported.
+            interval: between own advertisements.
+            preempt: whether a master of lower priority may be displaced at all.
+            address: the own primary address, which decides between equal priorities
+                (RFC 9568, section 6.4.3).
+        """
+        assert 1 <= vrid <= 255
+        assert PRIORITY_RESIGN < priority < PRIORITY_OWNER
+        assert interval > 0
+        self.vrid = vrid
+        self.priority = priority
+        self.interval = interval
+        self.preempt = preempt
+        self.address = address
+        self.state = VrrpState.INIT
+        self.since: float | None = None
+        self.peer: Peer | None = None
+        self.fault_reason: str | None = None
+        self.preemption_permitted = False
+        self.transitions = Counters()
+        self.counters = Counters()
+        self._started = False
+        # BACKUP: the timer, how it will be explained, and the rate of the master.
+        self._down_at = math.inf
+        self._down_reason = "master_silent"
+        self._master_interval = interval
+        self._yielded_at = -math.inf
+        # MASTER: the next advertisement, the announcements to come, and when the last
+        # announcement and the last answer to another master were made.
+        self._advertise_at = math.inf
+        self._announce_at: deque[float] = deque()
+        self._announced_at = -math.inf
+        self._answered_at = -math.inf
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call `expire`; None for never."""
+        match self.state:
+            case VrrpState.INIT | VrrpState.FAULT:
+                return None
+            case VrrpState.BACKUP:
+                return self._down_at
+            case VrrpState.MASTER:
+                return min(self._advertise_at, self._announce_at[0])
+
+    @property
+    def skew(self) -> float:
+        """Skew_Time: the lower the priority, the later (RFC 9568, section 6.1)."""
+        return (256 - self.priority) * self._master_interval / 256
+
+    @property
+    def down_interval(self) -> float:
+        """Active_Down_Interval: the silence after which the master is thought dead."""
+        return DOWN_ADVERTISEMENTS * self._master_interval + self.skew
+
+    def start(self, now: float) -> Actions:
+        """Begin to take part, as a backup that listens first (section 6.4.1)."""
+        assert not self._started
+        self._started = True
+        if self.state is VrrpState.FAULT:
+            return ()
+        return self._become_backup(now, "started")
+
+    def receive(self, advertisement: Advertisement, source: bytes, now: float) -> Actions:
+        """Take notice of an advertisement for this virtual router.
+
+        Args:
+            advertisement: parsed, checked, and of this vrid.
+            source: the address of the sender.
+            now: the current time.
+        """
+        assert advertisement.vrid == self.vrid
+        stalled = self._give_way_after_stall(now)
+        if source == self.address:
+            # A loop in the network sends our own words back to us.
+            self.counters.add("own_advertisements")
+            return stalled
+        match self.state:
+            case VrrpState.INIT | VrrpState.FAULT:
+                self.counters.add("ignored_advertisements")
+                return stalled
+            case VrrpState.BACKUP:
+                self._note(advertisement, source, now)
+                self._receive_as_backup(advertisement, now)
+                return stalled
+            case VrrpState.MASTER:
+                self._note(advertisement, source, now)
+                return stalled + self._receive_as_master(advertisement, source, now)
+
+    def expire(self, now: float) -> Actions:
+        """Do what is due at ``now``; nothing if that is before the deadline."""
+        stalled = self._give_way_after_stall(now)
+        match self.state:
+            case VrrpState.INIT | VrrpState.FAULT:
+                return stalled
+            case VrrpState.BACKUP:
+                if now < self._down_at:
+                    return stalled
+                return stalled + self._become_master(now)
+            case VrrpState.MASTER:
+                return stalled + self._expire_as_master(now)
+
+    def stop(self, now: float) -> Actions:
+        """Leave for good: remove the addresses, then resign (section 6.4.3)."""
+        stalled = self._give_way_after_stall(now)
+        self._started = False
+        self.fault_reason = None
+        if self.state is VrrpState.INIT:
+            return stalled
+        return stalled + self._leave(VrrpState.INIT, "stopped", now)
+
+    def fault(self, reason: str, now: float) -> Actions:
+        """Hold no addresses until `recover`; a master resigns.
+
+        Args:
+            reason: for people; the newest one is kept.
+            now: the current time.
+        """
+        stalled = self._give_way_after_stall(now)
+        self.fault_reason = reason
+        if self.state is VrrpState.FAULT:
+            return stalled
+        return stalled + self._leave(VrrpState.FAULT, "fault", now, detail=reason)
+
+    def recover(self, now: float) -> Actions:
+        """The fault is over: listen as a backup, as after `start`."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.FAULT:
+            return stalled
+        self.fault_reason = None
+        if self._started:
+            return self._become_backup(now, "recovered")
+        return self._enter(VrrpState.INIT, "recovered", now)
+
+    def permit_preemption(self, permitted: bool, now: float) -> Actions:
+        """Say whether a master of lower priority may be displaced now.
+
+        A stall withdraws the permission; it must be given again when the copy of the
+        connection table is known to be complete.
+        """
+        stalled = self._give_way_after_stall(now)
+        withdrawn = self.preemption_permitted and not permitted
+        self.preemption_permitted = permitted
+        if withdrawn and self.state is VrrpState.BACKUP:
+            # The timer ran on although a lower-priority master was heard. From now on
+            # that master counts, from when it was last heard.
+            self._down_at = max(self._down_at, self._yielded_at + self.down_interval)
+            self._down_reason = "master_silent"
+        return stalled
+
+    def _note(self, advertisement: Advertisement, source: bytes, now: float) -> None:
+        self.peer = Peer(
+            source,
+            advertisement.priority,
+            advertisement.interval_cs,
+            advertisement.pseudo_header,
+            now,
+        )
+
+    def _receive_as_backup(self, advertisement: Advertisement, now: float) -> None:
+        """Section 6.4.2."""
+        if advertisement.priority == PRIORITY_RESIGN:
+            self._down_at = now + self.skew
+            self._down_reason = "master_resigned"
+            return
+        if advertisement.priority < self.priority and self.preempt:
+            self._yielded_at = now
+            if self.preemption_permitted:
+                self.counters.add("lower_priority_ignored")
+                self._down_reason = "preempted_lower_priority"
+                return
+            self.counters.add("preemption_held_back")
+        self._obey(advertisement, now)
+
+    def _obey(self, advertisement: Advertisement, now: float) -> None:
+        """Listen to a master at the rate it tells (section 6.1, Active_Adver_Interval)."""
+        self._master_interval = advertisement.interval_cs / 100
+        self._down_at = now + self.down_interval
+        self._down_reason = "master_silent"
+
+    def _receive_as_master(
+        self, advertisement: Advertisement, source: bytes, now: float
+    ) -> Actions:
+        """Section 6.4.3."""
+        if advertisement.priority == PRIORITY_RESIGN:
+            return self._answer(now)
+        self.counters.add("two_masters_seen")
+        if advertisement.priority > self.priority:
+            return self._yield_to(advertisement, "higher_priority_heard", now)
+        # Addresses compare as unsigned integers in network order, as bytes do.
+        if advertisement.priority == self.priority and source > self.address:
+            return self._yield_to(advertisement, "greater_address_heard", now)
+        return self._assert_mastery(now)
+
+    def _yield_to(self, advertisement: Advertisement, reason: str, now: float) -> Actions:
+        actions = self._leave(VrrpState.BACKUP, reason, now)
+        self._obey(advertisement, now)
+        return actions
+
+    def _assert_mastery(self, now: float) -> Actions:
+        """Make the other master give way, and be the last one to announce."""
+        answer = self._answer(now)
+        # The series starts again, because the loser may announce once more before it
+        # hears of us.
+        self._announce_at = self._series(now)
+        self._announce_at.appendleft(max(now, self._announced_at + ANNOUNCE_GAP))
+        return answer + self._announce_if_due(now)
+
+    def _answer(self, now: float) -> Actions:
+        """Advertise out of turn, but not more often than in turn."""
+        if now < self._answered_at + self.interval:
+            self.counters.add("answers_held_back")
+            return ()
+        self._answered_at = now
+        self._advertise_at = now + self.interval
+        return (Advertise(self.priority),)
+
+    def _expire_as_master(self, now: float) -> Actions:
+        if now < self._advertise_at:
+            return self._announce_if_due(now)
+        self._advertise_at = now + self.interval
+        return (Advertise(self.priority), *self._announce_if_due(now))
+
+    def _announce_if_due(self, now: float) -> Actions:
+        if now < self._announce_at[0]:
+            return ()
+        while self._announce_at and now >= self._announce_at[0]:
+            self._announce_at.popleft()
+        if not self._announce_at:
+            self._announce_at.append(now + ANNOUNCE_EVERY)
+        self._announced_at = now
+        return (AnnounceAddresses(),)
+
+    def _give_way_after_stall(self, now: float) -> Actions:
+        """Let go of the addresses if the peer must have taken them over meanwhile."""
+        if self.state is not VrrpState.MASTER or now <= self._advertise_at + self.down_interval:
+            return ()
+        self.preemption_permitted = False
+        actions = self._leave(VrrpState.BACKUP, "stalled", now)
+        self._listen(now)
+        return actions
+
+    def _listen(self, now: float) -> None:
+        """Start the timer with our own rate until a master tells another."""
+        self._master_interval = self.interval
+        self._down_at = now + self.down_interval
+        self._down_reason = "master_silent"
+
+    def _become_backup(self, now: float, reason: str) -> Actions:
+        self._listen(now)
+        return self._enter(VrrpState.BACKUP, reason, now)
+
+    def _become_master(self, now: float) -> Actions:
+        """Section 6.4.2: advertise first, so that an old master lets go."""
+        assert self.state is VrrpState.BACKUP
+        self._master_interval = self.interval
+        self._advertise_at = now + self.interval
+        self._announce_at = self._series(now)
+        self._announced_at = now
+        self._answered_at = -math.inf
+        return (
+            Advertise(self.priority),
+            AcquireAddresses(),
+            AnnounceAddresses(),
+            *self._enter(VrrpState.MASTER, self._down_reason, now),
+        )
+
+    def _leave(
+        self, new: VrrpState, reason: str, now: float, *, detail: str | None = None
+    ) -> Actions:
+        """Go to another state; out of MASTER, remove the addresses and then resign.
+
+        Only a state that will not listen resigns: whoever gives way to a better master
+        or finds that it was stalled has no successor to call.
+        """
+        parting: list[Action] = []
+        if self.state is VrrpState.MASTER:
+            parting.append(ReleaseAddresses())
+            if new is not VrrpState.BACKUP:
+                parting.append(Advertise(PRIORITY_RESIGN))
+        return (*parting, *self._enter(new, reason, now, detail=detail))
+
+    def _enter(
+        self, new: VrrpState, reason: str, now: float, *, detail: str | None = None
+    ) -> Actions:
+        assert reason in REASONS
+        assert new is not self.state
+        old = self.state
+        self.state = new
+        self.since = now
+        self.transitions.add(reason)
+        return (StateChanged(old, new, reason if detail is None else f"{reason}: {detail}"),)
+
+    @staticmethod
+    def _series(now: float) -> deque[float]:
+        return deque(now + delay for delay in ANNOUNCE_AGAIN_AFTER)

@@ -1,0 +1,291 @@
+"""Carry VRRP messages over one interface.
+
+This is the seam between the speaker and the network: raw sockets of IP protocol 112 that
+have joined the group of RFC 9568 (224.0.0.18 or ff02::12) on one interface. It neither
+reads nor builds advertisements.
+
+What always holds: messages leave with a hop limit of 255, from the interface's own address
+and never from a virtual one; own messages are not looped back; neither `send` nor
+`receive` waits. Trouble of the network (interface down, no route, no buffers) is counted,
+logged at a limited rate and survived, because a router that dies of it could not come back
+with its interface.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import structlog
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from lvsha import interfaces
+from lvsha.counters import Counters
+from lvsha.errors import HostError
+from lvsha.log import LimitedLog
+from lvsha.model import IPv4_BYTES, IPv6_BYTES, format_address, parse_address
+from lvsha.model import Protocol as IpProtocol
+from lvsha.wire.vrrp import HOP_LIMIT, GROUP_IPv4, GROUP_IPv6
+
+# Messages taken per turn: far more than the routers of a link send at once, and few enough
+# that a flood does not keep the rest of the program from running.
+BATCH_MAX: Final = 64
+_DATAGRAM_MAX: Final = 2048
+_ANCILLARY_MAX: Final = 256
+# How long a socket in trouble is left alone, so that an error cannot become a busy loop.
+_ERROR_PAUSE: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMessage:
+    """A message with what its IP header says."""
+
+    message: bytes
+    source: bytes
+    destination: bytes
+    hop_limit: int
+
+
+class AdvertisementTransport(Protocol):
+    """What a speaker needs of the network."""
+
+    @property
+    def source(self) -> bytes:
+        """The address that messages are sent from."""
+        ...
+
+    @property
+    def destination(self) -> bytes:
+        """The address that messages are sent to."""
+        ...
+
+    async def wait_readable(self) -> None:
+        """Return when `receive` may have something; sometimes for nothing."""
+        ...
+
+    def receive(self) -> Sequence[ReceivedMessage]:
+        """What has arrived, at most `BATCH_MAX` messages; never waits."""
+        ...
+
+    def send(self, message: bytes) -> None:
+        """Send to the group; never waits and never raises for the network's trouble."""
+        ...
+
+
+class MulticastTransport:
+    """The real thing: a raw socket on one interface. Use it as a context manager.
+
+    Attributes:
+        counters: what the network refused.
+    """
+
+    def __init__(
+        self,
+        interface: str,
+        source: bytes,
+        *,
+        log: FilteringBoundLogger | None = None,
+    ) -> None:
+        """Open the socket and join the group.
+
+        Args:
+            interface: its name.
+            source: its own primary IPv4 or link-local IPv6 address (see
+                `own_address`); tells the family.
+            log: where trouble is told, at a limited rate.
+
+        Raises:
+            HostError: the interface is missing, or the privilege for raw sockets.
+        """
+        self.counters = Counters()
+        self._interface = interface
+        self._source = source
+        self._destination = GROUP_IPv4 if len(source) == IPv4_BYTES else GROUP_IPv6
+        self._log = LimitedLog(log or structlog.get_logger())
+        self._paused = False
+        try:
+            self._socket = _open(interface, source)
+        except PermissionError as error:
+            raise HostError("VRRP needs raw sockets (the capability CAP_NET_RAW)") from error
+        except OSError as error:
+            raise HostError(f"VRRP cannot use interface {interface}: {error}") from error
+
+    @property
+    def source(self) -> bytes:
+        """The address that messages are sent from."""
+        return self._source
+
+    @property
+    def destination(self) -> bytes:
+        """The group of the family."""
+        return self._destination
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._socket.close()
+
+    async def wait_readable(self) -> None:
+        """Return when there may be a message."""
+        if self._paused:
+            self._paused = False
+            await trio.sleep(_ERROR_PAUSE)
+        await trio.lowlevel.wait_readable(self._socket)
+
+    def receive(self) -> Sequence[ReceivedMessage]:
+        """Take what has arrived, without waiting."""
+        messages: list[ReceivedMessage] = []
+        for _ in range(BATCH_MAX):
+            try:
+                data, ancillary, _, sender = self._socket.recvmsg(_DATAGRAM_MAX, _ANCILLARY_MAX)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._trouble("receive_failed", error)
+                self._paused = True
+                break
+            if len(self._source) == IPv4_BYTES:
+                message = _unwrap_ipv4(data)
+            else:
+                message = _describe_ipv6(data, ancillary, str(sender[0]))
+            if message is None:
+                self.counters.add("header_malformed")
+            else:
+                messages.append(message)
+        return messages
+
+    def send(self, message: bytes) -> None:
+        """Send to the group, or count that it was not possible."""
+        try:
+            if len(self._source) == IPv4_BYTES:
+                self._socket.sendto(message, (format_address(self._destination), 0))
+            else:
+                self._send_ipv6(message)
+        except OSError as error:
+            self._trouble("send_failed", error)
+
+    def _send_ipv6(self, message: bytes) -> None:
+        # The source is given with each message. To bind the socket to it would fail for
+        # the second or two in which the kernel still checks a new link-local address.
+        index = socket.if_nametoindex(self._interface)
+        chosen = struct.pack("@16sI", self._source, index)
+        self._socket.sendmsg(
+            [message],
+            [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, chosen)],
+            0,
+            (format_address(self._destination), 0, 0, index),
+        )
+
+    def _trouble(self, event: str, error: OSError) -> None:
+        self.counters.add(event)
+        self._log.warning(
+            event,
+            trio.current_time(),
+            interface=self._interface,
+            error=errno.errorcode.get(error.errno or 0, str(error)),
+        )
+
+
+def own_address(interface: str, family: int, virtual: Sequence[bytes]) -> bytes:
+    """The address that VRRP speaks from on an interface (RFC 9568, sections 5.1.1.1, 5.1.2.1).
+
+    Args:
+        interface: its name.
+        family: 4 or 6.
+        virtual: addresses that do not count, because they may be held at the moment.
+
+    Raises:
+        HostError: there is none.
+    """
+    if family == 4:
+        return interfaces.primary_ipv4(interface, virtual)
+    return interfaces.link_local_ipv6(interface, virtual)
+
+
+def _open(interface: str, source: bytes) -> socket.socket:
+    family = socket.AF_INET if len(source) == IPv4_BYTES else socket.AF_INET6
+    opened = socket.socket(
+        family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, IpProtocol.VRRP
+    )
+    try:
+        index = socket.if_nametoindex(interface)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+        if family == socket.AF_INET:
+            _join_ipv4(opened, source, index)
+        else:
+            _join_ipv6(opened, index)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _join_ipv4(opened: socket.socket, source: bytes, index: int) -> None:
+    # struct ip_mreqn: group, local address, interface index. As IP_MULTICAST_IF its local
+    # address becomes the source of what is sent.
+    opened.setsockopt(
+        socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("@4s4si", bytes(4), source, index)
+    )
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, HOP_LIMIT)
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+    opened.setsockopt(
+        socket.IPPROTO_IP,
+        socket.IP_ADD_MEMBERSHIP,
+        struct.pack("@4s4si", GROUP_IPv4, bytes(4), index),
+    )
+    # CS6, internetwork control: what a queue should drop last.
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xC0)
+
+
+def _join_ipv6(opened: socket.socket, index: int) -> None:
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, HOP_LIMIT)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    opened.setsockopt(
+        socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, struct.pack("@16si", GROUP_IPv6, index)
+    )
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0xC0)
+
+
+def _unwrap_ipv4(packet: bytes) -> ReceivedMessage | None:
+    """Take the IP header off, which a raw IPv4 socket delivers with the message."""
+    if len(packet) < 20:
+        return None
+    header_bytes = (packet[0] & 0x0F) * 4
+    if not 20 <= header_bytes <= len(packet):
+        return None
+    return ReceivedMessage(packet[header_bytes:], packet[12:16], packet[16:20], packet[8])
+
+
+def _describe_ipv6(
+    message: bytes, ancillary: Sequence[tuple[int, int, bytes]], sender: str
+) -> ReceivedMessage | None:
+    """Put a message together with what the kernel says of its header."""
+    hop_limit: int | None = None
+    destination: bytes | None = None
+    for level, kind, value in ancillary:
+        if level != socket.IPPROTO_IPV6:
+            continue
+        if kind == socket.IPV6_HOPLIMIT:
+            (hop_limit,) = struct.unpack_from("@i", value)
+        elif kind == socket.IPV6_PKTINFO:
+            destination = value[:IPv6_BYTES]
+    if hop_limit is None or destination is None:
+        return None
+    return ReceivedMessage(message, parse_address(sender.partition("%")[0]), destination, hop_limit)

@@ -1,0 +1,78 @@
+"""Ask the machine for the addresses of an interface by its name.
+
+A thin, typed cover over the ``netifaces`` module. Nothing is cached: an answer is what
+was true when it was asked for. What is missing becomes a `HostError` that names the
+interface.
+"""
+
+import ipaddress
+from collections.abc import Collection
+
+import netifaces
+
+from lvsha.errors import HostError
+from lvsha.model import parse_address
+
+
+def primary_ipv4(interface: str, excluding: Collection[bytes] = ()) -> bytes:
+    """The first IPv4 address of an interface, the one VRRP speaks from.
+
+    Args:
+        interface: its name.
+        excluding: virtual addresses, which are never a machine's own even while it
+            holds them.
+
+    Raises:
+        HostError: no such interface, or it has no other address.
+    """
+    for address in _addresses(interface, netifaces.AF_INET):
+        if address not in excluding:
+            return address
+    raise HostError(
+        f"interface {interface} has no IPv4 address of its own; VRRP needs one to speak from"
+    )
+
+
+def link_local_ipv6(interface: str, excluding: Collection[bytes] = ()) -> bytes:
+    """The link-local IPv6 address of an interface, the one VRRP speaks from.
+
+    Args:
+        interface: its name.
+        excluding: virtual addresses, which may be link-local as well.
+
+    Raises:
+        HostError: no such interface, or it has no such address.
+    """
+    for address in _addresses(interface, netifaces.AF_INET6):
+        if address not in excluding and ipaddress.IPv6Address(address).is_link_local:
+            return address
+    raise HostError(
+        f"interface {interface} has no link-local IPv6 address of its own; VRRP needs one to "
+        "speak from (is the interface up, and IPv6 not disabled?)"
+    )
+
+
+def mac_address(interface: str) -> bytes:
+    """The six bytes of the Ethernet address of an interface.
+
+    Raises:
+        HostError: no such interface, or it is not Ethernet.
+    """
+    for entry in _entries(interface, netifaces.AF_PACKET):
+        mac = bytes.fromhex(entry.replace(":", ""))
+        if len(mac) == 6:
+            return mac
+    raise HostError(f"interface {interface} has no Ethernet address")
+
+
+def _addresses(interface: str, family: int) -> list[bytes]:
+    # netifaces appends the zone to a link-local address: fe80::1%eth0.
+    return [parse_address(entry.partition("%")[0]) for entry in _entries(interface, family)]
+
+
+def _entries(interface: str, family: int) -> list[str]:
+    try:
+        found = netifaces.ifaddresses(interface)
+    except ValueError as error:
+        raise HostError(f"interface {interface} does not exist") from error
+    return [str(entry["addr"]) for entry in found.get(family, []) if "addr" in entry]

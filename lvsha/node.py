@@ -1,0 +1,509 @@
+"""Build one node of the pair and carry values between its parts.
+
+Forwarding, sync and failover do not know of each other. They meet here:
+
+* When a virtual router becomes MASTER, the director holds its addresses and its sync id is
+  led. When it leaves MASTER, everything its backup does not know yet is told, and the
+  director goes on opening connections for `DRAIN`, because neighbours that have not heard
+  of the successor still send their frames here.
+* Changes of connections go to the replica of their sync id; what a peer tells goes to the
+  director.
+* A node may displace a master of lower priority only while its copy of the connection
+  table is complete.
+* An interface that a virtual router needs and that is down means FAULT.
+
+One nursery holds everything. A part that fails takes the node down, and the peer takes
+over.
+"""
+
+import secrets
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Final, assert_never
+
+import structlog
+import trio
+
+import lvsha
+from lvsha.config import Pair, VirtualRouter
+from lvsha.control import ControlServer, lock_namespace
+from lvsha.counters import Counters
+from lvsha.datapath import interception
+from lvsha.datapath.director import Director, Reporting
+from lvsha.datapath.forwarder import Forwarder
+from lvsha.datapath.schedulers import SCHEDULERS
+from lvsha.errors import ConfigError
+from lvsha.failover.addresses import InterfaceAddress, NetlinkAddresses, remove_leftovers
+from lvsha.failover.election import Election
+from lvsha.failover.speaker import RouterStateChanged, Speaker
+from lvsha.failover.transport import MulticastTransport, own_address
+from lvsha.model import (
+    ConnectionChange,
+    ConnectionChanged,
+    ConnectionRecord,
+    VrrpState,
+    format_endpoint,
+)
+from lvsha.sync.actions import Alarm, ConfigurationAgrees, ConfigurationDiffers, PeerChanged
+from lvsha.sync.courier import Courier, SyncEvent
+from lvsha.sync.replica import Replica
+from lvsha.sync.transport import MulticastTransport as SyncTransport
+
+DRAIN: Final = 2.0
+"""Seconds for which a node that has lost its addresses still serves those who have not
+heard of it; a successor announces at once and again after a second."""
+READINESS_INTERVAL: Final = 0.1
+EVENTS_MAX: Final = 64
+EPOCH_BITS: Final = 64
+
+_log = structlog.get_logger()
+
+
+def build_director(pair: Pair) -> Director:
+    """A director with the services of a pair file, holding no virtual router's address.
+
+    Raises:
+        ConfigError: a scheduler is unknown.
+    """
+    reporting = None
+    if pair.sync is not None and pair.virtual_routers:
+        reporting = Reporting(pair.sync.tell, pair.sync.threshold, pair.sync.period)
+    director = Director(connections_max=pair.limits.connections, reporting=reporting)
+    director.set_timeouts(
+        tcp=pair.timeouts.tcp, tcp_fin=pair.timeouts.tcp_fin, udp=pair.timeouts.udp
+    )
+    for service in pair.services:
+        if service.scheduler not in SCHEDULERS:
+            raise ConfigError(
+                f"services.{service.name}.scheduler: expected one of {', '.join(SCHEDULERS)}, "
+                f"not {service.scheduler!r}"
+            )
+        virtual = director.add_service(
+            service.name,
+            service.protocol_number,
+            service.address.packed,
+            service.port,
+            service.scheduler,
+            service.scheduler_flags,
+        )
+        for server in service.servers:
+            director.add_server(
+                virtual,
+                server.address.packed,
+                server.port or service.port,
+                server.weight,
+                service.method_of(server),
+            )
+    for router in pair.virtual_routers:
+        for placed in router.addresses:
+            director.hold(placed.address.ip.packed, held=False)
+    return director
+
+
+class ConnectionStore:
+    """The director as the sync sees it: connections by sync id.
+
+    Args:
+        director: whose table it is.
+        sync_ids: the sync id of each virtual address.
+    """
+
+    def __init__(self, director: Director, sync_ids: dict[bytes, int]) -> None:
+        self.counters = Counters()
+        self._director = director
+        self._sync_ids = sync_ids
+        self._generations: dict[int, int] = {}
+
+    def addresses(self, sync_id: int) -> set[bytes]:
+        """The virtual addresses of a sync id."""
+        return {address for address, of in self._sync_ids.items() if of == sync_id}
+
+    def apply(self, record: ConnectionRecord) -> None:
+        """Take a connection over from a peer."""
+        refusal = self._director.apply(record, trio.current_time())
+        if refusal is not None:
+            self.counters.add(f"records_refused_{refusal.name.lower()}")
+
+    def forget(self, key: bytes) -> None:
+        """Remove a connection that its source has ended."""
+        self._director.forget(key)
+
+    def count(self, sync_id: int) -> int:
+        """How many connections there are of a sync id."""
+        addresses = self.addresses(sync_id)
+        return sum(
+            server.active + server.inactive
+            for service in self._director.services.values()
+            if service.address in addresses
+            for server in service.servers
+        )
+
+    def begin_snapshot(self, sync_id: int) -> None:
+        """Mark what is applied from now on."""
+        self._generations[sync_id] = self._director.begin_snapshot()
+
+    def end_snapshot(self, sync_id: int) -> None:
+        """Remove what was not applied since the snapshot began."""
+        generation = self._generations.pop(sync_id, None)
+        if generation is not None:
+            swept = self._director.sweep(generation, self.addresses(sync_id))
+            self.counters.add("connections_swept", swept)
+
+    def records(self, sync_id: int) -> Iterator[ConnectionRecord]:
+        """All connections of a sync id."""
+        return self._director.records(self.addresses(sync_id))
+
+    def by_sync_id(self, changes: Sequence[ConnectionChange]) -> dict[int, list[ConnectionChange]]:
+        """Sort changes by the sync id of their virtual address."""
+        sorted_changes: dict[int, list[ConnectionChange]] = {}
+        for change in changes:
+            if isinstance(change, ConnectionChanged):
+                virtual = change.record.virtual
+            else:
+                virtual = change.virtual
+            sync_id = self._sync_ids.get(virtual)
+            if sync_id is not None:
+                sorted_changes.setdefault(sync_id, []).append(change)
+        return sorted_changes
+
+
+class Node:
+    """One running director.
+
+    Args:
+        pair: the pair file.
+        name: which of its nodes this is.
+
+    Raises:
+        ConfigError: the pair file has no such node, or names an unknown scheduler.
+    """
+
+    def __init__(self, pair: Pair, name: str) -> None:
+        if name not in pair.nodes:
+            known = ", ".join(pair.nodes)
+            raise ConfigError(f"nodes: expected a node called {name!r}; the file has {known}")
+        self.pair = pair
+        self.name = name
+        self.director = build_director(pair)
+        self._own = pair.nodes[name]
+        self._store = ConnectionStore(
+            self.director,
+            {
+                placed.address.ip.packed: router.sync_id
+                for router in pair.virtual_routers
+                for placed in router.addresses
+            },
+        )
+        self._forwarder = Forwarder(self.director, self._traffic_interfaces(), self._tell)
+        self._routers = {router.name: router for router in pair.virtual_routers}
+        self._speakers: dict[str, Speaker] = {}
+        self._masters: set[str] = set()
+        self._replicas: list[Replica] = []
+        self._courier: Courier | None = None
+        self._draining: dict[str, trio.CancelScope] = {}
+        self._started_at = 0.0
+
+    # Configuration
+
+    def _traffic_interfaces(self) -> list[str]:
+        """All interfaces of the node, but for one that only sync uses."""
+        used = {router.interface for router in self.pair.virtual_routers}
+        used |= {p.interface for router in self.pair.virtual_routers for p in router.addresses}
+        sync = self.pair.sync.interface if self.pair.sync is not None else None
+        return [name for role, name in self._own.interfaces.items() if role != sync or role in used]
+
+    def interface_addresses(self, router: VirtualRouter) -> list[InterfaceAddress]:
+        """The addresses of a virtual router, placed on this node's interfaces."""
+        return [
+            InterfaceAddress(self._own.interfaces[placed.interface], placed.address)
+            for placed in router.addresses
+        ]
+
+    # Life
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT, then hand over and clean up.
+
+        Raises:
+            HostError: something that the host must have is missing.
+        """
+        self._started_at = trio.current_time()
+        with ExitStack() as resources:
+            resources.enter_context(lock_namespace())
+            await clean(self)
+            async with trio.open_nursery() as nursery:
+                control = ControlServer({"status": self.status})
+                await nursery.start(control.run)
+                await nursery.start(self._forwarder.run)
+                if self.pair.sync is not None and self._routers:
+                    await self._start_sync(nursery, resources)
+                await self._start_speakers(nursery, resources)
+                nursery.start_soon(self._watch_interfaces)
+                nursery.start_soon(self._watch_readiness)
+                _log.info("director started", node=self.name, version=lvsha.__version__)
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    async for number in signals:
+                        _log.info("director stops", signal=signal.Signals(number).name)
+                        break
+                await self._hand_over()
+                nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await clean(self)
+
+    async def _start_sync(self, nursery: trio.Nursery, resources: ExitStack) -> None:
+        sync = self.pair.sync
+        assert sync is not None, "asked for only with sync"
+        transport = SyncTransport(
+            self._own.interfaces[sync.interface], sync.group.packed, sync.port, ttl=sync.ttl
+        )
+        resources.callback(transport.close)
+        self._replicas = [
+            Replica(
+                sync_id=sync_id,
+                node=self.name,
+                epoch=secrets.randbits(EPOCH_BITS),
+                configuration_digest=self.pair.digest(),
+                digests=self.pair.digests(),
+                heartbeat_interval=sync.heartbeat_interval,
+                datagram_max=sync.datagram_max,
+            )
+            for sync_id in sorted({router.sync_id for router in self.pair.virtual_routers})
+        ]
+        self._courier = Courier(self._replicas, transport, self._store)
+        nursery.start_soon(self._report_sync, self._courier.events)
+        await nursery.start(self._courier.run)
+
+    async def _start_speakers(self, nursery: trio.Nursery, resources: ExitStack) -> None:
+        sender, receiver = trio.open_memory_channel[RouterStateChanged](EVENTS_MAX)
+        nursery.start_soon(self._follow_elections, receiver)
+        for router in self.pair.virtual_routers:
+            interface = self._own.interfaces[router.interface]
+            virtual = [placed.address.ip.packed for placed in router.addresses]
+            source = own_address(interface, router.family, virtual)
+            transport = resources.enter_context(MulticastTransport(interface, source))
+            election = Election(
+                vrid=router.vrid,
+                priority=self._own.priority_of(router.name),
+                interval=router.advert_interval,
+                preempt=router.preempt,
+                address=source,
+            )
+            speaker = Speaker(
+                election,
+                transport,
+                NetlinkAddresses(self.interface_addresses(router)),
+                sender,
+                name=router.name,
+                virtual_addresses=[
+                    placed.address.ip.packed
+                    for placed in router.addresses
+                    if placed.interface == router.interface
+                ],
+                pseudo_header=router.checksum == "keepalived",
+            )
+            self._speakers[router.name] = speaker
+            if self._courier is None:
+                speaker.permit_preemption(permitted=True)
+            await nursery.start(speaker.run)
+
+    async def _hand_over(self) -> None:
+        """Resign everywhere, and serve those who have not noticed for a while longer."""
+        was_master = bool(self._masters)
+        for name in list(self._masters):
+            self._tell_everything(name)
+        async with trio.open_nursery() as nursery:
+            for speaker in self._speakers.values():
+                nursery.start_soon(speaker.stop)
+        if was_master and len(self.pair.nodes) > 1:
+            slowest = max(router.advert_interval for router in self.pair.virtual_routers)
+            await trio.sleep(slowest + DRAIN)
+
+    # Connections
+
+    def _tell(self) -> None:
+        """Carry the director's changes to the replicas."""
+        changes = self.director.take_changes()
+        if self._courier is None:
+            return
+        for sync_id, of_one in self._store.by_sync_id(changes).items():
+            self._courier.tell(sync_id, of_one)
+
+    def _tell_everything(self, router: str) -> None:
+        """Tell what the backup does not know, half-open connections too."""
+        self.director.tell_all(self._virtual(router))
+        self._tell()
+
+    def _virtual(self, router: str) -> set[bytes]:
+        return {placed.address.ip.packed for placed in self._routers[router].addresses}
+
+    def _hold(self, router: str, *, held: bool) -> None:
+        for address in self._virtual(router):
+            self.director.hold(address, held=held)
+
+    async def _report_sync(self, events: trio.MemoryReceiveChannel[SyncEvent]) -> None:
+        async for event in events:
+            match event.happening:
+                case PeerChanged(node, state, reason):
+                    _log.info("peer changed", peer=node, state=state.name, reason=reason)
+                case ConfigurationDiffers(node, names):
+                    _log.error("the pair files differ", peer=node, in_=", ".join(names) or "?")
+                case ConfigurationAgrees(node):
+                    _log.info("the pair files agree again", peer=node)
+                case Alarm(kind, node):
+                    _log.error("alarm", kind=kind, peer=node)
+                case _:
+                    assert_never(event)
+
+    # Elections
+
+    async def _follow_elections(
+        self, changes: trio.MemoryReceiveChannel[RouterStateChanged]
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            async for change in changes:
+                if change.new is VrrpState.MASTER:
+                    self._become_master(change.router)
+                elif change.old is VrrpState.MASTER:
+                    self._leave_master(change, nursery)
+
+    def _become_master(self, router: str) -> None:
+        self._masters.add(router)
+        draining = self._draining.pop(router, None)
+        if draining is not None:
+            draining.cancel()
+        self._hold(router, held=True)
+        if self._courier is not None:
+            self._courier.lead(self._routers[router].sync_id)
+
+    def _leave_master(self, change: RouterStateChanged, nursery: trio.Nursery) -> None:
+        router = change.router
+        self._masters.discard(router)
+        self._tell_everything(router)
+        sync_id = self._routers[router].sync_id
+        still_leading = any(self._routers[name].sync_id == sync_id for name in self._masters)
+        if self._courier is not None and not still_leading:
+            self._courier.follow(sync_id)
+            if change.reason == "stalled":
+                self._courier.resync(sync_id)
+        if change.reason == "stalled":
+            # The peer has been master for long; a frame that comes here now is a stray.
+            self._hold(router, held=False)
+        else:
+            nursery.start_soon(self._drain, router)
+
+    async def _drain(self, router: str) -> None:
+        with trio.CancelScope() as scope:
+            self._draining[router] = scope
+            await trio.sleep(DRAIN)
+            del self._draining[router]
+            self._hold(router, held=False)
+
+    async def _watch_readiness(self) -> None:
+        """Permit preemption while the copy of the connection table is complete."""
+        courier = self._courier
+        if courier is None:
+            return
+        permitted = dict.fromkeys(self._speakers, False)
+        while True:
+            for name, speaker in self._speakers.items():
+                complete = courier.complete(self._routers[name].sync_id)
+                if complete != permitted[name] or (
+                    complete and not speaker.election.preemption_permitted
+                ):
+                    permitted[name] = complete
+                    speaker.permit_preemption(complete)
+            await trio.sleep(READINESS_INTERVAL)
+
+    async def _watch_interfaces(self) -> None:
+        """Declare a fault where a virtual router needs an interface that is down."""
+        faults: dict[str, str | None] = dict.fromkeys(self._speakers)
+        while True:
+            for name, speaker in self._speakers.items():
+                fault = self._fault(self._routers[name])
+                if fault == faults[name]:
+                    continue
+                faults[name] = fault
+                if fault is None:
+                    speaker.recover()
+                else:
+                    speaker.fault(fault)
+            await self._forwarder.network_changed()
+
+    def _fault(self, router: VirtualRouter) -> str | None:
+        roles = [router.interface, *(placed.interface for placed in router.addresses)]
+        for interface in dict.fromkeys(self._own.interfaces[role] for role in roles):
+            link = self.director.network.link_named(interface)
+            if link is None or not link.up:
+                return f"interface {interface} is {'down' if link is not None else 'missing'}"
+        return None
+
+    # Observation
+
+    def status(self) -> dict[str, object]:
+        """Everything ``lvsha status`` shows, as JSON-able values."""
+        director = self.director
+        return {
+            "node": self.name,
+            "version": lvsha.__version__,
+            "uptime_seconds": trio.current_time() - self._started_at,
+            "configuration": self.pair.digest().hex(),
+            "routers": {name: speaker.status() for name, speaker in self._speakers.items()},
+            "sync": {
+                str(replica.sync_id): replica.status(trio.current_time())
+                for replica in self._replicas
+            },
+            "services": {
+                service.name: {
+                    "address": format_endpoint(service.address, service.port),
+                    "protocol": "tcp" if service.protocol == 6 else "udp",
+                    "scheduler": service.scheduler_name,
+                    "held": service.held,
+                    "servers": [
+                        {
+                            "address": format_endpoint(server.address, server.port),
+                            "method": server.method.name.lower(),
+                            "weight": server.weight,
+                            "active": server.active,
+                            "inactive": server.inactive,
+                            "connections": server.statistics.connections,
+                            "in_packets": server.statistics.in_packets,
+                            "out_packets": server.statistics.out_packets,
+                            "in_bytes": server.statistics.in_bytes,
+                            "out_bytes": server.statistics.out_bytes,
+                        }
+                        for server in service.servers
+                    ],
+                }
+                for service in director.services.values()
+            },
+            "connections": len(director.table),
+            "drops": {
+                reason.name.lower(): count for reason, count in sorted(director.drops.items())
+            },
+            "counters": {
+                "forwarder": self._forwarder.counters.snapshot(),
+                "records": self._store.counters.snapshot(),
+                "sync": self._courier.counters.snapshot() if self._courier is not None else {},
+            },
+        }
+
+
+async def clean(node: Node) -> None:
+    """Take away what a run leaves on the host: addresses first, then interception rules.
+
+    In this order a dead director's stack never sees a frame of a service, and does not
+    answer ARP for an address that its peer holds now.
+
+    Raises:
+        HostError: the kernel refuses.
+    """
+    leftovers = [
+        address
+        for router in node.pair.virtual_routers
+        for address in node.interface_addresses(router)
+    ]
+    removed = await remove_leftovers(leftovers)
+    if removed:
+        _log.info("leftover addresses removed", count=removed)
+    await interception.release()

@@ -1,0 +1,108 @@
+"""What a `Replica` asks of its caller, as values.
+
+Actions are carried out in the order in which they were returned. None of them can fail
+as far as the replica is concerned: what the caller cannot do, it counts.
+"""
+
+from dataclasses import dataclass
+
+from lvsha.model import ConnectionRecord
+from lvsha.sync.messages import PeerState
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this datagram to the group."""
+
+    datagram: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Enter this connection, or bring it to this state; it is confirmed by that."""
+
+    record: ConnectionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the connection with this key, if there is one."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BeginSnapshot:
+    """From now on, mark the connections of this sync id that are applied."""
+
+    sync_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndSnapshot:
+    """Remove the connections of this sync id that were not applied since the last begin."""
+
+    sync_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProvideSnapshot:
+    """Call `Replica.snapshot` with all connections of this sync id."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChanged:
+    """A peer was heard, lost, or went from one state to another."""
+
+    node: str
+    state: PeerState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationDiffers:
+    """A peer has another configuration; ``names`` is empty until it is known where."""
+
+    node: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationAgrees:
+    """A peer whose configuration differed has the same one again."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something is wrong that an operator must see.
+
+    ``kind`` is ``second_leader`` (two nodes lead one sync id) or ``duplicate_node`` (two
+    nodes have one name).
+    """
+
+    kind: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A datagram was dropped; ``reason`` holds nothing that came from it."""
+
+    reason: str
+
+
+Action = (
+    Send
+    | Apply
+    | Forget
+    | BeginSnapshot
+    | EndSnapshot
+    | ProvideSnapshot
+    | PeerChanged
+    | ConfigurationDiffers
+    | ConfigurationAgrees
+    | Alarm
+    | Refused
+)
