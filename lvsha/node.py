@@ -4,8 +4,9 @@ Forwarding, sync and failover do not know of each other. They meet here:
 
 * When a virtual router becomes MASTER, the director holds its addresses and its sync id is
   led. When it leaves MASTER, everything its backup does not know yet is told, and the
-  director goes on opening connections for `DRAIN`, because neighbours that have not heard
-  of the successor still send their frames here.
+  director goes on opening connections for `TRANSITION`, because neighbours that have not
+  heard of the successor still send their frames here. During that time both tell each
+  connection from its first packet on.
 * Changes of connections go to the replica of their sync id; what a peer tells goes to the
   director.
 * A node may displace a master of lower priority only while its copy of the connection
@@ -50,9 +51,9 @@ from lvsha.sync.courier import Courier, SyncEvent
 from lvsha.sync.replica import Replica
 from lvsha.sync.transport import MulticastTransport as SyncTransport
 
-DRAIN: Final = 2.0
-"""Seconds for which a node that has lost its addresses still serves those who have not
-heard of it; a successor announces at once and again after a second."""
+TRANSITION: Final = 2.0
+"""Seconds after a change of master in which frames may still come to the old one, which
+goes on serving them; a successor announces at once and again after a second."""
 READINESS_INTERVAL: Final = 0.1
 EVENTS_MAX: Final = 64
 EPOCH_BITS: Final = 64
@@ -201,7 +202,7 @@ class Node:
         self._masters: set[str] = set()
         self._replicas: list[Replica] = []
         self._courier: Courier | None = None
-        self._draining: dict[str, trio.CancelScope] = {}
+        self._settling: dict[str, trio.CancelScope] = {}
         self._started_at = 0.0
 
     # Configuration
@@ -250,6 +251,7 @@ class Node:
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await clean(self)
+        _log.info("director stopped", connections=len(self.director.table), drops=self._drops())
 
     async def _start_sync(self, nursery: trio.Nursery, resources: ExitStack) -> None:
         sync = self.pair.sync
@@ -317,7 +319,7 @@ class Node:
                 nursery.start_soon(speaker.stop)
         if was_master and len(self.pair.nodes) > 1:
             slowest = max(router.advert_interval for router in self.pair.virtual_routers)
-            await trio.sleep(slowest + DRAIN)
+            await trio.sleep(slowest + TRANSITION)
 
     # Connections
 
@@ -337,9 +339,9 @@ class Node:
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
 
-    def _hold(self, router: str, *, held: bool) -> None:
+    def _hold(self, router: str, *, held: bool, in_transition: bool = False) -> None:
         for address in self._virtual(router):
-            self.director.hold(address, held=held)
+            self.director.hold(address, held=held, in_transition=in_transition)
 
     async def _report_sync(self, events: trio.MemoryReceiveChannel[SyncEvent]) -> None:
         async for event in events:
@@ -362,42 +364,42 @@ class Node:
     ) -> None:
         async with trio.open_nursery() as nursery:
             async for change in changes:
+                if VrrpState.MASTER not in {change.old, change.new}:
+                    continue
                 if change.new is VrrpState.MASTER:
                     self._become_master(change.router)
-                elif change.old is VrrpState.MASTER:
-                    self._leave_master(change, nursery)
+                else:
+                    self._leave_master(change)
+                nursery.start_soon(self._settle, change)
 
     def _become_master(self, router: str) -> None:
         self._masters.add(router)
-        draining = self._draining.pop(router, None)
-        if draining is not None:
-            draining.cancel()
-        self._hold(router, held=True)
+        self._hold(router, held=True, in_transition=True)
         if self._courier is not None:
             self._courier.lead(self._routers[router].sync_id)
 
-    def _leave_master(self, change: RouterStateChanged, nursery: trio.Nursery) -> None:
-        router = change.router
+    def _leave_master(self, change: RouterStateChanged) -> None:
+        router, sync_id = change.router, self._routers[change.router].sync_id
         self._masters.discard(router)
         self._tell_everything(router)
-        sync_id = self._routers[router].sync_id
-        still_leading = any(self._routers[name].sync_id == sync_id for name in self._masters)
-        if self._courier is not None and not still_leading:
+        # After a stall the peer has been master for long; what comes here now is a stray.
+        stalled = change.reason == "stalled"
+        self._hold(router, held=not stalled, in_transition=not stalled)
+        if self._courier is not None:
             self._courier.follow(sync_id)
-            if change.reason == "stalled":
+            if stalled:
                 self._courier.resync(sync_id)
-        if change.reason == "stalled":
-            # The peer has been master for long; a frame that comes here now is a stray.
-            self._hold(router, held=False)
-        else:
-            nursery.start_soon(self._drain, router)
 
-    async def _drain(self, router: str) -> None:
-        with trio.CancelScope() as scope:
-            self._draining[router] = scope
-            await trio.sleep(DRAIN)
-            del self._draining[router]
-            self._hold(router, held=False)
+    async def _settle(self, change: RouterStateChanged) -> None:
+        """End the transition, unless another has begun meanwhile."""
+        settling = trio.CancelScope()
+        previous = self._settling.get(change.router)
+        if previous is not None:
+            previous.cancel()
+        self._settling[change.router] = settling
+        with settling:
+            await trio.sleep(TRANSITION)
+            self._hold(change.router, held=change.new is VrrpState.MASTER)
 
     async def _watch_readiness(self) -> None:
         """Permit preemption while the copy of the connection table is complete."""
@@ -478,15 +480,16 @@ class Node:
                 for service in director.services.values()
             },
             "connections": len(director.table),
-            "drops": {
-                reason.name.lower(): count for reason, count in sorted(director.drops.items())
-            },
+            "drops": self._drops(),
             "counters": {
                 "forwarder": self._forwarder.counters.snapshot(),
                 "records": self._store.counters.snapshot(),
                 "sync": self._courier.counters.snapshot() if self._courier is not None else {},
             },
         }
+
+    def _drops(self) -> dict[str, int]:
+        return {reason.name.lower(): n for reason, n in sorted(self.director.drops.items())}
 
 
 async def clean(node: Node) -> None:

@@ -181,11 +181,20 @@ class Director:
             self._nat_servers[key] -= 1
         service.scheduler.updated(server)
 
-    def hold(self, address: bytes, *, held: bool) -> None:
-        """Open new connections for an address, or no longer."""
+    def hold(self, address: bytes, *, held: bool, in_transition: bool = False) -> None:
+        """Open new connections for an address, or no longer.
+
+        Args:
+            address: a virtual address.
+            held: whether new connections are opened.
+            in_transition: the address has moved to or from this node a moment ago, and some
+                have not heard of it yet; each connection is then told from its first packet
+                on, because its next one may go to the other node.
+        """
         for service in self.services.values():
             if service.address == address:
                 service.held = held
+                service.in_transition = in_transition
 
     def learn(self, change: NetworkChange) -> list[Outgoing]:
         """Take over a change of the host's network; returns frames that waited for it."""
@@ -359,7 +368,7 @@ class Director:
         if tcp_states.ACTIVE[state] != connection.active:
             self._count_as(connection, active=tcp_states.ACTIVE[state])
         reporting = self._reporting
-        if reporting is not None and tcp_states.TOLD[state]:
+        if reporting is not None and self._is_worth_telling(connection):
             if reporting.when == "established":
                 self._report(connection, now)
             elif state != tcp_states.TcpState.ESTABLISHED and state != connection.told_state:
@@ -416,13 +425,21 @@ class Director:
         if reporting.when == "threshold":
             self._report_by_count(connection, reporting)
             return
-        if connection.protocol == Protocol.TCP and not tcp_states.TOLD[connection.state]:
+        if not self._is_worth_telling(connection):
             return
         connection.report_at = now + connection.timeout * REFRESH_PART
         self._tell(connection)
 
+    def _is_worth_telling(self, connection: Connection) -> bool:
+        """Whether backups are told of connections in this state."""
+        return (
+            connection.protocol != Protocol.TCP
+            or tcp_states.TOLD[connection.state]
+            or connection.server.service.in_transition
+        )
+
     def _report_by_count(self, connection: Connection, reporting: Reporting) -> None:
-        if connection.protocol == Protocol.TCP and not tcp_states.TOLD[connection.state]:
+        if not self._is_worth_telling(connection):
             return
         count = connection.packets
         if reporting.period:

@@ -116,6 +116,7 @@ class VirtualService:
 
     Attributes:
         held: whether this node holds the address, and so may open connections.
+        in_transition: whether some still send to another node; see `Director.hold`.
         retired: what servers counted that are no longer listed.
     """
 
@@ -127,6 +128,7 @@ class VirtualService:
     scheduler: "Scheduler" = field(init=False)
     servers: list[RealServer] = field(default_factory=list)
     held: bool = True
+    in_transition: bool = False
     retired: Statistics = field(default_factory=Statistics)
 
     @property

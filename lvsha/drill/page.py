@@ -183,7 +183,7 @@ def _act(act: ActFigures, recording: Recording, outages: list[tuple[float, float
         f'<th class="{style}">{name}</th>'
         for style, name in (
             ("", "connections"),
-            ("number", "opened"),
+            ("number", "open"),
             ("number", "kept"),
             ("number", "broken"),
             ("number", "longest wait"),

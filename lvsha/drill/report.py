@@ -21,8 +21,8 @@ from lvsha.drill.timeline import ActFigures, KindFigures, Verdict
 KIND_MEANINGS: Final = {
     "streams": "streams",
     "idle": "idle",
-    "young": "young (a second old)",
-    "new": "new, since then",
+    "young": "young (1 s)",
+    "new": "new since",
 }
 
 
@@ -47,7 +47,7 @@ def facts(act: ActFigures) -> list[tuple[str, str]]:
     slow = act.attempts.slowest_ms
     values = [
         (
-            "outage (UDP flow through the VIP)",
+            "outage of the UDP flow",
             f"{act.outage_ms:.0f} ms{recovered}; usual gap up to {act.usual_gap_ms:.0f} ms",
         ),
         ("datagrams lost", f"{act.lost_datagrams} of {act.sent_datagrams}"),
@@ -98,12 +98,13 @@ def render(verdict: Verdict, options: DrillOptions) -> RenderableType:
             header_style="dim",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
+            padding=(0, 2, 0, 0),
         )
         table.add_column("connections", no_wrap=True)
-        for name in ("opened", "kept", "broken", "longest wait"):
+        for name in ("open", "kept", "broken", "longest wait"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column(SERVERS_HEADING, no_wrap=True)
-        table.add_column("same server", no_wrap=True)
+        table.add_column("same", no_wrap=True)
         for name, figures in act.kinds:
             table.add_row(
                 KIND_MEANINGS[name],

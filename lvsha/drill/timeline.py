@@ -10,6 +10,8 @@ The rules:
 * The outage of an act is the longest time between two answers to the UDP probe that
   follow each other, of those that end after the act's moment. A flow that never
   recovers has an outage up to the end of the act and `recovered` is false.
+* A datagram is lost if its answer did not come, or only after `DATAGRAM_LATE`; such late
+  answers end no outage either.
 * Connections still in their handshake at the moment of an act, and those tried after
   it, are reported but cost nobody an established connection.
 
@@ -22,10 +24,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from lvsha.drill.recording import OTHER_SERVER, Act, Load, Recording, ShortConnection, StateSeen
+from lvsha.drill.recording import (
+    OTHER_SERVER,
+    Act,
+    Datagram,
+    Load,
+    Recording,
+    ShortConnection,
+    StateSeen,
+)
 
 BEFORE: Final = 0.5
 """How long before an act its steady state is looked at."""
+
+DATAGRAM_LATE: Final = 1.0
+"""An answer that takes longer counts as none: no user of UDP waits for it."""
 
 MASTER: Final = "MASTER"
 TWO_MASTERS_MIN: Final = 0.12
@@ -166,7 +179,7 @@ def _judge_act(recording: Recording, act: Act, since: float, until: float) -> Ac
         outage_until=gap.until,
         recovered=gap.closed,
         usual_gap_ms=_usual_gap(load, act) * 1000,
-        lost_datagrams=sum(entry.answered_at is None for entry in window),
+        lost_datagrams=sum(_is_lost(entry) for entry in window),
         sent_datagrams=len(window),
         takeover_ms=None if takeover is None else takeover * 1000,
         two_masters_ms=1000
@@ -221,7 +234,11 @@ class Gap:
 
 def longest_gap(load: Load, act: Act) -> Gap:
     """The longest time without an answer to the probe that an act caused."""
-    answers = sorted(entry.answered_at for entry in load.probe if entry.answered_at is not None)
+    answers = sorted(
+        entry.answered_at
+        for entry in load.probe
+        if entry.answered_at is not None and not _is_lost(entry)
+    )
     before = [at for at in answers if at < act.at]
     after = [at for at in answers if act.at <= at <= act.until]
     start = before[-1] if before else act.at
@@ -256,6 +273,11 @@ def _takeover(states: Sequence[StateSeen], act: Act) -> float | None:
         if act.at <= seen.at < act.until and seen.node == act.heir and seen.state == MASTER:
             return seen.at - act.at
     return None
+
+
+def _is_lost(entry: Datagram) -> bool:
+    """Whether a datagram was of no use; what a stopped director kept until it woke is not."""
+    return entry.answered_at is None or entry.answered_at - entry.sent_at > DATAGRAM_LATE
 
 
 def _usual_gap(load: Load, act: Act) -> float:

@@ -195,13 +195,10 @@ def _hold(addresses: Sequence[InterfaceAddress], lifetime: int) -> _Outcome:
 
     def hold(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
         present = _present(netlink, index)
-        found = [flags for held, flags in present if held == wanted.address]
-        if found:
-            # What it was added with stays, or the kernel would move its route about.
-            without_route = bool(found[0] & _IFA_F_NOPREFIXROUTE)
-        else:
-            own = (held for held, _ in present if held.ip not in virtual)
-            without_route = any(_covers(held, wanted.address) for held in own)
+        # Asked each time, because an own address may have come or gone since.
+        without_route = any(
+            _covers(held, wanted.address) for held in present if held.ip not in virtual
+        )
         netlink.addr(
             "replace",
             index=index,
@@ -213,7 +210,7 @@ def _hold(addresses: Sequence[InterfaceAddress], lifetime: int) -> _Outcome:
             preferred_lft=lifetime,
             valid_lft=lifetime,
         )
-        if not found:
+        if wanted.address not in present:
             added.append(wanted)
 
     refused = _for_each(addresses, hold)
@@ -229,7 +226,7 @@ def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     removed: list[InterfaceAddress] = []
 
     def remove(netlink: IPRoute, index: int, unwanted: InterfaceAddress) -> None:
-        for held, _ in _present(netlink, index):
+        for held in _present(netlink, index):
             if held.ip == unwanted.address.ip:
                 netlink.addr(
                     "delete",
@@ -253,7 +250,7 @@ def _announce(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     announced: list[InterfaceAddress] = []
 
     def announce_held(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
-        if all(held.ip != wanted.address.ip for held, _ in _present(netlink, index)):
+        if all(held.ip != wanted.address.ip for held in _present(netlink, index)):
             raise OSError(errno.EADDRNOTAVAIL, "the address is not held")
         announce(wanted.interface, [wanted.address.packed])
         announced.append(wanted)
@@ -291,15 +288,14 @@ def _try(netlink: IPRoute, address: InterfaceAddress, step: _Step) -> Sequence[_
     return ()
 
 
-def _present(netlink: IPRoute, index: int) -> Sequence[tuple[IpInterface, int]]:
-    """The addresses of an interface with their flags."""
-    found: list[tuple[IpInterface, int]] = []
+def _present(netlink: IPRoute, index: int) -> Sequence[IpInterface]:
+    """The addresses of an interface."""
+    found: list[IpInterface] = []
     for message in netlink.get_addr(index=index):
         # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end of a link.
         text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         if text is not None:
-            held = ipaddress.ip_interface(f"{text}/{int(message['prefixlen'])}")
-            found.append((held, int(message.get_attr("IFA_FLAGS") or 0)))
+            found.append(ipaddress.ip_interface(f"{text}/{int(message['prefixlen'])}"))
     return found
 
 

@@ -117,7 +117,8 @@ class MulticastTransport:
     def close(self) -> None:
         """Leave the group."""
         if self._socket is not None:
-            trio.lowlevel.notify_closing(self._socket)
+            if trio.lowlevel.in_trio_run():
+                trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
             self._socket = None
             self._opened = trio.Event()
