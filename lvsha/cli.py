@@ -6,6 +6,7 @@ command line is wrong; 3 this machine lacks something.
 
 import json
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from lvsha.config import Pair, load_pair
 from lvsha.drill.exercise import run_drill
 from lvsha.drill.options import DrillOptions, Failure, Method
 from lvsha.errors import ConfigError, HostError
-from lvsha.node import Node, clean
+from lvsha.host import LinuxHost
+from lvsha.node import Node
 from lvsha.view import show_status
 
 EXIT_CONFIGURATION: Final = 2
@@ -68,9 +70,9 @@ def run(
 
     def start() -> None:
         pair = load_pair(file)
-        director = Node(pair, _node_name(pair, file, node))
+        director = Node(pair, _node_name(pair, file, node), LinuxHost())
         try:
-            trio.run(director.run)
+            trio.run(_run_until_told, director)
         except* (ConfigError, HostError) as group:
             raise _first(group) from None
 
@@ -84,7 +86,7 @@ def check(file: PairFile) -> None:
     def look() -> None:
         pair = load_pair(file)
         for name in pair.nodes:
-            Node(pair, name)
+            Node(pair, name, LinuxHost())
         sys.stdout.write(
             f"{file}: in order: {len(pair.nodes)} nodes, {len(pair.virtual_routers)} virtual "
             f"routers, {len(pair.services)} services; digest {pair.digest().hex()[:12]}\n"
@@ -116,9 +118,9 @@ def clean_up(file: PairFile, node: NodeName = None) -> None:
 
     def sweep() -> None:
         pair = load_pair(file)
-        director = Node(pair, _node_name(pair, file, node))
+        director = Node(pair, _node_name(pair, file, node), LinuxHost())
         with control.lock_namespace():
-            trio.run(clean, director)
+            trio.run(director.clean)
 
     _explained(sweep)
 
@@ -162,6 +164,21 @@ def drill(
         html=html_file,
     )
     raise typer.Exit(_explained(lambda: run_drill(options, Console())))
+
+
+async def _run_until_told(node: Node) -> None:
+    """Run a node; SIGTERM and SIGINT ask it to hand over and end."""
+    stop = trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                async for _ in signals:
+                    stop.set()
+
+            nursery.start_soon(listen)
+            await node.run(stop)
+            nursery.cancel_scope.cancel()
 
 
 def _node_name(pair: Pair, file: Path, given: str | None) -> str:

@@ -17,9 +17,6 @@ One nursery holds everything. A part that fails takes the node down, and the pee
 over.
 """
 
-import secrets
-import signal
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final, assert_never
 
@@ -27,36 +24,25 @@ import structlog
 import trio
 
 import lvsha
-from lvsha.config import Pair, VirtualRouter
-from lvsha.control import ControlServer, lock_namespace
-from lvsha.counters import Counters
-from lvsha.datapath import interception
+from lvsha.config import Pair, Sync, VirtualRouter
+from lvsha.connection_store import ConnectionStore
 from lvsha.datapath.director import Director, Reporting
-from lvsha.datapath.forwarder import Forwarder
 from lvsha.datapath.schedulers import SCHEDULERS
 from lvsha.errors import ConfigError
-from lvsha.failover.addresses import InterfaceAddress, NetlinkAddresses, remove_leftovers
+from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.election import Election
 from lvsha.failover.speaker import RouterStateChanged, Speaker
-from lvsha.failover.transport import MulticastTransport, own_address
-from lvsha.model import (
-    ConnectionChange,
-    ConnectionChanged,
-    ConnectionRecord,
-    VrrpState,
-    format_endpoint,
-)
+from lvsha.host import Host
+from lvsha.model import VrrpState, format_endpoint
 from lvsha.sync.actions import Alarm, ConfigurationAgrees, ConfigurationDiffers, PeerChanged
 from lvsha.sync.courier import Courier, SyncEvent
 from lvsha.sync.replica import Replica
-from lvsha.sync.transport import MulticastTransport as SyncTransport
 
 TRANSITION: Final = 2.0
 """Seconds after a change of master in which frames may still come to the old one, which
 goes on serving them; a successor announces at once and again after a second."""
 READINESS_INTERVAL: Final = 0.1
-EVENTS_MAX: Final = 64
-EPOCH_BITS: Final = 64
+STATE_CHANGES_MAX: Final = 64
 
 _log = structlog.get_logger()
 
@@ -102,91 +88,26 @@ def build_director(pair: Pair) -> Director:
     return director
 
 
-class ConnectionStore:
-    """The director as the sync sees it: connections by sync id.
-
-    Args:
-        director: whose table it is.
-        sync_ids: the sync id of each virtual address.
-    """
-
-    def __init__(self, director: Director, sync_ids: dict[bytes, int]) -> None:
-        self.counters = Counters()
-        self._director = director
-        self._sync_ids = sync_ids
-        self._generations: dict[int, int] = {}
-
-    def addresses(self, sync_id: int) -> set[bytes]:
-        """The virtual addresses of a sync id."""
-        return {address for address, of in self._sync_ids.items() if of == sync_id}
-
-    def apply(self, record: ConnectionRecord) -> None:
-        """Take a connection over from a peer."""
-        refusal = self._director.apply(record, trio.current_time())
-        if refusal is not None:
-            self.counters.add(f"records_refused_{refusal.name.lower()}")
-
-    def forget(self, key: bytes) -> None:
-        """Remove a connection that its source has ended."""
-        self._director.forget(key)
-
-    def count(self, sync_id: int) -> int:
-        """How many connections there are of a sync id."""
-        addresses = self.addresses(sync_id)
-        return sum(
-            server.active + server.inactive
-            for service in self._director.services.values()
-            if service.address in addresses
-            for server in service.servers
-        )
-
-    def begin_snapshot(self, sync_id: int) -> None:
-        """Mark what is applied from now on."""
-        self._generations[sync_id] = self._director.begin_snapshot()
-
-    def end_snapshot(self, sync_id: int) -> None:
-        """Remove what was not applied since the snapshot began."""
-        generation = self._generations.pop(sync_id, None)
-        if generation is not None:
-            swept = self._director.sweep(generation, self.addresses(sync_id))
-            self.counters.add("connections_swept", swept)
-
-    def records(self, sync_id: int) -> Iterator[ConnectionRecord]:
-        """All connections of a sync id."""
-        return self._director.records(self.addresses(sync_id))
-
-    def by_sync_id(self, changes: Sequence[ConnectionChange]) -> dict[int, list[ConnectionChange]]:
-        """Sort changes by the sync id of their virtual address."""
-        sorted_changes: dict[int, list[ConnectionChange]] = {}
-        for change in changes:
-            if isinstance(change, ConnectionChanged):
-                virtual = change.record.virtual
-            else:
-                virtual = change.virtual
-            sync_id = self._sync_ids.get(virtual)
-            if sync_id is not None:
-                sorted_changes.setdefault(sync_id, []).append(change)
-        return sorted_changes
-
-
 class Node:
     """One running director.
 
     Args:
         pair: the pair file.
         name: which of its nodes this is.
+        host: the machine it runs on.
 
     Raises:
         ConfigError: the pair file has no such node, or names an unknown scheduler.
     """
 
-    def __init__(self, pair: Pair, name: str) -> None:
+    def __init__(self, pair: Pair, name: str, host: Host) -> None:
         if name not in pair.nodes:
             known = ", ".join(pair.nodes)
             raise ConfigError(f"nodes: expected a node called {name!r}; the file has {known}")
         self.pair = pair
         self.name = name
         self.director = build_director(pair)
+        self._host = host
         self._own = pair.nodes[name]
         self._store = ConnectionStore(
             self.director,
@@ -195,8 +116,9 @@ class Node:
                 for router in pair.virtual_routers
                 for placed in router.addresses
             },
+            trio.current_time,
         )
-        self._forwarder = Forwarder(self.director, self._traffic_interfaces(), self._tell)
+        self._forwarder = host.forwarder(self.director, self._traffic_interfaces(), self._tell)
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._masters: set[str] = set()
@@ -214,7 +136,7 @@ class Node:
         sync = self.pair.sync.interface if self.pair.sync is not None else None
         return [name for role, name in self._own.interfaces.items() if role != sync or role in used]
 
-    def interface_addresses(self, router: VirtualRouter) -> list[InterfaceAddress]:
+    def _interface_addresses(self, router: VirtualRouter) -> list[InterfaceAddress]:
         """The addresses of a virtual router, placed on this node's interfaces."""
         return [
             InterfaceAddress(self._own.interfaces[placed.interface], placed.address)
@@ -223,78 +145,81 @@ class Node:
 
     # Life
 
-    async def run(self) -> None:
-        """Run until SIGTERM or SIGINT, then hand over and clean up.
+    async def run(self, stop: trio.Event) -> None:
+        """Run until ``stop``, then hand over and clean up.
 
         Raises:
             HostError: something that the host must have is missing.
         """
         self._started_at = trio.current_time()
         with ExitStack() as resources:
-            resources.enter_context(lock_namespace())
-            await clean(self)
+            resources.enter_context(self._host.exclusive())
+            await self.clean()
             async with trio.open_nursery() as nursery:
-                control = ControlServer({"status": self.status})
-                await nursery.start(control.run)
+                await nursery.start(self._host.serve_control, {"status": self.status})
                 await nursery.start(self._forwarder.run)
                 if self.pair.sync is not None and self._routers:
-                    await self._start_sync(nursery, resources)
+                    await self._start_sync(self.pair.sync, nursery, resources)
                 await self._start_speakers(nursery, resources)
                 nursery.start_soon(self._watch_interfaces)
                 nursery.start_soon(self._watch_readiness)
                 _log.info("director started", node=self.name, version=lvsha.__version__)
-                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                    async for number in signals:
-                        _log.info("director stops", signal=signal.Signals(number).name)
-                        break
+                await stop.wait()
                 await self._hand_over()
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
-            await clean(self)
+            await self.clean()
         _log.info("director stopped", connections=len(self.director.table), drops=self._drops())
 
-    async def _start_sync(self, nursery: trio.Nursery, resources: ExitStack) -> None:
-        sync = self.pair.sync
-        assert sync is not None, "asked for only with sync"
-        transport = SyncTransport(
-            self._own.interfaces[sync.interface], sync.group.packed, sync.port, ttl=sync.ttl
+    async def clean(self) -> None:
+        """Take away what a run leaves on the host.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        routers = self.pair.virtual_routers
+        await self._host.clean(
+            [address for router in routers for address in self._interface_addresses(router)]
         )
-        resources.callback(transport.close)
+
+    async def _start_sync(self, sync: Sync, nursery: trio.Nursery, resources: ExitStack) -> None:
+        transport = resources.enter_context(
+            self._host.sync_transport(self._own.interfaces[sync.interface], sync)
+        )
         self._replicas = [
             Replica(
-                sync_id=sync_id,
+                sync_id=router.sync_id,
                 node=self.name,
-                epoch=secrets.randbits(EPOCH_BITS),
+                epoch=self._host.epoch(),
                 configuration_digest=self.pair.digest(),
                 digests=self.pair.digests(),
                 heartbeat_interval=sync.heartbeat_interval,
                 datagram_max=sync.datagram_max,
             )
-            for sync_id in sorted({router.sync_id for router in self.pair.virtual_routers})
+            for router in self.pair.virtual_routers
         ]
         self._courier = Courier(self._replicas, transport, self._store)
         nursery.start_soon(self._report_sync, self._courier.events)
         await nursery.start(self._courier.run)
 
     async def _start_speakers(self, nursery: trio.Nursery, resources: ExitStack) -> None:
-        sender, receiver = trio.open_memory_channel[RouterStateChanged](EVENTS_MAX)
+        sender, receiver = trio.open_memory_channel[RouterStateChanged](STATE_CHANGES_MAX)
         nursery.start_soon(self._follow_elections, receiver)
         for router in self.pair.virtual_routers:
-            interface = self._own.interfaces[router.interface]
-            virtual = [placed.address.ip.packed for placed in router.addresses]
-            source = own_address(interface, router.family, virtual)
-            transport = resources.enter_context(MulticastTransport(interface, source))
+            transport = resources.enter_context(
+                self._host.advertisement_transport(self._own.interfaces[router.interface], router)
+            )
             election = Election(
                 vrid=router.vrid,
                 priority=self._own.priority_of(router.name),
                 interval=router.advert_interval,
                 preempt=router.preempt,
-                address=source,
+                address=transport.source,
             )
             speaker = Speaker(
                 election,
                 transport,
-                NetlinkAddresses(self.interface_addresses(router)),
+                self._host.addresses(self._interface_addresses(router)),
                 sender,
                 name=router.name,
                 virtual_addresses=[
@@ -490,23 +415,3 @@ class Node:
 
     def _drops(self) -> dict[str, int]:
         return {reason.name.lower(): n for reason, n in sorted(self.director.drops.items())}
-
-
-async def clean(node: Node) -> None:
-    """Take away what a run leaves on the host: addresses first, then interception rules.
-
-    In this order a dead director's stack never sees a frame of a service, and does not
-    answer ARP for an address that its peer holds now.
-
-    Raises:
-        HostError: the kernel refuses.
-    """
-    leftovers = [
-        address
-        for router in node.pair.virtual_routers
-        for address in node.interface_addresses(router)
-    ]
-    removed = await remove_leftovers(leftovers)
-    if removed:
-        _log.info("leftover addresses removed", count=removed)
-    await interception.release()

@@ -1,0 +1,82 @@
+"""The director's connections as the sync sees them: by sync id.
+
+Each virtual router has a sync id, so the virtual address of a connection tells which id it
+belongs to. Connections of addresses that no virtual router moves are not synced.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from lvsha.counters import Counters
+from lvsha.datapath.director import Director
+from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionRecord
+
+
+class ConnectionStore:
+    """A director's table for a courier.
+
+    Args:
+        director: whose table it is.
+        sync_ids: the sync id of each virtual address.
+        clock: tells the time, in seconds.
+    """
+
+    def __init__(
+        self, director: Director, sync_ids: Mapping[bytes, int], clock: Callable[[], float]
+    ) -> None:
+        self.counters = Counters()
+        self._director = director
+        self._sync_ids = sync_ids
+        self._clock = clock
+        self._generations: dict[int, int] = {}
+
+    def addresses(self, sync_id: int) -> set[bytes]:
+        """The virtual addresses of a sync id."""
+        return {address for address, of in self._sync_ids.items() if of == sync_id}
+
+    def apply(self, record: ConnectionRecord) -> None:
+        """Take a connection over from a peer, or count why that cannot be."""
+        refusal = self._director.apply(record, self._clock())
+        if refusal is not None:
+            self.counters.add(f"records_refused_{refusal.name.lower()}")
+
+    def forget(self, key: bytes) -> None:
+        """Remove a connection that its source has ended."""
+        self._director.forget(key)
+
+    def count(self, sync_id: int) -> int:
+        """How many connections there are of a sync id."""
+        addresses = self.addresses(sync_id)
+        return sum(
+            server.active + server.inactive
+            for service in self._director.services.values()
+            if service.address in addresses
+            for server in service.servers
+        )
+
+    def begin_snapshot(self, sync_id: int) -> None:
+        """Mark what is applied from now on."""
+        self._generations[sync_id] = self._director.begin_snapshot()
+
+    def end_snapshot(self, sync_id: int) -> None:
+        """Remove what was not applied since the snapshot began."""
+        generation = self._generations.pop(sync_id, None)
+        if generation is not None:
+            swept = self._director.sweep(generation, self.addresses(sync_id))
+            self.counters.add("connections_swept", swept)
+
+    def records(self, sync_id: int) -> Iterator[ConnectionRecord]:
+        """All connections of a sync id, each as it is when it is read."""
+        return self._director.records(self.addresses(sync_id))
+
+    def by_sync_id(self, changes: Sequence[ConnectionChange]) -> dict[int, list[ConnectionChange]]:
+        """Sort changes by the sync id of their virtual address."""
+        by_id: dict[int, list[ConnectionChange]] = {}
+        for change in changes:
+            if isinstance(change, ConnectionChanged):
+                virtual = change.record.virtual
+            else:
+                virtual = change.virtual
+            sync_id = self._sync_ids.get(virtual)
+            if sync_id is not None:
+                by_id.setdefault(sync_id, []).append(change)
+        return by_id

@@ -1,0 +1,311 @@
+"""What any `Addresses` must do: one suite, on the kernel and on the one in memory.
+
+The kernel's part runs in a child process in a network namespace of its own, because the
+threads of this process must stay where they are.
+"""
+
+import ipaddress
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from lvsha.errors import HostError
+from lvsha.failover.addresses import (
+    Addresses,
+    InterfaceAddress,
+    NetlinkAddresses,
+    remove_leftovers,
+)
+
+ROOT = Path(__file__).parents[2]
+INTERFACE = "outside"
+VIRTUAL = [
+    InterfaceAddress(INTERFACE, ipaddress.ip_interface(text))
+    for text in ("192.0.2.10/24", "198.51.100.10/24", "2001:db8::10/64", "fe80::10/64")
+]
+Look = Callable[[], set[str]]
+
+
+class RememberedAddresses:
+    """The kernel as a set."""
+
+    def __init__(self, addresses: list[InterfaceAddress]) -> None:
+        self.addresses = addresses
+        self.held: set[str] = set()
+
+    async def acquire(self) -> bool:
+        self.held = {str(one.address) for one in self.addresses}
+        return True
+
+    async def release(self) -> bool:
+        self.held = set()
+        return True
+
+    async def refresh(self) -> bool:
+        return await self.acquire()
+
+    async def announce(self) -> bool:
+        return bool(self.held)
+
+
+async def keep_the_contract(addresses: Addresses, look: Look) -> None:
+    """Everything that a speaker relies on."""
+    everything = {str(one.address) for one in VIRTUAL}
+    assert await addresses.release(), "nothing to release is fine"
+    assert not await addresses.announce(), "what is not held is not announced"
+    assert await addresses.acquire()
+    assert look() == everything
+    assert await addresses.acquire(), "to acquire again is fine"
+    assert await addresses.refresh()
+    assert await addresses.announce()
+    assert look() == everything
+    assert await addresses.release()
+    assert look() == set()
+    assert await addresses.refresh(), "to refresh what was lost restores it"
+    assert look() == everything
+    assert await addresses.release()
+    assert look() == set()
+
+
+def test_addresses_in_memory_keep_the_contract() -> None:
+    addresses = RememberedAddresses(VIRTUAL)
+    trio.run(keep_the_contract, addresses, lambda: addresses.held)
+
+
+def in_namespace(check: str) -> None:
+    """Run one of the checks below in a child with a network of its own."""
+    prefix = ["unshare", "--net"]
+    if os.geteuid() != 0:
+        prefix = ["unshare", "--user", "--map-root-user", "--net"]
+    probe = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"no network namespaces here: {probe.stderr.strip()}")
+    done = subprocess.run(
+        [*prefix, sys.executable, __file__, check],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    "check",
+    [
+        "contract",
+        "routes_stay",
+        "finite_lifetime",
+        "restored",
+        "own_address_comes_later",
+        "own_address_goes",
+        "leftovers",
+        "missing_interface",
+        "down_interface",
+        "no_privilege",
+        "no_descriptors_leak",
+    ],
+)
+def test_kernel(check: str) -> None:
+    in_namespace(check)
+
+
+# From here on in the child.
+
+
+def ip(arguments: str) -> str:
+    done = subprocess.run(
+        ["ip", *arguments.split()], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout
+
+
+def look() -> set[str]:
+    """The virtual addresses that the kernel has, with their prefix lengths."""
+    words = ip(f"-o address show dev {INTERFACE}").split()
+    return set(words) & {str(one.address) for one in VIRTUAL}
+
+
+def make_interface() -> None:
+    ip(f"link add {INTERFACE} type veth peer name other")
+    ip(f"link set {INTERFACE} up")
+    ip("link set other up")
+    ip(f"address add 192.0.2.1/24 dev {INTERFACE}")
+    # A network that a router advertised: its route has a lifetime already.
+    ip(f"address add 2001:db8::1/64 dev {INTERFACE} valid_lft 3600 preferred_lft 3600")
+
+
+async def contract() -> None:
+    await keep_the_contract(NetlinkAddresses(VIRTUAL), look)
+
+
+async def routes_stay() -> None:
+    """Networks of the interface's own keep their routes, another network gets one."""
+
+    def own_routes() -> list[str]:
+        lines = (ip("-4 route") + ip("-6 route")).splitlines()
+        # The seconds that are left of a route go down by themselves.
+        plain = [line.replace("expires 3599sec", "expires 3600sec") for line in lines]
+        return sorted(line for line in plain if not line.startswith("198.51.100.0/24"))
+
+    before = own_routes()
+    assert any("expires" in line for line in before), before
+    addresses = NetlinkAddresses(VIRTUAL)
+    await addresses.acquire()
+    await addresses.refresh()
+    assert own_routes() == before
+    assert "198.51.100.0/24" in ip("-4 route")
+    await addresses.release()
+    assert own_routes() == before
+    assert "198.51.100.0/24" not in ip("-4 route")
+
+
+async def finite_lifetime() -> None:
+    await NetlinkAddresses(VIRTUAL, lifetime=4).acquire()
+    lines = ip(f"-o address show dev {INTERFACE}").splitlines()
+    for one in VIRTUAL:
+        (line,) = [line for line in lines if f" {one.address} " in line]
+        assert "valid_lft 4sec preferred_lft 4sec" in line, line
+        assert "tentative" not in line, line
+
+
+async def restored() -> None:
+    addresses = NetlinkAddresses(VIRTUAL)
+    await addresses.acquire()
+    ip(f"address del 192.0.2.10/24 dev {INTERFACE}")
+    assert await addresses.refresh()
+    assert str(VIRTUAL[0].address) in look()
+    assert addresses.counters.snapshot() == {"address_restored": 1}
+
+
+async def own_address_comes_later() -> None:
+    """The route that a virtual address brought becomes the own one's, and stays."""
+
+    def route_of_own_network() -> str:
+        return ip("-6 route show 2001:db8::/64") + ip("-4 route show 192.0.2.0/24")
+
+    ip(f"address del 192.0.2.1/24 dev {INTERFACE}")
+    ip(f"address del 2001:db8::1/64 dev {INTERFACE}")
+    addresses = NetlinkAddresses(VIRTUAL[::-1])
+    await addresses.acquire()
+    shown = route_of_own_network()
+    assert "2001:db8::/64" in shown
+    assert "192.0.2.0/24" in shown
+    assert "expires" in shown, shown
+    ip(f"address add 2001:db8::1/64 dev {INTERFACE} nodad")
+    await addresses.refresh()
+    assert "expires" not in route_of_own_network(), route_of_own_network()
+    await addresses.release()
+    shown = route_of_own_network()
+    assert "2001:db8::/64" in shown
+    assert "expires" not in shown, shown
+
+
+async def own_address_goes() -> None:
+    """A virtual address that came without a route brings it when it is alone."""
+    addresses = NetlinkAddresses(VIRTUAL)
+    await addresses.acquire()
+    ip(f"address del 2001:db8::1/64 dev {INTERFACE}")
+    await addresses.refresh()
+    assert "2001:db8::/64" in ip("-6 route")
+
+
+async def leftovers() -> None:
+    """What an earlier run left goes, permanent or not and with any prefix length."""
+    ip(f"address add 192.0.2.10/32 dev {INTERFACE}")
+    ip(f"address add 2001:db8::10/64 dev {INTERFACE} nodad")
+    assert await remove_leftovers(VIRTUAL) == 2
+    assert await remove_leftovers(VIRTUAL) == 0
+    assert await remove_leftovers([]) == 0
+    shown = ip(f"-o address show dev {INTERFACE}")
+    assert "192.0.2.10" not in shown
+    assert "192.0.2.1/24" in shown
+
+
+async def missing_interface() -> None:
+    missing = [InterfaceAddress("nowhere", ipaddress.ip_interface("192.0.2.10/24"))]
+    addresses = NetlinkAddresses([*missing, VIRTUAL[0]])
+    assert not await addresses.acquire()
+    assert look() == {"192.0.2.10/24"}, "one refusal does not end the others"
+    assert not await addresses.announce()
+    assert await addresses.release()
+    assert await remove_leftovers(missing) == 0
+    assert addresses.counters.snapshot() == {
+        "address_not_acquired": 1,
+        "address_not_announced": 1,
+    }
+
+
+async def down_interface() -> None:
+    addresses = NetlinkAddresses(VIRTUAL[:1])
+    await addresses.acquire()
+    ip(f"link set {INTERFACE} down")
+    assert not await addresses.announce()
+    assert addresses.counters["address_not_announced"] == 1
+    ip(f"link set {INTERFACE} up")
+    assert await addresses.refresh()
+    assert await addresses.announce()
+
+
+async def no_privilege() -> None:
+    """Without CAP_NET_ADMIN: a sentence at the start, a count later on."""
+    ip(f"address add 192.0.2.10/24 dev {INTERFACE}")
+    setpriv = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+    done = await trio.run_process(
+        [*setpriv, sys.executable, __file__, "unprivileged"], capture_stderr=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+async def unprivileged() -> None:
+    addresses = NetlinkAddresses(VIRTUAL)
+    assert not await addresses.acquire()
+    assert addresses.counters["address_not_acquired"] == len(VIRTUAL)
+    with pytest.raises(HostError, match="CAP_NET_ADMIN"):
+        await remove_leftovers(VIRTUAL)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def no_descriptors_leak() -> None:
+    addresses = NetlinkAddresses(VIRTUAL)
+    await addresses.acquire()
+    before = open_descriptors()
+    for _ in range(50):
+        await addresses.refresh()
+        await addresses.announce()
+    assert open_descriptors() <= before
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        contract,
+        routes_stay,
+        finite_lifetime,
+        restored,
+        own_address_comes_later,
+        own_address_goes,
+        leftovers,
+        missing_interface,
+        down_interface,
+        no_privilege,
+        no_descriptors_leak,
+    )
+}
+
+if __name__ == "__main__":
+    if sys.argv[1] == "unprivileged":
+        trio.run(unprivileged)
+    else:
+        make_interface()
+        trio.run(CHECKS[sys.argv[1]])

@@ -1,0 +1,364 @@
+"""Two or three elections in one small world, with everything going wrong that can.
+
+One event heap, one seed. The seed draws the number of routers, their priorities, the
+interval, and the rates of loss, duplication, delay, partition, stall, crash and fault. The
+checkers run after every step. Then the world heals, and exactly one master must be found
+within a bound.
+
+A longer run: ``python -m tests.simulation.test_election_simulation 5000``; one seed again:
+``python -m tests.simulation.test_election_simulation 1 SEED``.
+"""
+
+import heapq
+import itertools
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+
+from lvsha.failover.election import (
+    AcquireAddresses,
+    Actions,
+    Advertise,
+    AnnounceAddresses,
+    Election,
+    ReleaseAddresses,
+    StateChanged,
+)
+from lvsha.model import VrrpState
+from lvsha.wire.vrrp import Advertisement
+
+SEEDS = 200
+# In advertisement intervals: how long the world misbehaves, and how long it may take to
+# settle. A node that starts last waits for a down interval (less than 4), learns that it may
+# preempt, and waits for another one.
+TROUBLE_INTERVALS = 60
+SETTLE_INTERVALS = 10
+CALM_INTERVALS = 15
+
+
+@dataclass(eq=False)
+class Router:
+    """One node: its election, and what the world does to it."""
+
+    number: int
+    priority: int
+    address: bytes
+    election: Election | None = None
+    life: int = 0
+    frozen_until: float = 0.0
+    inbox: list[tuple[Advertisement, bytes]] = field(default_factory=list)
+    holds_since: float | None = None
+    permitted: bool = False
+
+    def is_awake(self, now: float) -> bool:
+        return self.election is not None and now >= self.frozen_until
+
+
+class World:
+    """The heap, the wire and the checkers."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.dice = random.Random(seed)
+        self.now = 0.0
+        self.steps = 0
+        self.heap: list[tuple[float, int, Callable[[], None]]] = []
+        self.order = itertools.count()
+        self.interval = self.dice.choice([0.05, 0.1, 1.0])
+        self.preempt = self.dice.random() < 0.7
+        self.loss = self.dice.choice([0.0, 0.05, 0.3])
+        self.duplication = self.dice.choice([0.0, 0.1])
+        self.delay_max = self.interval * self.dice.choice([0.01, 0.2])
+        self.cut: set[frozenset[int]] = set()
+        # The last time that any message was lost, or any router was not listening.
+        self.dirty_at = 0.0
+        priorities = self.dice.sample(range(1, 255), k=self.dice.choice([2, 2, 3]))
+        if self.dice.random() < 0.2:
+            priorities = [priorities[0]] * len(priorities)
+        self.routers = [
+            Router(number, priority, bytes((10, 0, 0, number + 1)))
+            for number, priority in enumerate(priorities)
+        ]
+
+    def fail(self, sentence: str) -> None:
+        raise AssertionError(
+            f"seed {self.seed} at {self.now:.4f} s: {sentence}; replay with: "
+            f"python -m tests.simulation.test_election_simulation 1 {self.seed}"
+        )
+
+    def after(self, delay: float, happen: Callable[[], None]) -> None:
+        heapq.heappush(self.heap, (self.now + delay, next(self.order), happen))
+
+    def run_until(self, end: float) -> None:
+        while self.heap and self.heap[0][0] <= end:
+            self.now, _, happen = heapq.heappop(self.heap)
+            happen()
+            self.steps += 1
+            self.check()
+        self.now = end
+
+    # The routers.
+
+    def start(self, router: Router) -> None:
+        """Boot, with preemption permitted when the table is complete some time later."""
+        router.life += 1
+        router.inbox.clear()
+        router.holds_since = None
+        router.permitted = False
+        router.election = Election(
+            vrid=1,
+            priority=router.priority,
+            interval=self.interval,
+            preempt=self.preempt,
+            address=router.address,
+        )
+        self.act(router, router.election.start(self.now))
+        self.permit_later(router)
+
+    def permit_later(self, router: Router) -> None:
+        life = router.life
+
+        def permit() -> None:
+            if router.election is None or router.life != life:
+                return
+            if not router.is_awake(self.now):
+                self.permit_later(router)
+                return
+            router.permitted = True
+            self.act(router, router.election.permit_preemption(True, self.now))
+
+        self.after(self.dice.uniform(0, 5 * self.interval), permit)
+
+    def crash(self, router: Router) -> None:
+        router.life += 1
+        router.election = None
+        router.holds_since = None
+
+    def act(self, router: Router, actions: Actions) -> None:
+        """Carry out actions and see that they keep the promises of the election."""
+        for action in actions:
+            match action:
+                case Advertise(priority):
+                    # A new master advertises before it acquires, one that resigns after
+                    # it released.
+                    resigned = router.holds_since is None
+                    master = running(router).state is VrrpState.MASTER
+                    if not (resigned if priority == 0 else master):
+                        self.fail(f"router {router.number} advertises {priority} wrongly")
+                    self.send(router, priority)
+                case AcquireAddresses():
+                    if router.holds_since is not None:
+                        self.fail(f"router {router.number} acquires twice")
+                    router.holds_since = self.now
+                case ReleaseAddresses():
+                    if router.holds_since is None:
+                        self.fail(f"router {router.number} releases what it does not hold")
+                    router.holds_since = None
+                case AnnounceAddresses():
+                    if router.holds_since is None:
+                        self.fail(f"router {router.number} announces what it does not hold")
+                case StateChanged(_, _, reason):
+                    self.note(router, reason)
+        self.wait(router)
+
+    def note(self, router: Router, reason: str) -> None:
+        if reason == "stalled":
+            router.permitted = False
+            self.permit_later(router)
+        if reason == "preempted_lower_priority" and not (router.permitted and self.preempt):
+            self.fail(f"router {router.number} preempts without permission")
+
+    def wait(self, router: Router) -> None:
+        """Call `expire` at the deadline, or when the router can run again."""
+        election, life = router.election, router.life
+        if election is None or election.deadline is None:
+            return
+        deadline = election.deadline
+
+        def expire() -> None:
+            if router.life != life or election.deadline != deadline:
+                return
+            if router.is_awake(self.now):
+                self.act(router, election.expire(self.now))
+
+        self.after(max(0.0, deadline - self.now), expire)
+
+    # The wire.
+
+    def send(self, router: Router, priority: int) -> None:
+        advertisement = Advertisement(1, priority, round(self.interval * 100), (bytes(4),))
+        for other in self.routers:
+            if other is router:
+                continue
+            if frozenset({router.number, other.number}) in self.cut:
+                self.dirty_at = self.now
+                continue
+            copies = 2 if self.dice.random() < self.duplication else 1
+            for _ in range(copies):
+                if self.dice.random() < self.loss:
+                    self.dirty_at = self.now
+                    continue
+                self.deliver_later(other, advertisement, router.address)
+
+    def deliver_later(self, router: Router, advertisement: Advertisement, source: bytes) -> None:
+        def deliver() -> None:
+            if router.election is None:
+                return
+            if not router.is_awake(self.now):
+                router.inbox.append((advertisement, source))
+                return
+            self.act(router, router.election.receive(advertisement, source, self.now))
+
+        self.after(self.dice.uniform(0, self.delay_max), deliver)
+
+    # What goes wrong.
+
+    def trouble(self) -> None:
+        router = self.dice.choice(self.routers)
+        other = self.dice.choice(self.routers)
+        match self.dice.choice(["crash", "stall", "cut", "fault", "stop", "forbid"]):
+            case "crash" if router.election is not None:
+                self.crash(router)
+                self.after(self.dice.uniform(0, 10 * self.interval), lambda: self.revive(router))
+            case "stall" if router.is_awake(self.now):
+                self.freeze(router, self.dice.uniform(0, 12 * self.interval))
+            case "cut" if router is not other:
+                pair = frozenset({router.number, other.number})
+                self.cut.add(pair)
+                self.after(self.dice.uniform(0, 12 * self.interval), lambda: self.cut.discard(pair))
+            case "fault" if router.is_awake(self.now):
+                self.act(router, running(router).fault("a reason", self.now))
+                self.after(self.dice.uniform(0, 5 * self.interval), lambda: self.repair(router))
+            case "stop" if router.is_awake(self.now):
+                self.act(router, running(router).stop(self.now))
+                self.crash(router)
+                self.after(self.dice.uniform(0, 5 * self.interval), lambda: self.revive(router))
+            case "forbid" if router.is_awake(self.now):
+                router.permitted = False
+                self.act(router, running(router).permit_preemption(False, self.now))
+                self.permit_later(router)
+            case _:
+                pass
+
+    def revive(self, router: Router) -> None:
+        if router.election is None:
+            self.start(router)
+
+    def repair(self, router: Router) -> None:
+        if router.is_awake(self.now):
+            self.act(router, running(router).recover(self.now))
+        elif router.election is not None:
+            self.after(self.interval, lambda: self.repair(router))
+
+    def freeze(self, router: Router, duration: float) -> None:
+        router.frozen_until = self.now + duration
+        life = router.life
+        # Its advertisement was due within one interval, and less than four later its peers
+        # must have taken over.
+        overslept = router.holds_since is not None and duration > 5 * self.interval
+
+        def wake() -> None:
+            # As the speaker does: first what has arrived, then the deadline.
+            self.dirty_at = self.now
+            if router.life != life:
+                return
+            for advertisement, source in router.inbox:
+                self.act(router, running(router).receive(advertisement, source, self.now))
+            router.inbox.clear()
+            self.act(router, running(router).expire(self.now))
+            if overslept and router.holds_since is not None:
+                self.fail(f"router {router.number} goes on as master after a stall")
+
+        self.after(duration, wake)
+
+    # What must hold.
+
+    def check(self) -> None:
+        holders = []
+        for router in self.routers:
+            if router.election is None:
+                continue
+            idle = router.election.state in {VrrpState.INIT, VrrpState.FAULT}
+            if (router.election.deadline is None) is not idle:
+                self.fail(f"router {router.number} sleeps for ever")
+            if (router.holds_since is not None) is not (router.election.state is VrrpState.MASTER):
+                self.fail(f"router {router.number} holds what its state does not tell")
+            if router.holds_since is not None and router.is_awake(self.now):
+                holders.append(router.holds_since)
+        if len(holders) < 2:
+            return
+        # Two that hear each other: the next advertisement of one of them ends it.
+        together_since = max(*sorted(holders)[:2], self.dirty_at)
+        if self.now - together_since > self.interval + 2 * self.delay_max + 1e-9:
+            self.fail("two routers hold the addresses and hear each other")
+
+    def heal(self) -> None:
+        self.loss = 0.0
+        self.cut.clear()
+        self.dirty_at = self.now
+        for router in self.routers:
+            self.revive(router)
+            router.frozen_until = min(router.frozen_until, self.now)
+            self.act(router, running(router).recover(self.now))
+            for advertisement, source in router.inbox:
+                self.act(router, running(router).receive(advertisement, source, self.now))
+            router.inbox.clear()
+            router.permitted = True
+            self.act(router, running(router).permit_preemption(True, self.now))
+            self.act(router, running(router).expire(self.now))
+
+    def check_settled(self) -> Router:
+        masters = [router for router in self.routers if router.holds_since is not None]
+        if len(masters) != 1:
+            self.fail(f"{len(masters)} masters after the network healed")
+        best = max(self.routers, key=lambda router: router.priority)
+        if self.preempt and masters[0].priority != best.priority:
+            self.fail("the master is not the one with the highest priority")
+        return masters[0]
+
+
+def running(router: Router) -> Election:
+    assert router.election is not None
+    return router.election
+
+
+def run(seed: int) -> int:
+    """One world from its start to its settled end; returns the number of steps."""
+    world = World(seed)
+    for router in world.routers:
+        world.after(world.dice.uniform(0, 5 * world.interval), partial(world.revive, router))
+    trouble_until = TROUBLE_INTERVALS * world.interval
+    for _ in range(world.dice.randrange(12)):
+        world.after(world.dice.uniform(0, trouble_until), world.trouble)
+    world.run_until(trouble_until)
+    # What is still to happen must not hurt any more: freezes and cuts have ended by now.
+    world.run_until(trouble_until + 13 * world.interval)
+    world.heal()
+    world.run_until(world.now + SETTLE_INTERVALS * world.interval)
+    master = world.check_settled()
+    since = master.holds_since
+    world.run_until(world.now + CALM_INTERVALS * world.interval)
+    if world.check_settled() is not master or master.holds_since != since:
+        world.fail("the addresses moved although nothing happened")
+    return world.steps
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_one_master_is_found_after_any_trouble(seed: int) -> None:
+    assert run(seed) > 0
+
+
+def main(arguments: list[str]) -> None:
+    """Run ``COUNT`` seeds, from ``FIRST`` on."""
+    count = int(arguments[0]) if arguments else 1000
+    first = int(arguments[1]) if len(arguments) > 1 else 0
+    steps = sum(run(seed) for seed in range(first, first + count))
+    print(f"{count} seeds from {first}, {steps} steps: no promise broken")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

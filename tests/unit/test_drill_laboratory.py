@@ -1,0 +1,186 @@
+"""The plan of a drill's networks, its options, and the far end of its tunnels."""
+
+import ipaddress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvsha.config import parse_pair
+from lvsha.drill import laboratory
+from lvsha.drill.directors import parse_status
+from lvsha.drill.exercise import EXIT_OPTIONS, run_drill
+from lvsha.drill.laboratory import DIRECTORS, REAL_SERVERS, Plan
+from lvsha.drill.options import FAMILIES, METHODS, DrillOptions, Family, Method, decode_options
+from lvsha.drill.rehearsal import describe_tick
+from lvsha.drill.seclusion import explain
+from lvsha.drill.tunnelend import inner_packet
+from lvsha.errors import ConfigError
+
+EVERY_PLAN = [Plan(method, family) for method in METHODS for family in FAMILIES]
+
+
+def name_of(plan: Plan) -> str:
+    return f"{plan.method}{plan.family}"
+
+
+@pytest.mark.parametrize("plan", EVERY_PLAN, ids=name_of)
+def test_pair_file_is_one_that_directors_accept(plan: Plan) -> None:
+    pair = parse_pair(plan.pair_file(0.1), "pair.toml")
+    (router,) = pair.virtual_routers
+    assert router.advert_interval == 0.1
+    assert router.family == plan.family
+    assert set(pair.nodes) == set(DIRECTORS)
+    assert {service.protocol for service in pair.services} == {"tcp", "udp"}
+    for service in pair.services:
+        assert str(service.address) == plan.virtual
+        assert service.method == plan.method
+        assert len(service.servers) == len(REAL_SERVERS)
+    assert [placed.interface for placed in router.addresses] == (
+        ["outside", "inside"] if plan.method == "nat" else ["outside"]
+    )
+
+
+@pytest.mark.parametrize("plan", EVERY_PLAN, ids=name_of)
+def test_addresses_differ_and_lie_in_their_networks(plan: Plan) -> None:
+    seen = [plan.virtual, plan.gateway]
+    for wire, hosts in plan.attachments.items():
+        for host in hosts:
+            address = plan.address(wire, host)
+            assert ipaddress.ip_address(address) in plan.networks[wire]
+            seen.append(address)
+    assert len(set(seen)) == len(seen)
+
+
+def test_addresses_read_alike_in_both_families() -> None:
+    assert Plan("nat", 4).virtual == "192.0.2.10"
+    assert Plan("nat", 6).virtual == "2001:db8:0:1::10"
+
+
+def test_client_reaches_the_inside_only_where_servers_answer_directly() -> None:
+    assert "client" not in Plan("nat", 4).attachments["inside"]
+    assert "client" in Plan("dr", 4).attachments["inside"]
+
+
+@pytest.mark.parametrize("plan", EVERY_PLAN, ids=name_of)
+def test_names_of_interfaces_fit_the_kernel(plan: Plan) -> None:
+    for wire, hosts in plan.attachments.items():
+        assert all(len(laboratory.cable(wire, host)) <= 15 for host in hosts)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_options_survive_the_way_into_the_private_world(method: Method, family: Family) -> None:
+    options = DrillOptions(
+        method=method, family=family, directory=Path("/a"), html=Path("/b/c.html"), churn=2.5
+    )
+    assert decode_options(options.encode()) == options
+
+
+def test_paths_of_options_become_absolute() -> None:
+    assert decode_options(DrillOptions().encode()).directory == Path.cwd() / "drill"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"method": "ipip"}, "--method"),
+        ({"family": 5}, "--family"),
+        ({"failure": "fire"}, "--failure"),
+        ({"streams": -1}, "--streams"),
+        ({"idle": 1_000_000}, "--idle"),
+        ({"churn": float("nan")}, "--churn"),
+        ({"advert_interval": 0.0}, "--advert-interval"),
+        ({"observe": 0.0}, "--observe"),
+    ],
+)
+def test_option_out_of_range_is_named(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        replace(DrillOptions(), **changes).check()  # type: ignore[arg-type]
+
+
+def test_wrong_option_ends_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    options = DrillOptions(streams=-1, directory=tmp_path / "new")
+    assert run_drill(options, Console()) == EXIT_OPTIONS
+    assert "--streams" in capsys.readouterr().out
+    assert not options.directory.exists()
+
+
+VIRTUAL_4 = bytes((192, 0, 2, 10))
+VIRTUAL_6 = ipaddress.ip_address("2001:db8:0:1::10").packed
+INNER_4 = bytes((0x45, *range(1, 16))) + VIRTUAL_4 + b"payload"
+INNER_6 = bytes((0x60, *range(1, 24))) + VIRTUAL_6 + b"payload"
+
+
+def test_tunnel_end_takes_the_inner_packet_out() -> None:
+    outer = bytes((0x45,)) + bytes(19)
+    assert inner_packet(outer + INNER_4, VIRTUAL_4) == INNER_4
+    with_options = bytes((0x47,)) + bytes(27)
+    assert inner_packet(with_options + INNER_4, VIRTUAL_4) == INNER_4
+    assert inner_packet(INNER_6, VIRTUAL_6) == INNER_6
+
+
+def test_tunnel_end_lets_nothing_in_that_is_not_for_the_virtual_address() -> None:
+    outer = bytes((0x45,)) + bytes(19)
+    stranger = INNER_4[:16] + bytes((10, 0, 0, 1)) + INNER_4[20:]
+    assert inner_packet(outer + stranger, VIRTUAL_4) is None
+    assert inner_packet(outer + b"\x65" + INNER_4[1:], VIRTUAL_4) is None
+    assert inner_packet(INNER_6[:39], VIRTUAL_6) is None
+
+
+@given(st.binary(max_size=100), st.sampled_from([VIRTUAL_4, VIRTUAL_6]))
+def test_tunnel_end_survives_any_bytes(datagram: bytes, virtual: bytes) -> None:
+    packet = inner_packet(datagram, virtual)
+    assert packet is None or virtual in packet
+
+
+STATUS = (
+    b'{"result": {"routers": {"web": {"state": "BACKUP"}}, "connections": 7,'
+    b' "sync": {"1": {"complete": true}}}}\n'
+)
+
+
+def test_status_is_read_from_the_answer() -> None:
+    status = parse_status(STATUS)
+    assert status is not None
+    assert (status.state, status.complete, status.connections) == ("BACKUP", True, 7)
+
+
+@pytest.mark.parametrize("length", range(0, len(STATUS) - 2, 7))
+def test_cut_answer_is_no_status(length: int) -> None:
+    assert parse_status(STATUS[:length]) is None
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{}", b'{"result": 3}', b'{"error": "no"}', b"\xff"])
+def test_other_answers_are_no_status(text: bytes) -> None:
+    assert parse_status(text) is None
+
+
+def test_sentence_on_what_is_missing_names_the_switch() -> None:
+    sentence = explain("Operation not permitted", ["user namespaces are disabled (x = 0)"])
+    assert "because user namespaces are disabled (x = 0)" in sentence
+    assert "Operation not permitted" in sentence
+    assert "\n" not in sentence
+
+
+def test_live_line_tells_silence_and_losses() -> None:
+    tick: dict[str, object] = {
+        "streams": 5,
+        "idle": 4,
+        "broken": 1,
+        "short": 9,
+        "short_lost": 1,
+        "answers": 100,
+        "last_answer_at": 10.0,
+    }
+    line = describe_tick(tick, 11.5)
+    assert "5 streams" in line
+    assert "2 lost" in line
+    assert "no answer for 1.5 s" in line
+    assert "no answer" not in describe_tick(tick, 10.1)

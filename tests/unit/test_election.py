@@ -1,0 +1,313 @@
+"""The election, step by step: what it returns and when it wants to be called again."""
+
+import pytest
+
+from lvsha.failover.election import (
+    AcquireAddresses,
+    Actions,
+    Advertise,
+    AnnounceAddresses,
+    Election,
+    ReleaseAddresses,
+    StateChanged,
+)
+from lvsha.model import VrrpState
+from lvsha.wire.vrrp import Advertisement
+
+OWN = bytes((10, 0, 0, 5))
+SMALLER = bytes((10, 0, 0, 1))
+GREATER = bytes((10, 0, 0, 9))
+INIT, BACKUP, MASTER, FAULT = VrrpState
+# Priority 100 at one second: 3 s and 156/256 s.
+DOWN = 3 + 156 / 256
+SKEW = 156 / 256
+
+
+def election(*, priority: int = 100, preempt: bool = True, permitted: bool = True) -> Election:
+    made = Election(vrid=7, priority=priority, interval=1.0, preempt=preempt, address=OWN)
+    made.permit_preemption(permitted, 0.0)
+    return made
+
+
+def backup(*, preempt: bool = True, permitted: bool = True) -> Election:
+    made = election(preempt=preempt, permitted=permitted)
+    made.start(0.0)
+    return made
+
+
+def master(*, permitted: bool = True) -> Election:
+    """A master since 3.609 s, whose next advertisement is due at 4.609 s."""
+    made = backup(permitted=permitted)
+    made.expire(DOWN)
+    assert made.state is MASTER
+    return made
+
+
+def heard(priority: int, interval_cs: int = 100) -> Advertisement:
+    return Advertisement(7, priority, interval_cs, (bytes((192, 0, 2, 10)),))
+
+
+def run_until(made: Election, end: float) -> list[tuple[float, Actions]]:
+    """Call `expire` exactly at each deadline up to ``end``."""
+    done: list[tuple[float, Actions]] = []
+    while made.deadline is not None and made.deadline <= end:
+        now = made.deadline
+        done.append((now, made.expire(now)))
+    return done
+
+
+def test_start_listens_first() -> None:
+    made = election()
+    assert made.deadline is None
+    assert made.start(0.0) == (StateChanged(INIT, BACKUP, "started"),)
+    assert made.deadline == DOWN
+
+
+def test_backup_takes_over_after_three_missed_advertisements_and_skew() -> None:
+    made = backup()
+    assert made.receive(heard(200), GREATER, 1.0) == ()
+    assert made.expire(1.0 + DOWN - 0.001) == ()
+    assert made.expire(1.0 + DOWN) == (
+        Advertise(100),
+        AcquireAddresses(),
+        AnnounceAddresses(),
+        StateChanged(BACKUP, MASTER, "master_silent"),
+    )
+
+
+def test_resignation_hands_over_after_the_skew_alone() -> None:
+    made = backup()
+    made.receive(heard(200), GREATER, 1.0)
+    made.receive(heard(0), GREATER, 1.5)
+    assert made.deadline == 1.5 + SKEW
+    assert made.expire(1.5 + SKEW)[-1] == StateChanged(BACKUP, MASTER, "master_resigned")
+
+
+def test_interval_is_learned_from_the_master() -> None:
+    made = backup()
+    made.receive(heard(200, interval_cs=10), GREATER, 1.0)
+    assert made.deadline == pytest.approx(1.0 + DOWN / 10)
+    made.receive(heard(0), GREATER, 1.1)
+    assert made.deadline == pytest.approx(1.1 + SKEW / 10)
+
+
+def test_own_interval_counts_again_as_master() -> None:
+    made = backup()
+    made.receive(heard(200, interval_cs=10), GREATER, 1.0)
+    now = made.deadline
+    assert now is not None
+    made.expire(now)
+    assert made.deadline == now + 1.0
+
+
+@pytest.mark.parametrize(
+    ("preempt", "permitted", "takes_over"),
+    [(True, True, True), (True, False, False), (False, True, False), (False, False, False)],
+)
+def test_lower_priority_is_displaced_only_if_that_is_wanted_and_permitted(
+    preempt: bool, permitted: bool, takes_over: bool
+) -> None:
+    made = backup(preempt=preempt, permitted=permitted)
+    for tick in range(1, 10):
+        made.receive(heard(50), SMALLER, float(tick))
+        made.expire(float(tick))
+    assert (made.state is MASTER) is takes_over
+
+
+def test_displacement_is_told_as_such() -> None:
+    made = backup()
+    made.receive(heard(50), SMALLER, 1.0)
+    assert made.expire(DOWN)[-1] == StateChanged(BACKUP, MASTER, "preempted_lower_priority")
+
+
+def test_without_any_master_takes_over_although_not_permitted() -> None:
+    made = backup(permitted=False)
+    assert made.expire(DOWN)[1] == AcquireAddresses()
+
+
+def test_permission_given_later_lets_the_timer_run_out() -> None:
+    made = backup(permitted=False)
+    made.receive(heard(50), SMALLER, 3.0)
+    made.permit_preemption(True, 3.5)
+    made.receive(heard(50), SMALLER, 4.0)
+    assert made.deadline == 3.0 + DOWN
+
+
+def test_permission_withdrawn_counts_the_master_that_was_being_ignored() -> None:
+    made = backup()
+    made.receive(heard(50), SMALLER, 3.5)
+    assert made.deadline == DOWN
+    made.permit_preemption(False, 3.55)
+    assert made.deadline == 3.5 + DOWN
+    assert made.expire(DOWN) == ()
+
+
+def test_permission_withdrawn_does_not_prolong_the_wait_for_a_silent_master() -> None:
+    made = backup()
+    made.receive(heard(200), GREATER, 3.5)
+    made.permit_preemption(False, 3.55)
+    assert made.deadline == 3.5 + DOWN
+
+
+def test_announces_again_after_one_and_five_seconds_then_every_minute() -> None:
+    made = master()
+    times = [at - DOWN for at, actions in run_until(made, 200.0) if AnnounceAddresses() in actions]
+    assert times == pytest.approx([1.0, 5.0, 65.0, 125.0, 185.0])
+
+
+def test_master_advertises_every_interval() -> None:
+    made = master()
+    times = [at - DOWN for at, actions in run_until(made, 10.0) if Advertise(100) in actions]
+    assert times == pytest.approx([1, 2, 3, 4, 5, 6])
+
+
+def test_higher_priority_takes_the_addresses_away() -> None:
+    made = master()
+    assert made.receive(heard(101, interval_cs=50), SMALLER, 4.0) == (
+        ReleaseAddresses(),
+        StateChanged(MASTER, BACKUP, "higher_priority_heard"),
+    )
+    assert made.deadline == 4.0 + DOWN / 2
+
+
+def test_equal_priority_is_decided_by_the_greater_address() -> None:
+    made = master()
+    assert made.receive(heard(100), SMALLER, 4.0)[0] == Advertise(100)
+    assert made.receive(heard(100), GREATER, 4.1)[-1] == StateChanged(
+        MASTER, BACKUP, "greater_address_heard"
+    )
+
+
+def test_master_answers_a_lower_one_at_once_and_announces_last() -> None:
+    made = master()
+    assert made.receive(heard(50), SMALLER, 4.0) == (Advertise(100), AnnounceAddresses())
+    again = [at for at, actions in run_until(made, 12.0) if AnnounceAddresses() in actions]
+    assert again == [5.0, 9.0]
+    assert made.counters["two_masters_seen"] == 1
+
+
+def test_announcement_right_after_a_takeover_is_put_off_not_left_out() -> None:
+    made = master()
+    assert made.receive(heard(50), SMALLER, DOWN + 0.01) == (Advertise(100),)
+    assert made.deadline == DOWN + 0.1
+    assert made.expire(DOWN + 0.1) == (AnnounceAddresses(),)
+
+
+def test_a_flood_of_lower_priority_is_not_answered_in_kind() -> None:
+    made = master()
+    sent = [
+        action
+        for count in range(1000)
+        for action in made.receive(heard(50), SMALLER, 4.0 + count / 1000)
+    ]
+    assert sent.count(Advertise(100)) == 1
+    assert sent.count(AnnounceAddresses()) == 10
+    assert made.counters["answers_held_back"] == 999
+
+
+def test_a_flood_of_resignations_is_not_answered_in_kind() -> None:
+    made = master()
+    sent = [made.receive(heard(0), SMALLER, 4.0 + count / 1000) for count in range(1000)]
+    assert sent.count((Advertise(100),)) == 1
+
+
+def test_stop_removes_the_addresses_and_then_resigns() -> None:
+    assert master().stop(4.0) == (
+        ReleaseAddresses(),
+        Advertise(0),
+        StateChanged(MASTER, INIT, "stopped"),
+    )
+
+
+def test_stopped_backup_says_nothing() -> None:
+    made = backup()
+    assert made.stop(1.0) == (StateChanged(BACKUP, INIT, "stopped"),)
+    assert made.stop(1.0) == ()
+    assert made.start(2.0) == (StateChanged(INIT, BACKUP, "started"),)
+
+
+def test_fault_of_a_master_resigns() -> None:
+    made = master()
+    assert made.fault("eth0 is down", 4.0) == (
+        ReleaseAddresses(),
+        Advertise(0),
+        StateChanged(MASTER, FAULT, "fault: eth0 is down"),
+    )
+    assert made.deadline is None
+    assert made.expire(100.0) == ()
+    assert made.receive(heard(50), SMALLER, 100.0) == ()
+    assert made.recover(101.0) == (StateChanged(FAULT, BACKUP, "recovered"),)
+    assert made.deadline == 101.0 + DOWN
+
+
+def test_the_newest_fault_is_the_one_told() -> None:
+    made = backup()
+    made.fault("eth0 is down", 1.0)
+    assert made.fault("eth1 is down", 2.0) == ()
+    assert made.fault_reason == "eth1 is down"
+
+
+def test_fault_before_the_start_keeps_it_from_listening() -> None:
+    made = election()
+    assert made.fault("eth0 is down", 0.0) == (StateChanged(INIT, FAULT, "fault: eth0 is down"),)
+    assert made.start(1.0) == ()
+    assert made.recover(2.0) == (StateChanged(FAULT, BACKUP, "recovered"),)
+
+
+def test_fault_that_is_over_before_the_start_leaves_nothing() -> None:
+    made = election()
+    made.fault("eth0 is down", 0.0)
+    assert made.recover(1.0) == (StateChanged(FAULT, INIT, "recovered"),)
+    assert made.deadline is None
+
+
+STALLED = (ReleaseAddresses(), StateChanged(MASTER, BACKUP, "stalled"))
+LATEST = DOWN + 1.0 + DOWN
+
+
+def test_a_master_that_is_late_by_less_than_the_down_interval_goes_on() -> None:
+    assert Advertise(100) in master().expire(LATEST)
+
+
+def test_stalled_master_gives_up_the_addresses_before_it_sends() -> None:
+    made = master()
+    assert made.expire(LATEST + 0.01) == STALLED
+    assert not made.preemption_permitted
+    assert made.deadline == pytest.approx(LATEST + 0.01 + DOWN)
+
+
+def test_stalled_master_listens_to_what_it_then_hears() -> None:
+    made = master()
+    assert made.receive(heard(50), SMALLER, 20.0) == STALLED
+    assert made.deadline == 20.0 + DOWN
+    for tick in range(21, 40):
+        assert made.receive(heard(50), SMALLER, float(tick)) == ()
+        assert made.expire(float(tick)) == ()
+
+
+def test_every_method_notices_the_stall() -> None:
+    assert master().permit_preemption(False, 20.0) == STALLED
+    assert master().recover(20.0) == STALLED
+    assert master().stop(20.0) == (*STALLED, StateChanged(BACKUP, INIT, "stopped"))
+    assert master().fault("x", 20.0) == (*STALLED, StateChanged(BACKUP, FAULT, "fault: x"))
+
+
+def test_own_words_coming_back_are_ignored() -> None:
+    made = master()
+    assert made.receive(heard(200), OWN, 4.0) == ()
+    assert made.counters["own_advertisements"] == 1
+
+
+def test_transitions_are_counted_by_reason_and_the_peer_is_remembered() -> None:
+    made = master()
+    made.receive(heard(200, interval_cs=50), GREATER, 4.0)
+    made.stop(4.5)
+    assert made.transitions.snapshot() == {
+        "higher_priority_heard": 1,
+        "master_silent": 1,
+        "started": 1,
+        "stopped": 1,
+    }
+    assert made.peer is not None
+    assert (made.peer.address, made.peer.priority, made.peer.interval_cs) == (GREATER, 200, 50)
+    assert made.peer.heard_at == 4.0

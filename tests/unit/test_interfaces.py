@@ -1,0 +1,61 @@
+"""Which address of an interface is its own, and what is said when there is none."""
+
+import netifaces
+import pytest
+
+from lvsha import interfaces
+from lvsha.errors import HostError
+from lvsha.model import parse_address
+
+Listing = dict[int, list[dict[str, str]]]
+FOUND: Listing = {
+    netifaces.AF_PACKET: [{"addr": "02:00:00:00:00:01", "broadcast": "ff:ff:ff:ff:ff:ff"}],
+    netifaces.AF_INET: [{"addr": "192.0.2.10"}, {"addr": "192.0.2.1"}],
+    netifaces.AF_INET6: [
+        {"addr": "2001:db8::1"},
+        {"addr": "fe80::10%eth0"},
+        {"addr": "fe80::1%eth0"},
+    ],
+}
+
+
+@pytest.fixture
+def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
+    found = dict(FOUND)
+
+    def ifaddresses(name: str) -> Listing:
+        if name != "eth0":
+            raise ValueError("You must specify a valid interface name.")
+        return found
+
+    monkeypatch.setattr(netifaces, "ifaddresses", ifaddresses)
+    return found
+
+
+def test_the_first_ipv4_address_that_is_not_virtual_is_the_primary(listing: Listing) -> None:
+    assert interfaces.primary_ipv4("eth0") == parse_address("192.0.2.10")
+    virtual = [parse_address("192.0.2.10")]
+    assert interfaces.primary_ipv4("eth0", virtual) == parse_address("192.0.2.1")
+
+
+def test_the_link_local_address_is_found_without_its_zone(listing: Listing) -> None:
+    assert interfaces.link_local_ipv6("eth0") == parse_address("fe80::10")
+    virtual = [parse_address("fe80::10")]
+    assert interfaces.link_local_ipv6("eth0", virtual) == parse_address("fe80::1")
+
+
+def test_the_hardware_address_is_six_bytes(listing: Listing) -> None:
+    assert interfaces.mac_address("eth0") == bytes.fromhex("020000000001")
+    listing[netifaces.AF_PACKET] = [{"addr": "0a:00:00:01"}]
+    with pytest.raises(HostError, match="eth0 has no Ethernet address"):
+        interfaces.mac_address("eth0")
+
+
+def test_what_is_missing_is_one_sentence_with_the_interface(listing: Listing) -> None:
+    with pytest.raises(HostError, match="eth1 does not exist"):
+        interfaces.primary_ipv4("eth1")
+    listing.clear()
+    with pytest.raises(HostError, match="eth0 has no IPv4 address"):
+        interfaces.primary_ipv4("eth0")
+    with pytest.raises(HostError, match="eth0 has no link-local IPv6 address"):
+        interfaces.link_local_ipv6("eth0")
