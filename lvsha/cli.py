@@ -128,7 +128,9 @@ def clean_up(file: PairFile, node: NodeName = None) -> None:
 @app.command()
 def drill(
     method: Annotated[Method, typer.Option(help="How packets reach the real servers.")] = "nat",
-    family: Annotated[str, typer.Option(help="IP version of all addresses: 4 or 6.")] = "4",
+    family: Annotated[
+        Literal["4", "6"], typer.Option(help="IP version of all addresses: 4 or 6.")
+    ] = "4",
     streams: Annotated[int, typer.Option(help="Long connections that talk all the time.")] = 200,
     idle: Annotated[int, typer.Option(help="Connections that are silent meanwhile.")] = 200,
     churn: Annotated[float, typer.Option(help="New short connections a second.")] = 20.0,

@@ -70,9 +70,13 @@ class Host(Protocol):
         ...
 
     def forwarder(
-        self, director: Director, interfaces: Collection[str], on_change: Callable[[], None]
+        self,
+        director: Director,
+        interfaces: Collection[str],
+        on_change: Callable[[], None],
+        stale_after: float,
     ) -> FrameForwarder:
-        """What carries frames."""
+        """What carries frames; see `Forwarder` for the arguments."""
         ...
 
     def sync_transport(self, interface: str, sync: Sync) -> AbstractContextManager[SyncTransport]:
@@ -122,10 +126,14 @@ class LinuxHost:
         return secrets.randbits(_EPOCH_BITS)
 
     def forwarder(
-        self, director: Director, interfaces: Collection[str], on_change: Callable[[], None]
+        self,
+        director: Director,
+        interfaces: Collection[str],
+        on_change: Callable[[], None],
+        stale_after: float,
     ) -> FrameForwarder:
         """Packet sockets and netlink."""
-        return Forwarder(director, interfaces, on_change)
+        return Forwarder(director, interfaces, on_change, stale_after)
 
     def sync_transport(self, interface: str, sync: Sync) -> AbstractContextManager[SyncTransport]:
         """A UDP multicast socket."""

@@ -30,7 +30,7 @@ from lvsha.datapath.director import Director, Reporting
 from lvsha.datapath.schedulers import SCHEDULERS
 from lvsha.errors import ConfigError
 from lvsha.failover.addresses import InterfaceAddress
-from lvsha.failover.election import Election
+from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.host import Host
 from lvsha.model import VrrpState, format_endpoint
@@ -118,7 +118,9 @@ class Node:
             },
             trio.current_time,
         )
-        self._forwarder = host.forwarder(self.director, self._traffic_interfaces(), self._tell)
+        self._forwarder = host.forwarder(
+            self.director, self._traffic_interfaces(), self._tell, self._stale_after()
+        )
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._masters: set[str] = set()
@@ -135,6 +137,11 @@ class Node:
         used |= {p.interface for router in self.pair.virtual_routers for p in router.addresses}
         sync = self.pair.sync.interface if self.pair.sync is not None else None
         return [name for role, name in self._own.interfaces.items() if role != sync or role in used]
+
+    def _stale_after(self) -> float:
+        """A standstill after which a peer may have taken the quickest router over."""
+        intervals = [router.advert_interval for router in self.pair.virtual_routers]
+        return min(intervals, default=1.0) * DOWN_ADVERTISEMENTS
 
     def _interface_addresses(self, router: VirtualRouter) -> list[InterfaceAddress]:
         """The addresses of a virtual router, placed on this node's interfaces."""

@@ -11,6 +11,7 @@ something wrong with the process, and it gives up so that the peer takes over.
 """
 
 import errno
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
@@ -36,6 +37,8 @@ SURPRISES_MAX: Final = 100
 EXPIRY_INTERVAL: Final = 1.0
 WARM_INTERVAL: Final = 10.0
 REOPEN_INTERVAL: Final = 0.2
+PULSES: Final = 4
+"""How often in the time after which frames are stale it is noted that we run."""
 
 _log = structlog.get_logger()
 
@@ -47,6 +50,8 @@ class Forwarder:
         director: with its services.
         interfaces: names of those where frames of services arrive.
         on_change: called, without waiting, when the director has changes to be told.
+        stale_after: seconds of standstill after which frames that wait are forgotten: the
+            process was stopped, and whoever sent them has repeated them to the peer.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Forwarder:
         director: Director,
         interfaces: Collection[str],
         on_change: Callable[[], None],
+        stale_after: float,
     ) -> None:
         self.counters = Counters()
         self._director = director
@@ -65,6 +71,8 @@ class Forwarder:
         self._changed = trio.Event()
         self._wanted = trio.Event()
         self._surprises = 0
+        self._stale_after = stale_after
+        self._alive_at = math.inf
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Forward until cancelled; reports "started" once the first frames can be handled.
@@ -73,6 +81,7 @@ class Forwarder:
             HostError: something the host must have is missing.
         """
         await self._watcher.open()
+        self._alive_at = trio.current_time()
         try:
             await self._mirror()
             await self._intercept()
@@ -80,6 +89,7 @@ class Forwarder:
                 nursery.start_soon(self._follow)
                 nursery.start_soon(self._resolve)
                 nursery.start_soon(self._housekeep)
+                nursery.start_soon(self._stay_alive)
                 for interface in self._interfaces:
                     await nursery.start(self._serve, interface)
                 task_status.started()
@@ -203,6 +213,7 @@ class Forwarder:
         while True:
             await trio.lowlevel.wait_readable(tap.socket)
             now = trio.current_time()
+            self._note_alive(now)
             outgoing: list[Outgoing] = []
             try:
                 for frame in frames:
@@ -276,6 +287,22 @@ class Forwarder:
         return sender
 
     # Time
+
+    async def _stay_alive(self) -> None:
+        """Notice a standstill even if it is not a frame that ends it."""
+        while True:
+            await trio.sleep(self._stale_after / PULSES)
+            self._note_alive(trio.current_time())
+
+    def _note_alive(self, now: float) -> None:
+        """Forget waiting frames if nothing ran for too long."""
+        standstill = now - self._alive_at
+        self._alive_at = now
+        if standstill <= self._stale_after:
+            return
+        forgotten = sum(tap.forget_waiting() for tap in self._receivers.values())
+        self._director.drops[Reason.STALE] += forgotten
+        _log.warning("stood still", seconds=round(standstill, 3), frames_forgotten=forgotten)
 
     async def _housekeep(self) -> None:
         warm_at = trio.current_time() + WARM_INTERVAL

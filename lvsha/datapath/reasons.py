@@ -55,3 +55,5 @@ class Reason(IntEnum):
     """An ICMP error that quotes too little to be translated."""
     BAD_SEGMENTATION = 22
     """A super-frame whose segmentation fields do not fit its headers."""
+    STALE = 23
+    """A frame that waited while this process was stopped; its sender has long gone on."""

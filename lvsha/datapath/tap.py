@@ -35,6 +35,9 @@ _ETH_P_ALL: Final = 0x0003
 RECEIVE_BUFFER_BYTES: Final = 16 * 1024 * 1024
 """Some hundred super-frames or ten thousand small ones: a few ms of a busy link."""
 
+FORGET_MAX: Final = 100_000
+"""More small frames than the buffer holds, so that throwing away ends on a busy link."""
+
 FILTER_ADDRESSES_MAX: Final = 1500
 """Above this the filter passes all addresses: a socket filter has at most 4096 steps."""
 
@@ -188,6 +191,16 @@ class Tap:
         data = self.socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         lost: int = struct.unpack("=II", data)[1]
         return lost
+
+    def forget_waiting(self) -> int:
+        """Throw away the frames that wait now; returns how many."""
+        forgotten = 0
+        scrap = bytearray(64)  # the kernel insists on room for the virtio header
+        with contextlib.suppress(BlockingIOError):
+            while forgotten < FORGET_MAX:
+                self.socket.recv_into(scrap)
+                forgotten += 1
+        return forgotten
 
     def close(self) -> None:
         """Close the socket."""
