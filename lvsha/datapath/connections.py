@@ -17,12 +17,10 @@ than its `expires` rounded up to the next second.
 import heapq
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from lvsha.datapath.services import RealServer
 from lvsha.model import ConnectionFlag, ConnectionRecord, connection_key
-
-if TYPE_CHECKING:
-    from lvsha.datapath.services import RealServer
 
 UNTOLD: Final = -1
 """The `told_state` of a connection that no backup knows of."""
@@ -62,7 +60,7 @@ class Connection:
         "told_state",
     )
 
-    def __init__(self, key: bytes, server: "RealServer", flags: int, timeout: float) -> None:
+    def __init__(self, key: bytes, server: RealServer, flags: int, timeout: float) -> None:
         self.key = key
         self.reply_key = b""
         self.server = server

@@ -6,15 +6,35 @@ director puts it, because every scheduler's ties go by that order.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from lvsha.datapath.network import NextHop
 from lvsha.datapath.rewrite import Translation
-from lvsha.datapath.verdicts import ToClient, ToServer
 from lvsha.model import ConnectionFlag, ForwardMethod, format_endpoint
 
-if TYPE_CHECKING:
-    from lvsha.datapath.network import NextHop
-    from lvsha.datapath.schedulers import Scheduler
+
+class Scheduler(Protocol):
+    """What a virtual service asks of its scheduler."""
+
+    def schedule(self, key: bytes, /) -> "RealServer | None":
+        """Choose a real server for the connection with this key; None if none is usable."""
+
+    def updated(self, removed: "RealServer | None" = None, /) -> None:
+        """Real servers were added, removed or edited; ``removed`` is no longer listed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToServer:
+    """The verdict to forward a request to a real server, by its method."""
+
+    server: "RealServer"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToClient:
+    """The verdict to forward a real server's reply to the client (NAT)."""
+
+    server: "RealServer"
 
 
 @dataclass(slots=True)
@@ -125,7 +145,7 @@ class VirtualService:
     address: bytes
     port: int
     scheduler_name: str
-    scheduler: "Scheduler" = field(init=False)
+    scheduler: Scheduler = field(init=False)
     servers: list[RealServer] = field(default_factory=list)
     held: bool = True
     in_transition: bool = False

@@ -15,14 +15,12 @@ from lvsha.datapath.connections import Connection
 from lvsha.datapath.flow import ETHERTYPE_IPV4, ETHERTYPE_IPV6, L2, L3, Frame
 from lvsha.datapath.network import Network, NextHop, Outgoing
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.services import RealServer
+from lvsha.datapath.services import RealServer, ToClient, ToServer
 from lvsha.datapath.verdicts import (
     Accept,
     Drop,
     ErrorToClient,
     ErrorToServer,
-    ToClient,
-    ToServer,
     Verdict,
 )
 from lvsha.errors import WireError

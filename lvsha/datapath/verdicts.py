@@ -1,18 +1,15 @@
 """What the director decides about a frame.
 
 A verdict is a value; `lvsha.datapath.transmit` carries it out. Those that belong to a real
-server are built once and handed out for every packet.
+server (`ToServer`, `ToClient`) are built with it and handed out for every packet.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.reasons import Reason
+from lvsha.datapath.services import ToClient, ToServer
 from lvsha.wire.icmp import IcmpError
-
-if TYPE_CHECKING:
-    from lvsha.datapath.connections import Connection
-    from lvsha.datapath.services import RealServer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,31 +26,17 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ToServer:
-    """Forward a request to a real server, by its method."""
-
-    server: "RealServer"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ToClient:
-    """Forward a real server's reply to the client (NAT)."""
-
-    server: "RealServer"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class ErrorToServer:
     """Forward an ICMP error about a reply to the real server that sent the reply."""
 
-    connection: "Connection"
+    connection: Connection
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ErrorToClient:
     """Forward an ICMP error about a request to the client that sent the request (NAT)."""
 
-    connection: "Connection"
+    connection: Connection
 
 
 Verdict = Accept | Drop | ToServer | ToClient | ErrorToServer | ErrorToClient

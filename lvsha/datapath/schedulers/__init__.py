@@ -8,7 +8,7 @@ list or a weight has changed, and is asked with the key of the new connection (l
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from lvsha.datapath.schedulers.least_connection import (
     LeastConnection,
@@ -16,18 +16,7 @@ from lvsha.datapath.schedulers.least_connection import (
 )
 from lvsha.datapath.schedulers.round_robin import RoundRobin, WeightedRoundRobin
 from lvsha.datapath.schedulers.source_hashing import SourceHashing
-from lvsha.datapath.services import RealServer
-
-
-class Scheduler(Protocol):
-    """What the director asks of a scheduler."""
-
-    def schedule(self, key: bytes) -> RealServer | None:
-        """Choose a real server for the connection with this key; None if none is usable."""
-
-    def updated(self, removed: RealServer | None = None) -> None:
-        """Real servers were added, removed or edited; ``removed`` is no longer listed."""
-
+from lvsha.datapath.services import RealServer, Scheduler
 
 SchedulerFactory = Callable[[Sequence[RealServer], Collection[str]], Scheduler]
 
