@@ -66,7 +66,7 @@ from lvsha.sync.messages import (
     SnapshotRequest,
     Unknown,
 )
-from lvsha.sync.stream import Admission, Stream
+from lvsha.sync.stream import MISSING_MAX, Admission, Stream
 
 # How long a node that has stopped to lead still tells what happens to it.
 DRAIN: Final = 2.0
@@ -82,6 +82,9 @@ PEERS_MAX: Final = 16
 PEER_FORGOTTEN: Final = 60.0
 EPOCHS_REMEMBERED: Final = 16
 ALARM_INTERVAL: Final = 10.0
+# No pair sees so many takeovers; a false term near the end of its range must not leave the
+# next leader without one above it.
+TERM_JUMP_MAX: Final = 1_000_000
 
 
 def silence_limit(heartbeat_interval: float) -> float:
@@ -288,6 +291,8 @@ class Copy:
             case Records() | SnapshotBegin() | SnapshotChunk() | SnapshotEnd():
                 taken = self._numbered(peer, message, now, actions)
             case Heartbeat():
+                if origin.sequence + MISSING_MAX < peer.stream.position:
+                    self._rewind(peer, origin, now, actions)
                 peer.stream.reach(origin.sequence, now)
                 self._heartbeat(peer, message, actions)
             case SnapshotRequest() | Configuration() | Unknown():
@@ -323,6 +328,9 @@ class Copy:
 
     def _hear(self, origin: Origin, first: int, now: float, actions: Outcome) -> Peer | None:
         """The peer that sent this, brought up to date; None if it must not be believed."""
+        if origin.term > TERM_JUMP_MAX and origin.term > self.term + TERM_JUMP_MAX:
+            self._counters.add("refused_term")
+            return None
         peer = self.peers.get(origin.node)
         if peer is None:
             if not self._make_room(now):
@@ -522,6 +530,17 @@ class Copy:
             self._snapshot.records += len(message.records)
             self._snapshot.stalled_at = now + SNAPSHOT_STALL
         self._use(peer.stream, message.origin.sequence, message.records, actions)
+
+    def _rewind(self, peer: Peer, origin: Origin, now: float, actions: Outcome) -> None:
+        """A sender says to have sent far less than was seen: what was seen was not its own.
+
+        Otherwise one false number near the end of the range would have all true ones
+        refused for ever.
+        """
+        self._counters.add("streams_rewound")
+        peer.stream = Stream(origin.sequence + 1)
+        if peer is self._leader:
+            self._probe("the numbers went back", now, actions)
 
     def _advance(self, peer: Peer, now: float, actions: Outcome) -> None:
         """Draw the conclusions from what is missing, lost or finished."""

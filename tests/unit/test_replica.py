@@ -688,6 +688,27 @@ def test_a_jump_too_far_to_remember_counts_as_lost_at_once() -> None:
     assert east.state() == "PROBE"
 
 
+def test_a_false_number_does_not_shut_out_the_true_ones_for_ever() -> None:
+    east = replicating()
+    true_sequence = east.sequence
+    east.records(sequence=2**64 - 1)
+    east.sequence = true_sequence
+    later = START + REQUEST_INTERVAL
+    assert len(requests(east.heartbeat(later))) == 1
+    east.whole_snapshot(connection(1), now=later)
+    assert east.replica.complete
+
+
+def test_a_false_term_does_not_leave_the_next_leader_without_one() -> None:
+    replica = started()
+    east = East(replica)
+    east.term = 2**32 - 1
+    assert east.heartbeat() == []
+    assert replica.counters["refused_term"] == 1
+    (message,) = sent(replica.lead(START))
+    assert message.origin.term == 1
+
+
 def test_a_connection_that_changes_while_much_is_missing_does_not_grow_the_memory() -> None:
     east = replicating()
     stream = east.replica._home.peers["east"].stream
