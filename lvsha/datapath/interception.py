@@ -117,4 +117,6 @@ async def _nft(text: str) -> None:
         raise HostError(f"nft cannot be run: {error}") from error
     if result.returncode:
         said = result.stderr.decode(errors="replace").strip().splitlines()
+        if said and "Operation not permitted" in said[0]:
+            raise HostError("the right to change nftables rules is missing (CAP_NET_ADMIN)")
         raise HostError(f"nft refuses the interception rules: {said[0] if said else 'no reason'}")

@@ -151,7 +151,10 @@ class Laboratory:
             timeout=COMMAND_TIME_MAX,
             env=self._environment(name),
         )
-        return json.loads(done.stdout)["routers"]["web"]["state"] if done.returncode == 0 else ""
+        if done.returncode != 0:
+            return ""
+        routers = json.loads(done.stdout)["routers"]  # empty while the director starts
+        return str(routers["web"]["state"]) if routers else ""
 
     def ask(self, port: int, times: int) -> list[str]:
         """What the real servers answer to the client; each says its name."""
