@@ -269,7 +269,6 @@ class Director:
     def _reply(self, connection: Connection, frame: Frame, now: float) -> Verdict:
         server = connection.server
         if frame.protocol == Protocol.TCP:
-            connection.flags &= ~_NO_OUTPUT
             state = connection.state
             new_state = tcp_states.OUTPUT[frame.flags][state]
             if new_state != state:
@@ -489,8 +488,9 @@ class Director:
     def apply(self, record: ConnectionRecord, now: float) -> Reason | None:
         """Take over what another director told; returns why it cannot be.
 
-        A record for a connection that has moved to another server replaces it, unless it is
-        inactive: then it is the late end of one that was replaced (as in the kernel).
+        A record for a connection that has moved to another server replaces it. Only where
+        this node opens connections itself, an inactive one does not: there it is the late
+        end of one that was replaced (as in the kernel). A copy follows its source.
         """
         if record.protocol == Protocol.TCP and not 0 <= record.state < _TCP_STATES:
             return Reason.MALFORMED
@@ -500,7 +500,7 @@ class Director:
             connection.server.address != record.server
             or connection.server.port != record.server_port
         ):
-            if record.flags & _INACTIVE:
+            if record.flags & _INACTIVE and connection.server.service.held:
                 return None
             self._end(connection)
             self._changes.pop(key, None)

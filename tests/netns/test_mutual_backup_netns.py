@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -232,10 +232,10 @@ def _setns(descriptor: int) -> None:
     assert ctypes.CDLL(None).setns(descriptor, 0x4000_0000) == 0
 
 
-def wait_for(what: str, condition: Callable[[], bool]) -> None:
+def wait_for_states(world: World, name: str, expected: dict[str, str]) -> None:
     until = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < until, what
+    while (seen := world.states(name)) != expected:
+        assert time.monotonic() < until, f"{name}: {seen} instead of {expected}"
         time.sleep(0.1)
 
 
@@ -259,21 +259,18 @@ def test_each_director_carries_the_others_connections_when_it_dies(world: World)
         world.start(name)
     own = {"east": {"one": "MASTER", "two": "BACKUP"}, "west": {"one": "BACKUP", "two": "MASTER"}}
     for name in DIRECTORS:
-        wait_for(f"{name} has its own", lambda name=name: world.states(name) == own[name])
+        wait_for_states(world, name, own[name])
     connections = [world.connect(f"10.88.1.{ten}0") for ten in (1, 2) for _ in range(CONNECTIONS)]
     servers = [speak(connection) for connection in connections]
     assert set(servers) == {f"10.88.{net}.{last}" for net in (2, 3) for last in (11, 12)}
 
     for dying, staying in (("east", "west"), ("west", "east")):
         world.kill(dying)
-        both = {"one": "MASTER", "two": "MASTER"}
-        wait_for(
-            f"{staying} has both", lambda staying=staying, both=both: world.states(staying) == both
-        )
+        wait_for_states(world, staying, {"one": "MASTER", "two": "MASTER"})
         assert [speak(connection) for connection in connections] == servers
         world.start(dying)
         for name in DIRECTORS:
-            wait_for(f"{name} has its own again", lambda name=name: world.states(name) == own[name])
+            wait_for_states(world, name, own[name])
         assert [speak(connection) for connection in connections] == servers
     for connection in connections:
         connection.close()

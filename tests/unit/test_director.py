@@ -1,0 +1,408 @@
+import pytest
+
+from lvsha.datapath.director import EXPIRE_BATCH
+from lvsha.datapath.reasons import Reason
+from lvsha.datapath.tcp_states import TcpState
+from lvsha.model import ConnectionFlag, ConnectionRecord, Protocol, parse_address
+from tests import packets
+from tests.laboratory import C4, C6, DR, NAT, S4, S6, V4, V6, Laboratory, Left
+from tests.packets import ACK, FIN, RST, SYN
+
+FAMILIES = pytest.mark.parametrize(("client", "vip", "server"), [(C4, V4, S4), (C6, V6, S6)])
+
+
+def request(laboratory: Laboratory, flags: int = SYN, port: int = 40000) -> list[Left]:
+    return laboratory.send("client", packets.tcp(C4, port, V4, 80, flags))
+
+
+def state(laboratory: Laboratory) -> str:
+    (connection,) = laboratory.director.table.inbound.values()
+    return TcpState(connection.state).name
+
+
+def record(
+    *, port: int = 40000, server: str = S4, server_port: int = 80, flags: int = 0, state: int = 1,
+    protocol: int = 6, timeout: float = 900,
+) -> ConnectionRecord:  # fmt: skip
+    return ConnectionRecord(
+        protocol, parse_address(C4), port, parse_address(V4), 80, parse_address(server),
+        server_port, NAT, state, flags, timeout,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def web() -> Laboratory:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service())
+    return laboratory
+
+
+@FAMILIES
+def test_a_syn_opens_a_connection_that_stays_with_its_server(
+    client: str, vip: str, server: str
+) -> None:
+    laboratory = Laboratory()
+    service = laboratory.service(vip)
+    for last in (2, 3, 11):
+        laboratory.server(service, server.replace("11", str(last)).replace("::b", f"::{last:x}"))
+    first = laboratory.send("client", packets.tcp(client, 40000, vip, 80, SYN))
+    again = [laboratory.send("client", packets.tcp(client, 40000, vip, 80, ACK)) for _ in range(4)]
+    assert {left.dmac for (left,) in again} == {first[0].dmac}
+    other = laboratory.send("client", packets.tcp(client, 40001, vip, 80, SYN))
+    assert other[0].dmac != first[0].dmac
+
+
+@pytest.mark.parametrize("flags", [ACK, FIN | ACK, RST, SYN | RST, 0])
+def test_what_may_not_open_a_connection_is_dropped(web: Laboratory, flags: int) -> None:
+    assert request(web, flags) == []
+    assert web.drops() == {Reason.NO_CONNECTION: 1}
+    assert len(web.director.table) == 0
+
+
+def test_a_packet_for_no_service_is_the_hosts_business(web: Laboratory) -> None:
+    assert web.send("client", packets.tcp(C4, 1, V4, 81)) == []
+    assert web.send("client", packets.udp(C4, 1, V4, 80)) == []
+    assert web.send("client", packets.tcp(C4, 1, "192.0.2.99", 80)) == []
+    assert web.drops() == {}
+
+
+def test_a_service_that_is_not_held_opens_nothing_but_carries_what_exists(
+    web: Laboratory,
+) -> None:
+    request(web)
+    web.director.hold(parse_address(V4), held=False)
+    assert request(web, SYN, 40001) == []
+    assert web.drops() == {Reason.NOT_MASTER: 1}
+    assert len(request(web, ACK)) == 1
+    web.director.hold(parse_address(V4), held=True)
+    assert len(request(web, SYN, 40001)) == 1
+
+
+def test_a_full_table_opens_nothing_but_carries_what_exists() -> None:
+    laboratory = Laboratory(connections_max=1)
+    laboratory.server(laboratory.service())
+    request(laboratory)
+    assert request(laboratory, SYN, 40001) == []
+    assert laboratory.drops() == {Reason.TABLE_FULL: 1}
+    assert len(request(laboratory, ACK)) == 1
+
+
+def test_no_usable_server_is_told_to_the_client() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(), weight=0)
+    (left,) = request(laboratory)
+    assert (left.side, left.packet[20:22]) == ("client", b"\x03\x03")
+    assert laboratory.drops() == {Reason.NO_SERVER: 1}
+
+
+def test_a_server_of_weight_zero_keeps_its_connections(web: Laboratory) -> None:
+    request(web)
+    (service,) = web.director.services.values()
+    web.director.edit_server(service.servers[0], 0)
+    assert len(request(web, ACK)) == 1
+    request(web, SYN, 40001)
+    assert web.drops() == {Reason.NO_SERVER: 1}
+
+
+def test_counts_follow_the_states(web: Laboratory) -> None:
+    (service,) = web.director.services.values()
+    server = service.servers[0]
+    for step, flags, counts in (
+        (request, SYN, (1, 0)),
+        (request, ACK, (1, 0)),
+        (request, FIN | ACK, (0, 1)),
+    ):
+        step(web, flags)
+        assert (server.active, server.inactive) == counts
+    web.sleep(61)
+    assert (server.active, server.inactive) == (0, 0)
+    assert len(web.director.table) == 0
+
+
+def test_udp_always_counts_as_inactive_and_ends_after_its_timeout() -> None:
+    laboratory = Laboratory()
+    server = laboratory.server(laboratory.service(protocol=Protocol.UDP))
+    laboratory.send("client", packets.udp(C4, 1, V4, 80))
+    assert (server.active, server.inactive) == (0, 1)
+    laboratory.sleep(299)
+    assert len(laboratory.director.table) == 1
+    laboratory.sleep(2)
+    assert len(laboratory.director.table) == 0
+
+
+@pytest.mark.parametrize("direction", ["request", "reply"])
+def test_a_changed_udp_timeout_holds_from_the_next_packet_in_either_direction(
+    direction: str,
+) -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(protocol=Protocol.UDP))
+    laboratory.send("client", packets.udp(C4, 1, V4, 80))
+    laboratory.director.set_timeouts(tcp=900, tcp_fin=120, udp=5)
+    laboratory.sleep(10)
+    assert len(laboratory.director.table) == 1
+    if direction == "request":
+        laboratory.send("client", packets.udp(C4, 1, V4, 80))
+    else:
+        laboratory.send("server", packets.udp(S4, 80, C4, 1))
+    laboratory.sleep(7)
+    assert len(laboratory.director.table) == 0
+
+
+def test_a_shorter_tcp_timeout_holds_from_the_next_packet(web: Laboratory) -> None:
+    request(web)
+    request(web, ACK)
+    web.sleep(5)  # now it is only looked at again at the end of the longer one
+    web.director.set_timeouts(tcp=30, tcp_fin=120, udp=300)
+    request(web, ACK)
+    web.sleep(32)
+    assert len(web.director.table) == 0
+
+
+def test_a_state_with_a_shorter_timeout_ends_the_connection_sooner(web: Laboratory) -> None:
+    request(web)
+    request(web, ACK)
+    web.sleep(5)
+    request(web, RST)
+    web.sleep(9)
+    assert state(web) == "CLOSE"
+    web.sleep(2)
+    assert len(web.director.table) == 0
+
+
+def test_what_a_removed_server_sends_is_the_hosts_business(web: Laboratory) -> None:
+    (service,) = web.director.services.values()
+    web.director.remove_server(service.servers[0])
+    assert web.send("server", packets.tcp(S4, 80, C4, 40000, ACK)) == []
+    assert web.drops() == {}
+
+
+def test_a_syn_on_a_closed_connection_opens_a_new_one_elsewhere(web: Laboratory) -> None:
+    (service,) = web.director.services.values()
+    first = request(web)[0].dmac
+    web.server(service, "10.1.0.12")
+    request(web, ACK)
+    request(web, RST)
+    assert state(web) == "CLOSE"
+    assert request(web, SYN)[0].dmac != first
+    assert state(web) == "SYN_RECV"
+    assert web.miscounted() == []
+
+
+def test_a_syn_on_a_closed_connection_leaves_a_removed_server_behind(web: Laboratory) -> None:
+    (service,) = web.director.services.values()
+    request(web)
+    request(web, ACK)
+    request(web, RST)
+    web.director.remove_server(service.servers[0])
+    web.server(service, "10.1.0.12")
+    (left,) = request(web, SYN)
+    assert left.dmac == "02:05:04:00:00:0c"
+
+
+def test_connections_of_a_removed_server_are_dropped_until_it_comes_back(
+    web: Laboratory,
+) -> None:
+    (service,) = web.director.services.values()
+    server = service.servers[0]
+    request(web)
+    web.director.remove_server(server)
+    assert request(web, ACK) == []
+    assert web.drops() == {Reason.SERVER_GONE: 1}
+    assert web.server(service) is server
+    assert (server.active, server.inactive) == (1, 0)
+    assert len(request(web, ACK)) == 1
+
+
+def test_a_removed_server_is_forgotten_with_its_last_connection(web: Laboratory) -> None:
+    (service,) = web.director.services.values()
+    old = service.servers[0]
+    request(web)
+    web.director.remove_server(old)
+    web.sleep(61)
+    assert web.server(service) is not old
+
+
+def test_the_end_of_an_older_namesake_does_not_forget_a_removed_server(web: Laboratory) -> None:
+    (service,) = web.director.services.values()
+    web.director.remove_server(service.servers[0])
+    old = web.server(service, method=NAT)
+    request(web, SYN, 40000)
+    web.director.remove_server(old)
+    new = web.server(service, method=DR)
+    assert new is not old
+    web.sleep(30)
+    request(web, SYN, 40001)
+    web.director.remove_server(new)
+    web.sleep(31)  # the connection of the older one ends
+    assert web.server(service, method=DR) is new
+
+
+def test_a_reply_without_connection_is_dropped_and_other_traffic_passes(web: Laboratory) -> None:
+    assert web.send("server", packets.tcp(S4, 80, C4, 40000, ACK)) == []
+    assert web.drops() == {Reason.UNKNOWN_REPLY: 1}
+    web.send("server", packets.tcp(S4, 80, "10.1.0.1", 40000, ACK))  # to the director itself
+    web.send("server", packets.tcp(S4, 22, C4, 40000, ACK))
+    assert web.drops() == {Reason.UNKNOWN_REPLY: 1}
+
+
+def test_a_reply_does_not_pass_for_a_direct_routing_server() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(), method=DR)
+    request(laboratory)
+    assert laboratory.send("server", packets.tcp(S4, 80, C4, 40000, SYN | ACK)) == []
+    assert laboratory.drops() == {}
+
+
+def test_statistics_are_the_kernels(web: Laboratory) -> None:
+    (service,) = web.director.services.values()
+    request(web)
+    web.send("server", packets.tcp(S4, 80, C4, 40000, SYN | ACK))
+    web.send("client", packets.tcp(C4, 40000, V4, 80, ACK, b"x" * 60))
+    statistics = service.servers[0].statistics
+    assert (statistics.connections, statistics.in_packets, statistics.out_packets) == (1, 2, 1)
+    assert (statistics.in_bytes, statistics.out_bytes) == (140, 40)
+
+
+def test_an_icmp_error_with_a_wrong_checksum_is_dropped_where_it_would_be_translated(
+    web: Laboratory,
+) -> None:
+    request(web)
+    packet = bytearray(packets.icmp(C4, V4, 3, 3, packets.tcp(V4, 80, C4, 40000)))
+    packet[-1] ^= 1
+    assert web.send("client", bytes(packet)) == []
+    assert web.drops() == {Reason.ICMP_CHECKSUM: 1}
+
+
+def test_an_icmp_error_does_not_prolong_a_connection(web: Laboratory) -> None:
+    request(web)
+    web.sleep(40)
+    web.send("client", packets.icmp(C4, V4, 3, 3, packets.tcp(V4, 80, C4, 40000)))
+    web.sleep(25)
+    assert len(web.director.table) == 0
+
+
+def test_a_sweep_is_done_in_bounded_parts() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(protocol=Protocol.UDP))
+    for port in range(EXPIRE_BATCH + 100):
+        laboratory.send("client", packets.udp(C4, port, V4, 80))
+    laboratory.sleep(3.5)  # moves on the connections that were entered with 3 s
+    laboratory.sleep(0)
+    laboratory.sleep(301)
+    assert len(laboratory.director.table) == 100
+    laboratory.sleep(0)
+    assert len(laboratory.director.table) == 0
+
+
+# What another director tells
+
+
+def test_a_record_makes_a_connection_that_is_carried_on(web: Laboratory) -> None:
+    assert web.director.apply(record(), web.now) is None
+    (connection,) = web.director.table.inbound.values()
+    assert connection.flags & ConnectionFlag.SYNC
+    assert connection.active
+    assert len(request(web, ACK)) == 1
+    (left,) = web.send("server", packets.tcp(S4, 80, C4, 40000, ACK))
+    assert left.side == "client"
+    assert web.miscounted() == []
+
+
+def test_a_copy_lives_a_quarter_longer_than_its_original(web: Laboratory) -> None:
+    web.director.apply(record(timeout=100), web.now)
+    web.sleep(124)
+    assert len(web.director.table) == 1
+    web.sleep(2)
+    assert len(web.director.table) == 0
+
+
+def test_a_copy_that_was_taken_over_ends_by_its_own_packets(web: Laboratory) -> None:
+    web.director.apply(record(timeout=900), web.now)
+    web.sleep(10)
+    request(web, ACK)
+    web.sleep(901)
+    assert len(web.director.table) == 0
+
+
+def test_a_record_for_an_unknown_server_or_service_is_refused(web: Laboratory) -> None:
+    assert web.director.apply(record(server="10.1.0.99"), web.now) is Reason.SERVER_GONE
+    assert web.director.apply(record(protocol=17), web.now) is Reason.SERVER_GONE
+    assert web.director.apply(record(state=11), web.now) is Reason.MALFORMED
+    assert len(web.director.table) == 0
+
+
+def test_a_record_beyond_the_limit_is_refused() -> None:
+    laboratory = Laboratory(connections_max=1)
+    laboratory.server(laboratory.service())
+    request(laboratory)
+    refusal = laboratory.director.apply(record(port=40001), laboratory.now)
+    assert refusal is Reason.TABLE_FULL
+    assert laboratory.director.apply(record(), laboratory.now) is None
+
+
+def test_a_record_moves_a_connection_unless_it_is_an_old_ones_late_end(web: Laboratory) -> None:
+    (service,) = web.director.services.values()
+    web.server(service, "10.1.0.12")
+    web.director.apply(record(), web.now)
+    web.director.apply(record(server="10.1.0.12", flags=ConnectionFlag.INACTIVE), web.now)
+    (connection,) = web.director.table.inbound.values()
+    assert str(connection.server) == f"{S4}:80"
+    web.director.apply(record(server="10.1.0.12"), web.now)
+    (connection,) = web.director.table.inbound.values()
+    assert str(connection.server) == "10.1.0.12:80"
+    assert web.miscounted() == []
+    assert not web.director.has_changes
+
+
+def test_a_copy_follows_its_source_to_another_server_though_it_is_inactive(
+    web: Laboratory,
+) -> None:
+    (service,) = web.director.services.values()
+    web.server(service, "10.1.0.12")
+    web.director.hold(parse_address(V4), held=False)
+    web.director.apply(record(), web.now)
+    web.director.apply(record(server="10.1.0.12", flags=ConnectionFlag.INACTIVE), web.now)
+    (connection,) = web.director.table.inbound.values()
+    assert str(connection.server) == "10.1.0.12:80"
+    assert web.miscounted() == []
+
+
+def test_a_snapshot_sweeps_what_it_did_not_name(web: Laboratory) -> None:
+    for port in (1, 2, 3):
+        web.director.apply(record(port=port), web.now)
+    generation = web.director.begin_snapshot()
+    web.director.apply(record(port=2), web.now)
+    assert web.director.sweep(generation, [parse_address(V6)]) == 0
+    assert web.director.sweep(generation, [parse_address(V4)]) == 2
+    assert [c.client[1] for c in web.director.table.inbound.values()] == [2]
+    assert not web.director.has_changes
+
+
+def test_forgetting_removes_a_connection_and_tells_nobody(web: Laboratory) -> None:
+    web.director.apply(record(), web.now)
+    web.director.forget(record().key)
+    web.director.forget(record().key)
+    assert len(web.director.table) == 0
+    assert web.director.take_changes() == []
+    assert web.miscounted() == []
+
+
+def test_all_connections_of_an_address_can_be_read_while_the_table_changes(
+    web: Laboratory,
+) -> None:
+    for port in (1, 2, 3):
+        web.director.apply(record(port=port), web.now)
+    reader = web.director.records([parse_address(V4)])
+    first = next(reader)
+    web.director.forget(record(port=2).key)
+    web.director.apply(record(port=4), web.now)
+    assert [first.client_port, *(r.client_port for r in reader)] == [1, 3]
+    assert list(web.director.records([parse_address(V6)])) == []
+
+
+def test_the_ways_to_all_servers_are_asked_for_before_a_packet_needs_them() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(), "10.1.9.9")
+    laboratory.director.network.wanted.clear()
+    laboratory.director.keep_ways_warm()
+    assert list(laboratory.director.network.wanted) == [(2, parse_address("10.1.9.9"))]

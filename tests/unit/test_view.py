@@ -1,0 +1,89 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from lvsha.view import show_status
+
+STATUS = {
+    "node": "east",
+    "version": "0.1",
+    "uptime_seconds": 90.0,
+    "connections": 12,
+    "routers": {
+        "web": {
+            "state": "MASTER",
+            "vrid": 7,
+            "since_seconds": 7261.0,
+            "priority": 100,
+            "virtual_addresses": ["192.0.2.1", "2001:db8::1"],
+            "peer": {"address": "10.0.0.2", "priority": 90, "heard_seconds_ago": 0.4},
+        },
+        "other": {"state": "FAULT", "fault": "interface eth0 is down"},
+    },
+    "services": {
+        "web6": {
+            "protocol": "tcp",
+            "address": "[fd00::1]:80",
+            "scheduler": "wlc",
+            "servers": [
+                {"address": "[fd00:5::b]:8080", "method": "nat", "weight": 1, "active": 2},
+                {"address": "[/]", "method": "dr"},
+            ],
+        },
+        "empty": {"protocol": "udp", "address": "192.0.2.1:53", "scheduler": "rr", "servers": []},
+    },
+    "sync": {"7": {"role": "source", "complete": True, "peers": []}},
+    "drops": {"no_connection": 3},
+}
+
+
+def shown(status: object) -> str:
+    out = io.StringIO()
+    show_status(status, Console(file=out, width=200, force_terminal=False))
+    return out.getvalue()
+
+
+def test_every_part_of_a_status_is_shown() -> None:
+    text = shown(STATUS)
+    for words in (
+        "east  lvsha 0.1, up 90.0 s, 12 connections",
+        "2 h 1 min",
+        "192.0.2.1, 2001:db8::1",
+        "10.0.0.2 priority 90, heard 0.4 s ago",
+        "FAULT: interface eth0 is down",
+        "empty udp 192.0.2.1:53 rr",
+        "dropped: no_connection 3",
+    ):
+        assert words in text
+
+
+def test_ipv6_addresses_in_brackets_are_shown_as_they_are() -> None:
+    text = shown(STATUS)
+    assert "[fd00::1]:80" in text
+    assert "[fd00:5::b]:8080" in text
+    assert "[/]" in text
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        None,
+        [],
+        {},
+        {"uptime_seconds": float("nan"), "node": "[/bold]"},
+        {"routers": [], "services": 5, "sync": None, "drops": "many"},
+        {
+            "routers": {"a": None},
+            "services": {"a": None},
+            "sync": {"a": None},
+            "drops": {"[/x]": 1},
+        },
+        {"routers": {"a": {"peer": {}, "virtual_addresses": 3, "state": None}}},
+        {"services": {"a": {"servers": [None, 3, {}]}}},
+        {"sync": {"a": {"peers": {"b": None}, "lag": {"oldest_ms": "late"}}}},
+        {"sync": {"a": {"peers": [None], "lag": []}}},
+    ],
+)
+def test_what_is_missing_or_strange_is_never_an_error(status: object) -> None:
+    assert "connections" in shown(status)
