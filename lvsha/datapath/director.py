@@ -36,6 +36,7 @@ from lvsha.datapath.verdicts import (
     Drop,
     ErrorToClient,
     ErrorToServer,
+    TunnelError,
     Verdict,
 )
 from lvsha.model import (
@@ -319,6 +320,9 @@ class Director:
     def _icmp(self, frame: Frame) -> Verdict:
         if not icmp_errors.is_error(frame):
             return ACCEPT
+        inner = icmp_errors.tunnelled(frame)
+        if inner is not None:
+            return self._tunnel_error(frame, inner)
         key = icmp_errors.related_key(frame)
         if key is None:
             return ACCEPT
@@ -342,6 +346,26 @@ class Director:
                 statistics.out_packets += 1
                 statistics.out_bytes += frame.length
         return towards
+
+    def _tunnel_error(self, frame: Frame, inner: int) -> Verdict:
+        """An error about a tunnel packet, if it is one that this director sent."""
+        source, destination = icmp_errors.tunnel_ends(frame)
+        key = icmp_errors.original_key(frame, inner)
+        connection = self.table.inbound.get(key) if key is not None else None
+        if (
+            connection is None
+            or connection.server.method is not ForwardMethod.TUNNEL
+            or connection.server.address != destination
+            or not self.network.is_local(source)
+        ):
+            return ACCEPT
+        if not icmp_errors.checksum_is_right(frame):
+            return Drop(Reason.ICMP_CHECKSUM)
+        if connection.server.available:
+            statistics = connection.server.statistics
+            statistics.out_packets += 1
+            statistics.out_bytes += frame.length
+        return TunnelError(connection, inner)
 
     # Connections
 

@@ -5,6 +5,9 @@ the connection's other direction, so the quote's key with source and destination
 is a key of the table: of the request direction where a client's side complains about a
 reply, of the reply direction where a real server's side complains about a request.
 
+An error about a tunnel packet of lvsha's own quotes the outer packet and, behind it, the
+original, whose key is one of the request direction as it stands.
+
 The checksum of the quoted transport header is left as it is: RFC 792 guarantees only eight
 bytes of it, and receivers do not check it (the kernel's director does the same).
 """
@@ -13,7 +16,7 @@ from typing import Final
 
 from lvsha.datapath.flow import L3, Frame
 from lvsha.model import IPv4_BYTES, Protocol
-from lvsha.wire import icmp, ipv6, vnet
+from lvsha.wire import icmp, ipv4, ipv6, vnet
 from lvsha.wire.checksum import checksum, ones_complement_sum, pseudo_header_sum
 
 _RELATED: Final = frozenset({Protocol.TCP, Protocol.UDP})
@@ -39,17 +42,66 @@ def related_key(frame: Frame) -> bytes | None:
     if found is None:
         return None
     protocol, ports = found
+    source, destination = _addresses(frame, quote)
     view = frame.view
-    size = 4 if frame.family == 4 else 16
-    first = quote + (12 if frame.family == 4 else 8)
-    source, destination = view[first : first + size], view[first + size : first + 2 * size]
     return (
         bytes((frame.family, protocol))
-        + bytes(destination)
-        + bytes(source)
+        + destination
+        + source
         + bytes(view[ports + 2 : ports + 4])
         + bytes(view[ports : ports + 2])
     )
+
+
+def tunnelled(frame: Frame) -> int | None:
+    """Where, in an error that quotes a tunnel packet, the original packet begins.
+
+    Returns:
+        An offset in the frame's buffer; None where no tunnel packet is quoted.
+    """
+    quote = frame.l4 + icmp.HEADER_BYTES
+    buffer = frame.buffer
+    if frame.family == 4:
+        inner = quote + (buffer[quote] & 0xF) * 4
+        carried, wanted, smallest = buffer[quote + 9], Protocol.IPIP, ipv4.HEADER_BYTES
+    else:
+        inner = quote + ipv6.HEADER_BYTES
+        carried, wanted, smallest = buffer[quote + 6], Protocol.IPV6, ipv6.HEADER_BYTES
+    whole = inner - quote >= smallest and inner + smallest <= L3 + frame.length
+    return inner if whole and carried == wanted else None
+
+
+def tunnel_ends(frame: Frame) -> tuple[bytes, bytes]:
+    """Source and destination of the quoted tunnel packet; `tunnelled` has found it whole."""
+    return _addresses(frame, frame.l4 + icmp.HEADER_BYTES)
+
+
+def original_key(frame: Frame, inner: int) -> bytes | None:
+    """The key of the request that a quoted tunnel packet carries.
+
+    Args:
+        frame: holds the error.
+        inner: where the request begins, as `tunnelled` says.
+    """
+    found = _transport(frame, inner)
+    if found is None:
+        return None
+    protocol, ports = found
+    source, destination = _addresses(frame, inner)
+    ends = source + destination + bytes(frame.view[ports : ports + 4])
+    return bytes((frame.family, protocol)) + ends
+
+
+def told_mtu(frame: Frame) -> int | None:
+    """The MTU that a "too big" error tells, in bytes; None for another error."""
+    kind, code = frame.buffer[frame.l4], frame.buffer[frame.l4 + 1]
+    if frame.family == 4:
+        if (kind, code) != icmp.V4_FRAGMENTATION_NEEDED:
+            return None
+        return int.from_bytes(frame.view[frame.l4 + 6 : frame.l4 + 8])
+    if kind != icmp.V6_TOO_BIG:
+        return None
+    return int.from_bytes(frame.view[frame.l4 + 4 : frame.l4 + 8])
 
 
 def checksum_is_right(frame: Frame) -> bool:
@@ -99,6 +151,13 @@ def translate(frame: Frame, address: bytes, port: int, *, to_server: bool) -> by
     packet[message + 2 : message + 4] = bytes(2)
     packet[message + 2 : message + 4] = checksum(packet[message:], pseudo).to_bytes(2)
     return bytes(packet)
+
+
+def _addresses(frame: Frame, at: int) -> tuple[bytes, bytes]:
+    """Source and destination of the quoted packet at an offset."""
+    size, first = (4, at + 12) if frame.family == 4 else (16, at + 8)
+    view = frame.view
+    return bytes(view[first : first + size]), bytes(view[first + size : first + 2 * size])
 
 
 def _transport(frame: Frame, quote: int) -> tuple[int, int] | None:

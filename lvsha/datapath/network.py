@@ -23,6 +23,8 @@ from lvsha.model import IPv4_BYTES
 
 QUEUE_FRAMES_MAX: Final = 64
 """Frames that wait for one next hop; the kernel's ``unres_qlen`` is of that order."""
+WAITING_FRAMES_MAX: Final = 1024
+"""Frames that wait for next hops altogether; of super-frames these are 64 MiB."""
 REMEMBERED_MAX: Final = 65_536
 """Destinations whose way is remembered; when full, all are forgotten."""
 HOPS_MAX: Final = 65_536
@@ -144,6 +146,7 @@ class Network:
         self.generation = 0
         self.links: dict[int, Link] = {}
         self.wanted: dict[tuple[int, bytes], None] = {}
+        self._waiting = 0
         self._addresses: dict[bytes, set[int]] = {}
         self._routes: dict[int, dict[int, dict[bytes, list[RouteChange]]]] = {4: {}, 6: {}}
         self._neighbours: dict[tuple[int, bytes], NeighbourChange] = {}
@@ -208,9 +211,10 @@ class Network:
         self.want(hop)
         if hop.failed:
             return Reason.NEIGHBOUR_FAILED
-        if len(hop.waiting) >= QUEUE_FRAMES_MAX:
+        if len(hop.waiting) >= QUEUE_FRAMES_MAX or self._waiting >= WAITING_FRAMES_MAX:
             return Reason.NEIGHBOUR_QUEUE_FULL
         hop.waiting.append(frame)
+        self._waiting += 1
         return None
 
     def _find(self, destination: bytes) -> NextHop | None:
@@ -295,7 +299,11 @@ class Network:
         for hop in hops:
             if hop.waiting:
                 self._drops[Reason.NEIGHBOUR_FAILED] += len(hop.waiting)
-                hop.waiting.clear()
+                self._stop_waiting(hop)
+
+    def _stop_waiting(self, hop: NextHop) -> None:
+        self._waiting -= len(hop.waiting)
+        hop.waiting.clear()
 
     def _apply_route(self, change: RouteChange) -> None:
         table = self._routes[4 if len(change.prefix) == IPv4_BYTES else 6]
@@ -324,7 +332,7 @@ class Network:
             hop.header = change.mac + link.mac if change.mac and link is not None else b""
             if hop.header:
                 released += [(hop.link, _addressed(frame, hop)) for frame in hop.waiting]
-                hop.waiting.clear()
+                self._stop_waiting(hop)
             elif change.failed:
                 self._give_up((hop,))
             if change.stale and hop.used:

@@ -51,9 +51,7 @@ class Reason(IntEnum):
     """The kernel refused the frame."""
     SURPRISE = 20
     """Handling the frame raised an exception, which was logged."""
-    ICMP_QUOTE = 21
-    """An ICMP error that quotes too little to be translated."""
-    BAD_SEGMENTATION = 22
+    BAD_SEGMENTATION = 21
     """A super-frame whose segmentation fields do not fit its headers."""
-    STALE = 23
+    STALE = 22
     """A frame that waited while this process was stopped; its sender has long gone on."""

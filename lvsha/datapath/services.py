@@ -5,6 +5,7 @@ bound to it; a new server stands at the head of its service's list, where the ke
 director puts it, because every scheduler's ties go by that order.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,6 +66,7 @@ class RealServer:
         overloaded: above its upper threshold; gets no new connections.
         request, reply: how NAT rewrites either direction; None with other methods.
         hop, generation: the remembered way to it; see `lvsha.datapath.network`.
+        path_mtu: of a tunnel to it, learned from an error; holds until ``path_mtu_until``.
         to_server, to_client: the verdicts for its packets in either direction.
     """
 
@@ -78,6 +80,8 @@ class RealServer:
         "inactive",
         "method",
         "overloaded",
+        "path_mtu",
+        "path_mtu_until",
         "port",
         "reply",
         "request",
@@ -108,6 +112,8 @@ class RealServer:
         self.statistics = Statistics()
         self.hop: NextHop | None = None
         self.generation = -1
+        self.path_mtu = 0
+        self.path_mtu_until = -math.inf
         self.request: Translation | None = None
         self.reply: Translation | None = None
         flags = ConnectionFlag.INACTIVE

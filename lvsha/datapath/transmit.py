@@ -21,11 +21,17 @@ from lvsha.datapath.verdicts import (
     Drop,
     ErrorToClient,
     ErrorToServer,
+    TunnelError,
     Verdict,
 )
 from lvsha.errors import WireError
 from lvsha.model import ForwardMethod, IPv4_BYTES, Protocol
 from lvsha.wire import icmp, ipv4, ipv6, vnet
+
+PATH_MTU_SECONDS: Final = 600.0
+"""How long a learned path MTU holds (the kernel's ``net.ipv4.route.mtu_expires``)."""
+PATH_MTU_MIN: Final = 552
+"""Less is not believed of IPv4 (the kernel's ``net.ipv4.route.min_pmtu``)."""
 
 ANSWERS_PER_SECOND: Final = 1000
 ANSWERS_BURST: Final = 50
@@ -75,6 +81,8 @@ class Transmitter:
                 return self._error_to_server(frame, connection.server, now)
             case ErrorToClient(connection):
                 return self._error_to_client(frame, connection)
+            case TunnelError(connection, inner):
+                return self._tunnel_error(frame, connection.server, inner, now)
         assert_never(verdict)
 
     def _hop_of(self, server: RealServer) -> NextHop | None:
@@ -186,11 +194,13 @@ class Transmitter:
             self._drops[Reason.BAD_SEGMENTATION] += 1
             return []
 
-    def _in_pieces(self, packets: Sequence[bytes], hop: NextHop) -> Sequence[Outgoing]:
-        """Send finished packets, an IPv4 one in fragments where the link asks for it."""
+    def _in_pieces(
+        self, packets: Sequence[bytes], hop: NextHop, mtu: int | None = None
+    ) -> Sequence[Outgoing]:
+        """Send finished packets, an IPv4 one in fragments where the path asks for it."""
         sent: list[Outgoing] = []
         for packet in packets:
-            for piece in self._fragments(packet, hop.mtu):
+            for piece in self._fragments(packet, hop.mtu if mtu is None else mtu):
                 sent += self._send_finished(piece, hop)
         return sent
 
@@ -208,8 +218,9 @@ class Transmitter:
     def _tunnel(
         self, frame: Frame, server: RealServer, hop: NextHop, now: float
     ) -> Sequence[Outgoing]:
-        outer_bytes = ipv4.HEADER_BYTES if len(server.address) == IPv4_BYTES else ipv6.HEADER_BYTES
-        room = hop.mtu - outer_bytes
+        outer_bytes = _outer_bytes(server)
+        mtu = min(hop.mtu, server.path_mtu) if now < server.path_mtu_until else hop.mtu
+        room = mtu - outer_bytes
         if room < _ROOM_MIN:
             self._drops[Reason.TOO_BIG] += 1
             return _NOTHING
@@ -227,7 +238,7 @@ class Transmitter:
                 wrapped.append(
                     rewrite.wrap(piece, hop.source, server.address, self._identification)
                 )
-        return self._in_pieces(wrapped, hop)
+        return self._in_pieces(wrapped, hop, mtu)
 
     def _error_to_server(self, frame: Frame, server: RealServer, now: float) -> Sequence[Outgoing]:
         """An ICMP error is translated for NAT and goes as it is with the other methods."""
@@ -261,6 +272,22 @@ class Transmitter:
         packet = icmp_errors.translate(frame, virtual, port, to_server=False)
         return self._in_pieces([packet], hop)
 
+    def _tunnel_error(
+        self, frame: Frame, server: RealServer, inner: int, now: float
+    ) -> Sequence[Outgoing]:
+        """Learn a smaller path MTU, and tell the sender of the original packet."""
+        quoted = bytes(frame.view[inner : L3 + frame.length])
+        mtu = icmp_errors.told_mtu(frame)
+        if mtu is None:
+            kind = (frame.buffer[frame.l4], frame.buffer[frame.l4 + 1])
+            return self._tell(icmp.IcmpError("about a tunnel", kind, kind), quoted, now)
+        smallest = PATH_MTU_MIN if frame.family == 4 else ipv6.MTU_MIN
+        server.path_mtu = max(mtu, smallest)
+        server.path_mtu_until = now + PATH_MTU_SECONDS
+        if frame.family == 4 and not int.from_bytes(quoted[6:8]) & ipv4.DONT_FRAGMENT:
+            return _NOTHING  # from now on it is fragmented
+        return self._tell(icmp.too_big(server.path_mtu - _outer_bytes(server)), quoted, now)
+
     def _no_way(self, frame: Frame, destination: bytes, now: float) -> Sequence[Outgoing]:
         if self._network.is_local(destination):
             self._drops[Reason.SERVER_IS_LOCAL] += 1
@@ -274,19 +301,22 @@ class Transmitter:
         return self._answer(frame, answer, now)
 
     def _answer(self, frame: Frame, answer: icmp.IcmpError, now: float) -> Sequence[Outgoing]:
-        """Tell the sender, from the address it wrote to where that is ours."""
-        sender = frame.source
-        if (
-            frame.protocol in {Protocol.ICMP, Protocol.ICMPV6}
-            or not icmp.may_be_told(sender)
-            or not self._may_answer(now)
-        ):
+        if frame.protocol in {Protocol.ICMP, Protocol.ICMPV6}:
             return _NOTHING
-        own = frame.destination
+        return self._tell(answer, frame.packet(), now)
+
+    def _tell(self, answer: icmp.IcmpError, packet: bytes, now: float) -> Sequence[Outgoing]:
+        """Tell a packet's sender, from the address it wrote to where that is ours."""
+        if packet[0] >> 4 == 4:
+            sender, own = packet[12:16], packet[16:20]
+        else:
+            sender, own = packet[8:24], packet[24:40]
+        if not icmp.may_be_told(sender) or not self._may_answer(now):
+            return _NOTHING
         if not self._network.is_local(own):
             hop = self._network.hop(sender)
             own = hop.source if hop is not None else own
-        return self._send_packet(icmp.emit(answer, frame.packet(), own, sender), sender)
+        return self._send_packet(icmp.emit(answer, packet, own, sender), sender)
 
     def _may_answer(self, now: float) -> bool:
         gained = (now - self._answers_at) * self._answer_rate
@@ -296,3 +326,8 @@ class Transmitter:
             return False
         self._answers_left -= 1
         return True
+
+
+def _outer_bytes(server: RealServer) -> int:
+    """The length of the outer header of a tunnel to a real server."""
+    return ipv4.HEADER_BYTES if len(server.address) == IPv4_BYTES else ipv6.HEADER_BYTES

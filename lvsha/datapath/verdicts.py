@@ -39,7 +39,18 @@ class ErrorToClient:
     connection: Connection
 
 
-Verdict = Accept | Drop | ToServer | ToClient | ErrorToServer | ErrorToClient
+@dataclass(frozen=True, slots=True, eq=False)
+class TunnelError:
+    """Tell a client of an ICMP error about the tunnel packet that carried its request.
+
+    ``inner`` is the offset of the request in the frame that quotes it.
+    """
+
+    connection: Connection
+    inner: int
+
+
+Verdict = Accept | Drop | ToServer | ToClient | ErrorToServer | ErrorToClient | TunnelError
 
 ACCEPT = Accept()
 """The one verdict without content."""

@@ -20,6 +20,8 @@ V4_TIME_EXCEEDED: Final = 11
 V4_ERRORS: Final = frozenset({V4_UNREACHABLE, V4_QUENCH, V4_TIME_EXCEEDED})
 """Types that the kernel's director relates to a connection; parameter problems are not."""
 
+V4_FRAGMENTATION_NEEDED: Final = (V4_UNREACHABLE, 4)
+
 V6_UNREACHABLE: Final = 1
 V6_TOO_BIG: Final = 2
 V6_TIME_EXCEEDED: Final = 3
@@ -29,6 +31,9 @@ V4_QUOTE_MAX: Final = 576 - ipv4.HEADER_BYTES - HEADER_BYTES
 """RFC 1812, section 4.3.2.3: the whole error is at most 576 bytes."""
 V6_QUOTE_MAX: Final = 1280 - ipv6.HEADER_BYTES - HEADER_BYTES
 """RFC 4443, section 2.4 (c): the whole error fits the minimum IPv6 MTU."""
+
+_INTERNETWORK_CONTROL: Final = 0xC0
+_TYPE_OF_SERVICE: Final = 0x1E
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ TIME_EXCEEDED: Final = IcmpError("time exceeded", (V4_TIME_EXCEEDED, 0), (V6_TIM
 
 def too_big(mtu: int) -> IcmpError:
     """Fragmentation needed (RFC 1191) or packet too big (RFC 4443, section 3.2)."""
-    return IcmpError("packet too big", (V4_UNREACHABLE, 4), (V6_TOO_BIG, 0), mtu)
+    return IcmpError("packet too big", V4_FRAGMENTATION_NEEDED, (V6_TOO_BIG, 0), mtu)
 
 
 def may_be_told(sender: bytes) -> bool:
@@ -74,8 +79,10 @@ def emit(error: IcmpError, quoted: bytes, source: bytes, destination: bytes) -> 
     if len(source) == IPv4_BYTES:
         kind, code = error.v4
         message = _message(kind, code, error.mtu, quoted[:V4_QUOTE_MAX], 0)
+        # RFC 1812, section 4.3.2.5: precedence 6, and the type of service of what is quoted.
+        tos = _INTERNETWORK_CONTROL | quoted[1] & _TYPE_OF_SERVICE
         header = ipv4.Ipv4Header(
-            source, destination, Protocol.ICMP, ipv4.HEADER_BYTES + len(message), tos=0xC0
+            source, destination, Protocol.ICMP, ipv4.HEADER_BYTES + len(message), tos=tos
         )
         return ipv4.emit(header) + message
     kind, code = error.v6

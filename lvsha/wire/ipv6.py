@@ -12,6 +12,8 @@ from typing import Final
 from lvsha.errors import WireError
 
 HEADER_BYTES: Final = 40
+MTU_MIN: Final = 1280
+"""What every link carries (RFC 8200, section 5)."""
 EXTENSIONS_MAX: Final = 8
 
 HOP_BY_HOP: Final = 0

@@ -39,7 +39,6 @@ PSEUDO_HEADER_FORGOTTEN = (
     "so drops every right one; lvsha translates it"
 )
 OPTION_NOT_FILLED = "lvsha passes IP options on as they are and does not enter itself in a route"
-TUNNEL_ERRORS = "lvsha does not translate errors about its own tunnel packets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +73,6 @@ DIFFERENCES = (
     ),
     Difference(r".*", r"with IP options \(record route\)", OPTION_NOT_FILLED, "options"),
     Difference(r".*", r".*fragments?\b.*", NO_REASSEMBLY),
-    Difference(r"tun-.*", r"ICMP error about the tunnel packet: (ttl|host)", TUNNEL_ERRORS),
-    Difference(
-        r"tun-.*", r"DF packet after the tunnel's path MTU shrank", TUNNEL_ERRORS, "to server"
-    ),
 )
 
 
