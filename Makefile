@@ -1,0 +1,42 @@
+# Every target prepares what it needs: see tools/prepare.sh.
+
+PYTHON := .venv/bin/python
+SEEDS ?= 200
+DRILL_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help drill test check sim bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+drill: ## rehearse a failover in network namespaces; DRILL_ARGS="--method dr --failure handover"
+	@tools/prepare.sh run
+	@.venv/bin/lvsha drill $(DRILL_ARGS)
+
+test: ## run the whole test suite; PYTEST_ARGS="-k election"
+	@tools/prepare.sh test
+	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+check: ## ruff, formatting and mypy --strict
+	@tools/prepare.sh test
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check
+	@$(PYTHON) -m mypy
+
+sim: ## run the simulations for longer; SEEDS=5000
+	@tools/prepare.sh test
+	@for simulation in tests/simulation/test_*_simulation.py; do \
+		$(PYTHON) -m "tests.simulation.$$(basename "$$simulation" .py)" $(SEEDS) || exit 1; \
+	done
+
+bench: ## measure against a bare packet loop on this machine
+	@tools/prepare.sh test
+	@$(PYTHON) -m bench $(BENCH_ARGS)
+
+clean: ## remove what the targets above have made in this directory
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist drill
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

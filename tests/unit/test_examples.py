@@ -1,0 +1,68 @@
+"""The example pair files are in order, for every node that they name."""
+
+from pathlib import Path
+
+import pytest
+
+from lvsha.config import Pair, load_pair
+from lvsha.model import ForwardMethod
+from lvsha.node import build_director
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
+VAGRANT = ROOT / "vagrant" / "pair.toml"
+
+
+def load(name: str) -> Pair:
+    return load_pair(ROOT / "deploy" / "examples" / name)
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES, VAGRANT], ids=lambda path: path.name)
+def test_example_is_in_order(path: Path) -> None:
+    pair = load_pair(path)
+    assert len(pair.nodes) == 2
+    assert pair.sync is not None
+    assert len(build_director(pair).services) == len(pair.services)
+
+
+def test_both_shapes_of_a_pair_have_an_example() -> None:
+    assert [path.stem for path in EXAMPLES] == ["mutual-backup", "two-node"]
+
+
+def test_in_the_two_node_pair_one_node_leads_everywhere() -> None:
+    pair = load("two-node.toml")
+    for router in pair.virtual_routers:
+        assert pair.nodes["director-east"].priority_of(router.name) > pair.nodes[
+            "director-west"
+        ].priority_of(router.name)
+
+
+def test_nat_in_the_two_node_pair_has_a_gateway_that_moves_with_the_clients_address() -> None:
+    (router,) = load("two-node.toml").virtual_routers
+    assert {placed.interface for placed in router.addresses} == {"outside", "inside"}
+
+
+def test_in_mutual_backup_each_node_leads_somewhere_under_a_sync_id_of_its_own() -> None:
+    pair = load("mutual-backup.toml")
+    leaders = {
+        max(pair.nodes, key=lambda name: pair.nodes[name].priority_of(router.name))
+        for router in pair.virtual_routers
+    }
+    assert leaders == set(pair.nodes)
+    assert len({router.sync_id for router in pair.virtual_routers}) == len(pair.virtual_routers)
+    assert {router.family for router in pair.virtual_routers} == {4, 6}
+
+
+def test_every_address_of_a_service_moves() -> None:
+    for path in (*EXAMPLES, VAGRANT):
+        pair = load_pair(path)
+        moving = {
+            placed.address.ip for router in pair.virtual_routers for placed in router.addresses
+        }
+        assert {service.address for service in pair.services} <= moving
+
+
+def test_the_vagrant_pair_tries_nat_and_direct_routing() -> None:
+    pair = load_pair(VAGRANT)
+    methods = {service.method_of(server) for service in pair.services for server in service.servers}
+    assert methods == {ForwardMethod.NAT, ForwardMethod.DIRECT_ROUTE}
