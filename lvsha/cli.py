@@ -169,14 +169,21 @@ def drill(
 
 
 async def _run_until_told(node: Node) -> None:
-    """Run a node; SIGTERM and SIGINT ask it to hand over and end."""
+    """Run a node; SIGTERM and SIGINT ask it to hand over and end, SIGHUP does nothing.
+
+    SIGHUP asks other daemons to read their configuration again. Dying of it, as a process
+    does by default, would be the worst answer.
+    """
     stop = trio.Event()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
 
             async def listen() -> None:
-                async for _ in signals:
-                    stop.set()
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        structlog.get_logger().warning("SIGHUP ignored; there is no reload")
+                    else:
+                        stop.set()
 
             nursery.start_soon(listen)
             await node.run(stop)

@@ -23,12 +23,13 @@ from lvsha.counters import Counters
 from lvsha.datapath import interception
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
-from lvsha.datapath.interception import Endpoint
+from lvsha.datapath.interception import Endpoint, RuleWatcher
 from lvsha.datapath.network import NetworkChange, Outgoing
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.tap import Tap, socket_filter
 from lvsha.datapath.watcher import Watcher
 from lvsha.errors import HostError
+from lvsha.log import LimitedLog
 from lvsha.model import ForwardMethod, Protocol
 
 BATCH_FRAMES: Final = 32
@@ -66,10 +67,12 @@ class Forwarder:
         self._interfaces = tuple(dict.fromkeys(interfaces))
         self._on_change = on_change
         self._watcher = Watcher()
+        self._rules = RuleWatcher()
         self._receivers: dict[int, Tap] = {}
         self._senders: dict[int, Tap] = {}
         self._changed = trio.Event()
         self._wanted = trio.Event()
+        self._log = LimitedLog(_log)
         self._surprises = 0
         self._stale_after = stale_after
         self._alive_at = math.inf
@@ -85,9 +88,11 @@ class Forwarder:
         try:
             await self._mirror()
             await self._intercept()
+            await self._rules.open()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._follow)
                 nursery.start_soon(self._resolve)
+                nursery.start_soon(self._guard_rules)
                 nursery.start_soon(self._housekeep)
                 nursery.start_soon(self._stay_alive)
                 for interface in self._interfaces:
@@ -95,6 +100,7 @@ class Forwarder:
                 task_status.started()
         finally:
             self._watcher.close()
+            self._rules.close()
             for tap in (*self._receivers.values(), *self._senders.values()):
                 tap.close()
 
@@ -152,43 +158,68 @@ class Forwarder:
             ],
         )
 
+    async def _guard_rules(self) -> None:
+        """Put the rules back when someone else has taken them away."""
+        while True:
+            await self._rules.removed()
+            self._log.warning("interception rules were removed", trio.current_time())
+            while not await self._restore_rules():
+                await trio.sleep(REOPEN_INTERVAL)
+
+    async def _restore_rules(self) -> bool:
+        try:
+            await self._intercept()
+        except HostError as error:
+            self.counters.add("interception_not_restored")
+            self._log.warning("rules not restored", trio.current_time(), error=str(error))
+            return False
+        self.counters.add("interception_restored")
+        return True
+
     # Frames
 
     async def _serve(
         self, interface: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Receive on one interface, again and again if it goes away and comes back."""
-        first = True
+        """Receive on one interface, again and again if it goes away and comes back.
+
+        At the start a missing interface is an error; later it is waited for.
+        """
+        index, tap = self._open(interface)
+        task_status.started()
+        while True:
+            self._receivers[index] = tap
+            await self._drain(tap, interface, index)
+            del self._receivers[index]
+            tap.close()
+            index, tap = await self._open_again(interface)
+
+    def _open(self, interface: str) -> tuple[int, Tap]:
+        link = self._director.network.link_named(interface)
+        if link is None:
+            raise HostError(f"the interface {interface} does not exist on this machine")
+        try:
+            return link.index, Tap(interface, self._filter())
+        except PermissionError as error:
+            raise HostError(
+                "the right to open packet sockets is missing; run as root, or with "
+                "the capabilities CAP_NET_RAW and CAP_NET_ADMIN"
+            ) from error
+        except OSError as error:
+            raise HostError(f"the interface {interface} cannot be opened: {error}") from error
+
+    async def _open_again(self, interface: str) -> tuple[int, Tap]:
         while True:
             changed = self._changed
-            link = self._director.network.link_named(interface)
-            if link is not None:
-                if not first:
-                    await self._intercept()
-                try:
-                    tap = Tap(interface, self._filter())
-                except PermissionError as error:
-                    raise HostError(
-                        "the right to open packet sockets is missing; run as root, or with "
-                        "the capabilities CAP_NET_RAW and CAP_NET_ADMIN"
-                    ) from error
-                except OSError as error:
-                    self.counters.add("taps_refused")
-                    _log.warning(
-                        "interface cannot be opened", interface=interface, error=str(error)
-                    )
-                else:
-                    self._receivers[link.index] = tap
-                    if first:
-                        task_status.started()
-                        first = False
-                    await self._drain(tap, interface, link.index)
-                    del self._receivers[link.index]
-                    tap.close()
-            elif first:
-                raise HostError(f"the interface {interface} does not exist on this machine")
             with trio.move_on_after(REOPEN_INTERVAL):
                 await changed.wait()
+            try:
+                # The rules of an interface go away with it, and come before its frames.
+                await self._intercept()
+                return self._open(interface)
+            except HostError as error:
+                self.counters.add("interfaces_not_opened")
+                self._log.warning("interface not opened", trio.current_time(), error=str(error))
 
     def _filter(self) -> list[tuple[int, int, int, int]]:
         services = self._director.services.values()

@@ -8,11 +8,15 @@ ping, routing, health checks, VRRP.
 
 The rules must outlive the process. A director that dies and lets its stack answer would
 reset every connection that its peer has just saved. So they are taken away only on
-purpose: at a clean stop, by ``lvsha clean``, or when the next start replaces them.
+purpose: at a clean stop, by ``lvsha clean``, or when the next start replaces them. Where
+someone else takes them away (``nft flush ruleset``), `RuleWatcher` notices.
 """
 
+import errno
+import socket
+import struct
 import subprocess
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +28,22 @@ from lvsha.model import IPv4_BYTES, Protocol, format_address
 TABLE: Final = "lvsha"
 _PRIORITY: Final = -500
 """Before the chains that people write themselves, which stand at 0 or above."""
+
+
+# linux/netfilter/nfnetlink.h and nf_tables.h
+_NETLINK_NETFILTER: Final = 12
+_SOL_NETLINK: Final = 270
+_NETLINK_ADD_MEMBERSHIP: Final = 1
+_GROUP_NFTABLES: Final = 7
+_NEW_TABLE: Final = 10 << 8 | 0
+_DELETE_TABLE: Final = 10 << 8 | 2
+_FAMILY_NETDEV: Final = 5
+_TABLE_NAME: Final = 1
+_NETLINK_HEADER: Final = struct.Struct("=IHHII")
+_ATTRIBUTE_HEADER: Final = struct.Struct("=HH")
+_RECEIVE_BYTES: Final = 65_536
+_SETTLING: Final = 0.02
+"""Seconds in which the rest of a transaction's messages arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +120,80 @@ async def release() -> None:
         HostError: nft is missing or refuses.
     """
     await _nft(f"add table netdev {TABLE}\ndelete table netdev {TABLE}\n")
+
+
+class RuleWatcher:
+    """Hears of changes of nftables tables, to notice that ours was taken away."""
+
+    def __init__(self) -> None:
+        self._socket: trio.socket.SocketType | None = None
+
+    async def open(self) -> None:
+        """Start listening.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        try:
+            self._socket = trio.socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER
+            )
+            await self._socket.bind((0, 0))
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _GROUP_NFTABLES)
+        except OSError as error:
+            raise HostError(f"nftables cannot be watched: {error}") from error
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._socket is not None:
+            self._socket.close()
+
+    async def removed(self) -> None:
+        """Return when the table is gone, or when messages were lost and it may be."""
+        present = True
+        while present:
+            present = await self._hear(present)
+            if not present:
+                # Replacing the table deletes and makes it in one transaction.
+                with trio.move_on_after(_SETTLING):
+                    while not present:
+                        present = await self._hear(present)
+
+    async def _hear(self, present: bool) -> bool:
+        assert self._socket is not None, "open comes first"
+        try:
+            data = await self._socket.recv(_RECEIVE_BYTES)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return False
+        for kind in table_changes(data):
+            present = kind == _NEW_TABLE
+        return present
+
+
+def table_changes(data: bytes) -> Iterator[int]:
+    """The kinds of the netlink messages in ``data`` that are about our table, in order."""
+    position = 0
+    while position + _NETLINK_HEADER.size <= len(data):
+        length, kind, *_ = _NETLINK_HEADER.unpack_from(data, position)
+        message = data[position + _NETLINK_HEADER.size : position + length]
+        if kind in {_NEW_TABLE, _DELETE_TABLE} and _names_our_table(message):
+            yield kind
+        position += max(_NETLINK_HEADER.size, length + 3 & ~3)
+
+
+def _names_our_table(message: bytes) -> bool:
+    if not message or message[0] != _FAMILY_NETDEV:
+        return False
+    position = 4
+    while position + _ATTRIBUTE_HEADER.size <= len(message):
+        length, kind = _ATTRIBUTE_HEADER.unpack_from(message, position)
+        if kind == _TABLE_NAME:
+            value = message[position + _ATTRIBUTE_HEADER.size : position + length]
+            return value.rstrip(b"\0") == TABLE.encode()
+        position += max(_ATTRIBUTE_HEADER.size, length + 3 & ~3)
+    return False
 
 
 async def _nft(text: str) -> None:

@@ -549,6 +549,15 @@ def test_a_removed_and_restored_neighbour_costs_no_datagram(director: Running, f
         assert client.recv(100).endswith(b"after")
 
 
+def test_rules_that_someone_flushes_come_back(director: Running) -> None:
+    for words in (("flush", "ruleset"), ("delete", "table", "netdev", "lvsha")):
+        run("ip", "netns", "exec", DIRECTOR, "nft", *words)
+        until = time.monotonic() + WAIT
+        while not table_is_loaded():
+            assert time.monotonic() < until, "the table did not come back"
+            time.sleep(0.01)
+
+
 def test_nothing_was_a_surprise(director: Running) -> None:
     status = director.lvsha("status", "--json")
     assert "surprise" not in status

@@ -1,10 +1,11 @@
+import struct
 import subprocess
 
 import pytest
 import trio
 
 from lvsha.datapath import interception
-from lvsha.datapath.interception import Endpoint, ruleset
+from lvsha.datapath.interception import Endpoint, ruleset, table_changes
 from lvsha.errors import HostError
 from lvsha.model import Protocol, parse_address
 
@@ -94,3 +95,36 @@ def test_what_nft_cannot_do_is_one_sentence(
     fake_nft(monkeypatch, result)
     with pytest.raises(HostError, match=words):
         trio.run(interception.intercept, ["eth0"], SERVICES, [])
+
+
+def _message(kind: int, family: int, *attributes: tuple[int, bytes]) -> bytes:
+    body = struct.pack("=BBH", family, 0, 0)
+    for number, value in attributes:
+        body += struct.pack("=HH", 4 + len(value), number) + value + bytes(-len(value) % 4)
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+
+
+NEW, DELETED, NEW_RULE = 10 << 8, 10 << 8 | 2, 10 << 8 | 6
+NETDEV, INET = 5, 1
+
+
+def test_only_messages_about_our_own_table_count() -> None:
+    ours, other = (1, b"lvsha\0"), (1, b"filter\0")
+    data = b"".join(
+        (
+            _message(DELETED, NETDEV, ours),
+            _message(DELETED, NETDEV, other),
+            _message(DELETED, INET, ours),
+            _message(NEW_RULE, NETDEV, ours),
+            _message(NEW, NETDEV, (2, bytes(4)), ours),
+            _message(DELETED, NETDEV),
+        )
+    )
+    assert list(table_changes(data)) == [DELETED, NEW]
+
+
+def test_messages_cut_short_at_any_byte_are_no_trouble() -> None:
+    data = _message(DELETED, NETDEV, (1, b"lvsha\0"))
+    for end in range(len(data)):
+        assert len(list(table_changes(data[:end]))) <= 1
+    assert list(table_changes(bytes(64))) == []
