@@ -30,6 +30,7 @@ from lvsha.datapath.network import Network, NetworkChange, Outgoing
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.schedulers import SCHEDULERS
 from lvsha.datapath.services import RealServer, Statistics, VirtualService
+from lvsha.datapath.tcp_states import INPUT, INPUT_ONLY, OUTPUT, RST, SYN
 from lvsha.datapath.transmit import ANSWERS_PER_SECOND, Transmitter
 from lvsha.datapath.verdicts import (
     ACCEPT,
@@ -56,6 +57,7 @@ REFRESH_PART: Final = 0.25
 """After this part of its time-out a connection in use is reported again; a copy lives
 longer by the same part, so that it never ends before its original."""
 
+_TCP: Final = int(Protocol.TCP)
 _NO_OUTPUT: Final = int(ConnectionFlag.NO_OUTPUT)
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
 _SYNC: Final = int(ConnectionFlag.SYNC)
@@ -93,6 +95,7 @@ class Director:
         table: the connections.
         network: the mirror of the host's network.
         drops: frames dropped, by reason.
+        untold: what `take_changes` would return, if anything.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Director:
         self._by_key: dict[bytes, VirtualService] = {}
         self._nat_servers: Counter[bytes] = Counter()
         self._removed: dict[tuple[bytes, bytes, int], RealServer] = {}
-        self._changes: dict[bytes, Connection | ConnectionEnded] = {}
+        self.untold: dict[bytes, Connection | ConnectionEnded] = {}
         self._generation = 0
         self._tcp_timeouts = tcp_states.timeouts()
         self._udp_timeout = 300.0
@@ -233,17 +236,15 @@ class Director:
                 return self._reply(connection, frame, now)
             return self._unknown(frame, now) if key else self._icmp(frame)
         server = connection.server
-        if frame.protocol == Protocol.TCP:
+        if frame.protocol == _TCP:
             state = connection.state
             flags = frame.flags
-            if flags & tcp_states.SYN and not flags & tcp_states.RST and tcp_states.REUSABLE[state]:
+            if flags & SYN and not flags & RST and tcp_states.REUSABLE[state]:
                 self._end(connection)
                 return self._unknown(frame, now)
             if not server.available:
                 return Drop(Reason.SERVER_GONE)
-            transitions = (
-                tcp_states.INPUT_ONLY if connection.flags & _NO_OUTPUT else tcp_states.INPUT
-            )
+            transitions = INPUT_ONLY if connection.flags & _NO_OUTPUT else INPUT
             new_state = transitions[flags][state]
             if new_state != state:
                 self._enter(connection, new_state, now)
@@ -269,9 +270,9 @@ class Director:
 
     def _reply(self, connection: Connection, frame: Frame, now: float) -> Verdict:
         server = connection.server
-        if frame.protocol == Protocol.TCP:
+        if frame.protocol == _TCP:
             state = connection.state
-            new_state = tcp_states.OUTPUT[frame.flags][state]
+            new_state = OUTPUT[frame.flags][state]
             if new_state != state:
                 self._enter(connection, new_state, now)
             else:
@@ -302,9 +303,7 @@ class Director:
             ):
                 return Drop(Reason.UNKNOWN_REPLY)
             return ACCEPT
-        if frame.protocol == Protocol.TCP and (
-            not frame.flags & tcp_states.SYN or frame.flags & tcp_states.RST
-        ):
+        if frame.protocol == _TCP and (not frame.flags & SYN or frame.flags & RST):
             return Drop(Reason.NO_CONNECTION)
         if not service.held:
             return Drop(Reason.NOT_MASTER)
@@ -427,7 +426,7 @@ class Director:
                 del self._removed[identity]
         if connection.told_state != UNTOLD:
             key = connection.key
-            self._changes[key] = ConnectionEnded(key, connection.virtual[0])
+            self.untold[key] = ConnectionEnded(key, connection.virtual[0])
 
     def expire(self, now: float) -> None:
         """End connections whose time is over, at most `EXPIRE_BATCH` in one call."""
@@ -474,20 +473,15 @@ class Director:
 
     def _tell(self, connection: Connection) -> None:
         connection.told_state = connection.state
-        self._changes[connection.key] = connection
-
-    @property
-    def has_changes(self) -> bool:
-        """Whether `take_changes` would return anything."""
-        return bool(self._changes)
+        self.untold[connection.key] = connection
 
     def take_changes(self) -> list[ConnectionChange]:
         """What has changed since the last call: the newest word about each connection."""
         changes: list[ConnectionChange] = [
             ConnectionChanged(change.record()) if isinstance(change, Connection) else change
-            for change in self._changes.values()
+            for change in self.untold.values()
         ]
-        self._changes.clear()
+        self.untold.clear()
         return changes
 
     def tell_all(self, addresses: Collection[bytes]) -> None:
@@ -527,7 +521,7 @@ class Director:
             if record.flags & _INACTIVE and connection.server.service.held:
                 return None
             self._end(connection)
-            self._changes.pop(key, None)
+            self.untold.pop(key, None)
             connection = None
         if connection is None:
             server = self._server_for(record)
@@ -563,7 +557,7 @@ class Director:
         connection = self.table.inbound.get(key)
         if connection is not None:
             self._end(connection)
-            self._changes.pop(key, None)
+            self.untold.pop(key, None)
 
     def begin_snapshot(self) -> int:
         """A new generation: what `apply` names from now on belongs to it."""

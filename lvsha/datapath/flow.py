@@ -31,7 +31,17 @@ _IPV4: Final = struct.Struct("!12xHBxH2xHBB2x12s8xH")
 _IPV6: Final = struct.Struct("!12xH4xHBB36s8xH")
 _PREFIX4: Final = tuple(bytes((4, protocol)) for protocol in range(256))
 _PREFIX6: Final = tuple(bytes((6, protocol)) for protocol in range(256))
+# The members of an IntEnum are attributes, and slower to compare with than these.
+_TCP: Final = int(Protocol.TCP)
+_UDP: Final = int(Protocol.UDP)
+_ICMP: Final = int(Protocol.ICMP)
+_PREFIX4_TCP: Final = _PREFIX4[_TCP]
 _FRAGMENT_BITS: Final = 0x3FFF
+_PLAIN_IPV4: Final = 0x45
+_IPV4_END: Final = L3 + 20
+_IPV4_FRAME_MIN: Final = vnet.LENGTH_BYTES + ETHERNET_BYTES + 20
+_read_ipv4: Final = _IPV4.unpack_from
+_from_bytes: Final = int.from_bytes
 _TCP_MIN: Final = 20
 _UDP_MIN: Final = 8
 _ICMP_MIN: Final = 8
@@ -107,42 +117,46 @@ class Frame:
             Why the frame must be dropped; None where it may go on. A frame that is not
             TCP, UDP or ICMP over IP has `protocol` 0 and is none of the director's business.
         """
-        self.end = end = received
+        buffer = self.buffer
+        self.end = received
         self.protocol = 0
-        self.flags = 0
-        (ethertype, version_ihl, length, fragment, ttl, protocol, tail, tcp) = _IPV4.unpack_from(
-            self.buffer, L2
+        (ethertype, version_ihl, length, fragment, ttl, protocol, tail, tcp) = _read_ipv4(
+            buffer, L2
         )
         if ethertype != ETHERTYPE_IPV4:
+            self.flags = 0
             return self._read_ipv6() if ethertype == ETHERTYPE_IPV6 else None
-        if version_ihl != 0x45:
+        if version_ihl != _PLAIN_IPV4:
+            self.flags = 0
             return self._read_ipv4_options()
-        if L3 + length > end or received < vnet.LENGTH_BYTES + ETHERNET_BYTES + 20:
+        if L3 + length > received or received < _IPV4_FRAME_MIN:
             return Reason.TRUNCATED
         # A correct header sums to 0xFFFF, which is 0 modulo 65535.
-        if int.from_bytes(self.buffer[L3 : L3 + 20]) % 0xFFFF:
+        if _from_bytes(buffer[L3:_IPV4_END], "big") % 0xFFFF:
             return Reason.MALFORMED
         self.family = 4
         self.ttl = ttl
         self.length = length
-        self.l4 = L3 + 20
+        self.l4 = _IPV4_END
         if fragment & _FRAGMENT_BITS:
             return self._fragment(protocol)
-        if protocol == Protocol.TCP:
+        if protocol == _TCP:
             if length < 20 + _TCP_MIN or tcp < 0x5000:
                 return Reason.MALFORMED
             self.flags = tcp & 0xFF
-        elif protocol == Protocol.UDP:
+            self.protocol = _TCP
+            self.key = _PREFIX4_TCP + tail
+            return None
+        self.flags = 0
+        if protocol == _UDP:
             if length < 20 + _UDP_MIN:
                 return Reason.MALFORMED
-        elif protocol == Protocol.ICMP:
+            self.protocol = protocol
+            self.key = _PREFIX4[protocol] + tail
+        elif protocol == _ICMP:
             self.protocol = protocol
             self.key = b""
             return Reason.MALFORMED if length < 20 + _ICMP_MIN else None
-        else:
-            return None
-        self.protocol = protocol
-        self.key = _PREFIX4[protocol] + tail
         return None
 
     def _fragment(self, protocol: int) -> Reason | None:

@@ -1,17 +1,27 @@
 """Carry frames between packet sockets and the director.
 
-The shell of the datapath: for each interface a task that waits until its socket is
-readable, drains it up to a limit, asks the director and sends what it says; a task that
-follows the kernel's network; one that ends connections whose time is over. It decides
-nothing itself.
+The shell of the datapath: a task that takes frames from the sockets of all interfaces, asks
+the director and sends what it says; tasks that keep those sockets open, follow the
+kernel's network, guard the interception rules, and end connections whose time is over. It
+decides nothing itself.
+
+What a frame changed is told before it is sent on, so a client never has an answer through
+a connection that the backup was not told of.
+
+Waiting is the expensive part: a turn of Trio's loop costs as much as five frames. Frames
+come in bursts, so after each one the task waits for the next with a blocking poll of its
+own, for `LINGER` at most, and gives other tasks their turn when nothing came or when
+`TURN` is over. Their price is that they may run so much later.
 
 One frame cannot take the node down. An exception while a frame is handled is contained to
-that frame, logged and counted; only when that happens `SURPRISES_MAX` times in a row is
-something wrong with the process, and it gives up so that the peer takes over.
+that frame, logged and counted; only when that happens `SURPRISES_MAX` times with no turn in
+order between is something wrong with the process, and it gives up so that the peer takes
+over.
 """
 
 import errno
 import math
+import select
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
@@ -32,8 +42,12 @@ from lvsha.errors import HostError
 from lvsha.log import LimitedLog
 from lvsha.model import ForwardMethod, Protocol
 
-BATCH_FRAMES: Final = 32
-"""Frames handled before other tasks get their turn: half a millisecond of small ones."""
+BATCH_FRAMES: Final = 64
+"""Frames taken from one interface before the next one is looked at."""
+LINGER: Final = 0.001
+"""Seconds; the shortest time-out that epoll has."""
+TURN: Final = 0.002
+"""Seconds of frames without a pause after which other tasks have their turn."""
 SURPRISES_MAX: Final = 100
 EXPIRY_INTERVAL: Final = 1.0
 WARM_INTERVAL: Final = 10.0
@@ -68,6 +82,8 @@ class Forwarder:
         self._on_change = on_change
         self._watcher = Watcher()
         self._rules = RuleWatcher()
+        self._epoll = select.epoll()
+        self._frame = Frame()
         self._receivers: dict[int, Tap] = {}
         self._senders: dict[int, Tap] = {}
         self._changed = trio.Event()
@@ -96,11 +112,13 @@ class Forwarder:
                 nursery.start_soon(self._housekeep)
                 nursery.start_soon(self._stay_alive)
                 for interface in self._interfaces:
-                    await nursery.start(self._serve, interface)
+                    await nursery.start(self._keep_open, interface)
+                nursery.start_soon(self._carry)
                 task_status.started()
         finally:
             self._watcher.close()
             self._rules.close()
+            self._epoll.close()
             for tap in (*self._receivers.values(), *self._senders.values()):
                 tap.close()
 
@@ -163,25 +181,26 @@ class Forwarder:
         while True:
             await self._rules.removed()
             self._log.warning("interception rules were removed", trio.current_time())
-            while not await self._restore_rules():
-                await trio.sleep(REOPEN_INTERVAL)
+            await self._restore_rules()
 
-    async def _restore_rules(self) -> bool:
-        try:
-            await self._intercept()
-        except HostError as error:
-            self.counters.add("interception_not_restored")
-            self._log.warning("rules not restored", trio.current_time(), error=str(error))
-            return False
-        self.counters.add("interception_restored")
-        return True
+    async def _restore_rules(self) -> None:
+        while True:
+            try:
+                await self._intercept()
+            except HostError as error:
+                self.counters.add("interception_not_restored")
+                self._log.warning("rules not restored", trio.current_time(), error=str(error))
+                await trio.sleep(REOPEN_INTERVAL)
+            else:
+                self.counters.add("interception_restored")
+                return
 
     # Frames
 
-    async def _serve(
+    async def _keep_open(
         self, interface: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Receive on one interface, again and again if it goes away and comes back.
+        """Have a socket on an interface, another one if it goes away and comes back.
 
         At the start a missing interface is an error; later it is waited for.
         """
@@ -189,10 +208,17 @@ class Forwarder:
         task_status.started()
         while True:
             self._receivers[index] = tap
-            await self._drain(tap, interface, index)
+            self._epoll.register(tap.socket, select.EPOLLIN)
+            while self._is_on(interface, index):
+                await self.network_changed()
+            self._epoll.unregister(tap.socket)
             del self._receivers[index]
             tap.close()
             index, tap = await self._open_again(interface)
+
+    def _is_on(self, interface: str, index: int) -> bool:
+        link = self._director.network.link_named(interface)
+        return link is not None and link.index == index
 
     def _open(self, interface: str) -> tuple[int, Tap]:
         link = self._director.network.link_named(interface)
@@ -233,63 +259,64 @@ class Forwarder:
             },
         )
 
-    async def _drain(self, tap: Tap, interface: str, index: int) -> None:
-        """Handle frames, batch by batch, until the interface is gone.
-
-        The frames of a batch are sent only after what they changed was told: a client
-        never has an answer through a connection that the backup was not told of.
-        """
-        frames = [Frame() for _ in range(BATCH_FRAMES)]
-        receive_into = tap.socket.recv_into
+    async def _carry(self) -> None:
+        """Take frames, turn by turn."""
+        poll = self._epoll.poll
         while True:
-            await trio.lowlevel.wait_readable(tap.socket)
-            now = trio.current_time()
+            await trio.lowlevel.wait_readable(self._epoll)
+            began_at = now = trio.current_time()
             self._note_alive(now)
-            outgoing: list[Outgoing] = []
-            try:
-                for frame in frames:
-                    outgoing += self._handle(frame, receive_into(frame.view), now)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                # ENETDOWN comes once when a link goes down; the socket then goes on
-                # working if the same link comes back.
-                self.counters.add("receive_errors")
-                link = self._director.network.links.get(index)
-                if error.errno != errno.ENETDOWN or link is None or link.name != interface:
-                    return
-            finally:
-                self._tell_changes()
-                self._send(outgoing)
+            surprises = self._surprises
+            taps = {tap.socket.fileno(): tap for tap in self._receivers.values()}
+            while now < began_at + TURN and (ready := poll(LINGER)):
+                for number, _ in ready:
+                    self._drain(taps[number], now)
+                now = trio.current_time()
+            if surprises == self._surprises:
+                self._surprises = 0
 
-    def _handle(self, frame: Frame, received: int, now: float) -> Iterable[Outgoing]:
+    def _drain(self, tap: Tap, now: float) -> None:
+        """Handle the frames that wait on an interface."""
+        director, frame, view = self._director, self._frame, self._frame.view
+        untold = director.untold
         try:
-            outgoing = self._director.process(frame, received, now)
-        except Exception:
-            # The peer would get the same frame next and must not die of it either.
-            self._director.drops[Reason.SURPRISE] += 1
-            self._surprises += 1
-            if self._surprises >= SURPRISES_MAX:
-                raise
-            _log.exception("a frame could not be handled", frame=bytes(frame.view[:received]).hex())
-            return ()
-        self._surprises = 0
-        return outgoing
-
-    def _tell_changes(self) -> None:
-        if self._director.has_changes:
-            self._on_change()
+            for _ in range(BATCH_FRAMES):
+                received = tap.receive_into(view)
+                try:
+                    outgoing = director.process(frame, received, now)
+                except Exception:
+                    # The peer would get this frame next, and must not die of it either.
+                    if self._count_surprise(frame, received) >= SURPRISES_MAX:
+                        raise
+                    continue
+                if untold:
+                    self._on_change()
+                if outgoing:
+                    self._send(outgoing)
+        except BlockingIOError:
+            pass
+        except OSError:
+            # ENETDOWN comes once when a link goes down; the socket goes on working if the
+            # same link comes back.
+            self.counters.add("receive_errors")
         self._note_wanted()
+
+    def _count_surprise(self, frame: Frame, received: int) -> int:
+        self._director.drops[Reason.SURPRISE] += 1
+        self._surprises += 1
+        _log.exception("a frame could not be handled", frame=bytes(frame.view[:received]).hex())
+        return self._surprises
 
     def _send(self, outgoing: Iterable[Outgoing]) -> None:
         drops = self._director.drops
+        receivers = self._receivers
         for link, data in outgoing:
-            tap = self._receivers.get(link) or self._sender(link)
+            tap = receivers.get(link) or self._sender(link)
             if tap is None:
                 drops[Reason.LINK_DOWN] += 1
                 continue
             try:
-                tap.socket.send(data)
+                tap.send(data)
             except BlockingIOError:
                 drops[Reason.SEND_QUEUE_FULL] += 1
             except OSError as error:
@@ -342,7 +369,8 @@ class Forwarder:
             now = trio.current_time()
             while (deadline := self._director.deadline) is not None and deadline <= now:
                 self._director.expire(now)
-                self._tell_changes()
+                if self._director.untold:
+                    self._on_change()
                 await trio.lowlevel.checkpoint()
             if now >= warm_at:
                 self._director.keep_ways_warm()

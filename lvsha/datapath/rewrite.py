@@ -25,6 +25,13 @@ from lvsha.wire.checksum import (
 
 _TWO: Final = struct.Struct("!HH")
 _ONE: Final = struct.Struct("!H")
+_read_two: Final = _TWO.unpack_from
+_write_two: Final = _TWO.pack_into
+_read_one: Final = _ONE.unpack_from
+_write_one: Final = _ONE.pack_into
+_TTL_AT: Final = L3 + 8
+_HOP_LIMIT_AT: Final = L3 + 7
+_TCP: Final = int(Protocol.TCP)
 _TTL_STEP: Final = 0x0100
 _TTL_CHANGE: Final = 0xFFFF - _TTL_STEP
 """What counting the time to live down by one adds to the sum of the header."""
@@ -40,10 +47,11 @@ def count_down(frame: Frame) -> None:
     """Take one from the time to live (RFC 1812, section 5.2.2) or hop limit (RFC 8200)."""
     buffer = frame.buffer
     if frame.family == 6:
-        buffer[L3 + 7] -= 1
+        buffer[_HOP_LIMIT_AT] -= 1
         return
-    ttl_protocol, field = _TWO.unpack_from(buffer, L3 + 8)
-    _TWO.pack_into(buffer, L3 + 8, ttl_protocol - _TTL_STEP, update(field, _TTL_CHANGE))
+    ttl_protocol, field = _read_two(buffer, _TTL_AT)
+    field += _TTL_STEP  # RFC 1141: the sum shrinks by what the field grows
+    _write_two(buffer, _TTL_AT, ttl_protocol - _TTL_STEP, (field + (field >= 0xFFFF)) & 0xFFFF)
 
 
 class Translation:
@@ -55,7 +63,15 @@ class Translation:
         source: whether these are the source's or the destination's.
     """
 
-    __slots__ = ("_address", "_address_at", "_address_change", "_change", "_port", "_port_at")
+    __slots__ = (
+        "_address",
+        "_address_at",
+        "_address_change",
+        "_change",
+        "_header_change",
+        "_port",
+        "_port_at",
+    )
 
     def __init__(self, old: tuple[bytes, int], new: tuple[bytes, int], *, source: bool) -> None:
         self._address = new[0]
@@ -67,42 +83,40 @@ class Translation:
         )
         self._port_at = 0 if source else 2
         self._address_change = difference(old[0], new[0])
+        # Together with the time to live that is counted down.
+        self._header_change = (self._address_change + _TTL_CHANGE) % 0xFFFF
         self._change = (self._address_change + difference(old[1].to_bytes(2), self._port)) % 0xFFFF
 
     def apply(self, frame: Frame) -> None:
         """Rewrite the packet in the frame and count its time to live down."""
         buffer = frame.buffer
         if frame.family == 4:
-            ttl_protocol, field = _TWO.unpack_from(buffer, L3 + 8)
-            total = (~field & 0xFFFF) + self._address_change + _TTL_CHANGE
+            ttl_protocol, field = _read_two(buffer, _TTL_AT)
+            total = (~field & 0xFFFF) + self._header_change
             total = (total & 0xFFFF) + (total >> 16)
-            _TWO.pack_into(
-                buffer,
-                L3 + 8,
-                ttl_protocol - _TTL_STEP,
-                ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF,
-            )
+            _write_two(buffer, _TTL_AT, ttl_protocol - _TTL_STEP, ~total & 0xFFFF)
         else:
-            buffer[L3 + 7] -= 1
+            buffer[_HOP_LIMIT_AT] -= 1
         buffer[self._address_at] = self._address
         l4 = frame.l4
         port_at = l4 + self._port_at
         buffer[port_at : port_at + 2] = self._port
-        if frame.protocol == Protocol.TCP:
-            field_at = l4 + _TCP_CHECKSUM
-            (field,) = _ONE.unpack_from(buffer, field_at)
-            if buffer[0] & vnet.NEEDS_CHECKSUM:
-                _ONE.pack_into(buffer, field_at, update_partial(field, self._address_change))
-            else:
-                _ONE.pack_into(buffer, field_at, update(field, self._change))
-        else:
+        if frame.protocol != _TCP:
             self._finish_udp(frame, l4)
+            return
+        field_at = l4 + _TCP_CHECKSUM
+        (field,) = _read_one(buffer, field_at)
+        if buffer[0] & vnet.NEEDS_CHECKSUM:
+            _write_one(buffer, field_at, update_partial(field, self._address_change))
+        else:
+            total = (~field & 0xFFFF) + self._change
+            _write_one(buffer, field_at, ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
 
     def _finish_udp(self, frame: Frame, l4: int) -> None:
         """UDP differs in that zero says "no checksum"; the kernel then computes one."""
         buffer = frame.buffer
         field_at = l4 + _UDP_CHECKSUM
-        (field,) = _ONE.unpack_from(buffer, field_at)
+        (field,) = _read_one(buffer, field_at)
         if buffer[0] & vnet.NEEDS_CHECKSUM:
             value = update_partial(field, self._address_change)
         elif field:
@@ -111,7 +125,7 @@ class Translation:
             datagram = frame.view[l4 : L3 + frame.length]
             pseudo = pseudo_header_sum(frame.source, frame.destination, Protocol.UDP, len(datagram))
             value = checksum(datagram, pseudo) or 0xFFFF
-        _ONE.pack_into(buffer, field_at, value)
+        _write_one(buffer, field_at, value)
 
 
 def wrap(packet: bytes, source: bytes, destination: bytes, identification: int) -> bytes:

@@ -168,6 +168,10 @@ class Tap:
         interface: its name.
         instructions: the filter; None makes a socket that only sends.
 
+    Attributes:
+        socket: to wait for.
+        receive_into, send: its methods of these names; a frame costs less without a look-up.
+
     Raises:
         OSError: the interface is gone, or the right to open packet sockets is missing.
     """
@@ -189,6 +193,8 @@ class Tap:
         except BaseException:
             self.socket.close()
             raise
+        self.receive_into = self.socket.recv_into
+        self.send = self.socket.send
 
     def lost(self) -> int:
         """Frames that the kernel could not queue since the last call."""

@@ -110,7 +110,7 @@ def fingerprint(laboratory: Laboratory) -> Fingerprint:
             for v in director.services.values()
             for s in v.servers
         ],
-        list(director._changes),
+        list(director.untold),
     )
 
 

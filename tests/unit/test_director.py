@@ -351,7 +351,7 @@ def test_a_record_moves_a_connection_unless_it_is_an_old_ones_late_end(web: Labo
     (connection,) = web.director.table.inbound.values()
     assert str(connection.server) == "10.1.0.12:80"
     assert web.miscounted() == []
-    assert not web.director.has_changes
+    assert not web.director.untold
 
 
 def test_a_copy_follows_its_source_to_another_server_though_it_is_inactive(
@@ -375,7 +375,7 @@ def test_a_snapshot_sweeps_what_it_did_not_name(web: Laboratory) -> None:
     assert web.director.sweep(generation, [parse_address(V6)]) == 0
     assert web.director.sweep(generation, [parse_address(V4)]) == 2
     assert [c.client[1] for c in web.director.table.inbound.values()] == [2]
-    assert not web.director.has_changes
+    assert not web.director.untold
 
 
 def test_forgetting_removes_a_connection_and_tells_nobody(web: Laboratory) -> None:

@@ -40,7 +40,7 @@ def test_without_reporting_nothing_is_told() -> None:
     laboratory = build(None)
     assert send(laboratory, SYN, ACK, FIN | ACK) == []
     laboratory.director.tell_all([VIP])
-    assert not laboratory.director.has_changes
+    assert not laboratory.director.untold
 
 
 def test_a_connection_is_told_once_it_is_established_and_not_before() -> None:
@@ -112,7 +112,7 @@ def test_a_connection_that_was_taken_over_is_told_with_its_first_packet() -> Non
     send(source, ACK)
     (record,) = source.director.records([VIP])
     laboratory.director.apply(record, laboratory.now)
-    assert not laboratory.director.has_changes
+    assert not laboratory.director.untold
     assert send(laboratory, ACK) == ["state 1"]
 
 
