@@ -70,7 +70,7 @@ def run(
 
     def start() -> None:
         pair = load_pair(file)
-        director = Node(pair, _node_name(pair, file, node), LinuxHost())
+        director = _make_node(pair, file, _node_name(pair, file, node))
         try:
             trio.run(_run_until_told, director)
         except* (ConfigError, HostError) as group:
@@ -86,7 +86,7 @@ def check(file: PairFile) -> None:
     def look() -> None:
         pair = load_pair(file)
         for name in pair.nodes:
-            Node(pair, name, LinuxHost())
+            _make_node(pair, file, name)
         sys.stdout.write(
             f"{file}: in order: {len(pair.nodes)} nodes, {len(pair.virtual_routers)} virtual "
             f"routers, {len(pair.services)} services; digest {pair.digest().hex()[:12]}\n"
@@ -118,7 +118,7 @@ def clean_up(file: PairFile, node: NodeName = None) -> None:
 
     def sweep() -> None:
         pair = load_pair(file)
-        director = Node(pair, _node_name(pair, file, node), LinuxHost())
+        director = _make_node(pair, file, _node_name(pair, file, node))
         with control.lock_namespace():
             trio.run(director.clean)
 
@@ -201,6 +201,13 @@ def _node_name(pair: Pair, file: Path, given: str | None) -> str:
         f"{file}: nodes: expected one called like this host ({host}), or the option --node "
         f"with one of {', '.join(pair.nodes)}"
     )
+
+
+def _make_node(pair: Pair, file: Path, name: str) -> Node:
+    try:
+        return Node(pair, name, LinuxHost())
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def _first(group: BaseExceptionGroup[ConfigError | HostError]) -> Exception:

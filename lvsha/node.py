@@ -143,6 +143,9 @@ class Node:
         intervals = [router.advert_interval for router in self.pair.virtual_routers]
         return min(intervals, default=1.0) * DOWN_ADVERTISEMENTS
 
+    def _slowest_interval(self) -> float:
+        return max(router.advert_interval for router in self.pair.virtual_routers)
+
     def _interface_addresses(self, router: VirtualRouter) -> list[InterfaceAddress]:
         """The addresses of a virtual router, placed on this node's interfaces."""
         return [
@@ -167,6 +170,7 @@ class Node:
                 await nursery.start(self._forwarder.run)
                 if self.pair.sync is not None and self._routers:
                     await self._start_sync(self.pair.sync, nursery, resources)
+                await self._let_a_backup_go_first(stop)
                 await self._start_speakers(nursery, resources)
                 nursery.start_soon(self._watch_interfaces)
                 nursery.start_soon(self._watch_readiness)
@@ -209,6 +213,17 @@ class Node:
         nursery.start_soon(self._report_sync, self._courier.events)
         await nursery.start(self._courier.run)
 
+    async def _let_a_backup_go_first(self, stop: trio.Event) -> None:
+        """Listen for one interval before taking part in elections.
+
+        Who comes back before its peer has noticed that it was away has lost its connections,
+        and the peer has a copy. The peer's timer is at most one interval longer than the own
+        one (Skew_Time of RFC 9568, section 6.1).
+        """
+        if self._courier is not None:
+            with trio.move_on_after(self._slowest_interval()):
+                await stop.wait()
+
     async def _start_speakers(self, nursery: trio.Nursery, resources: ExitStack) -> None:
         sender, receiver = trio.open_memory_channel[RouterStateChanged](STATE_CHANGES_MAX)
         nursery.start_soon(self._follow_elections, receiver)
@@ -250,8 +265,7 @@ class Node:
             for speaker in self._speakers.values():
                 nursery.start_soon(speaker.stop)
         if was_master and len(self.pair.nodes) > 1:
-            slowest = max(router.advert_interval for router in self.pair.virtual_routers)
-            await trio.sleep(slowest + TRANSITION)
+            await trio.sleep(self._slowest_interval() + TRANSITION)
 
     # Connections
 

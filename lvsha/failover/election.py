@@ -370,7 +370,11 @@ class Election:
 
     def _give_way_after_stall(self, now: float) -> Actions:
         """Let go of the addresses if the peer must have taken them over meanwhile."""
-        if self.state is not VrrpState.MASTER or now <= self._advertise_at + self.down_interval:
+        # Its timer runs from our last advertisement, and by how little it is longer than
+        # three intervals we do not know.
+        silent_since = self._advertise_at - self.interval
+        limit = DOWN_ADVERTISEMENTS * self.interval
+        if self.state is not VrrpState.MASTER or now <= silent_since + limit:
             return ()
         self.preemption_permitted = False
         actions = self._leave(VrrpState.BACKUP, "stalled", now)
