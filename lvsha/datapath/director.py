@@ -95,7 +95,7 @@ class Director:
         table: the connections.
         network: the mirror of the host's network.
         drops: frames dropped, by reason.
-        untold: what `take_changes` would return, if anything.
+        untold: what `take_changes` would return; always the same object.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Director:
         self.table = ConnectionTable(connections_max)
         self.network = Network(self.drops)
         self.services: dict[str, VirtualService] = {}
-        self._transmitter = Transmitter(self.network, self.drops, answers_per_second)
+        self._carry_out = Transmitter(self.network, self.drops, answers_per_second).carry_out
         self._reporting = reporting
         self._by_key: dict[bytes, VirtualService] = {}
         self._nat_servers: Counter[bytes] = Counter()
@@ -224,7 +224,7 @@ class Director:
             return ()
         if not frame.protocol:
             return ()
-        return self._transmitter.carry_out(frame, self.handle(frame, now), now)
+        return self._carry_out(frame, self.handle(frame, now), now)
 
     def handle(self, frame: Frame, now: float) -> Verdict:
         """Decide about a frame that `Frame.read` has found in order."""

@@ -59,7 +59,7 @@ class Frame:
         length: of the IP packet, in bytes.
         ttl: time to live or hop limit.
         key: connection key of this direction (`lvsha.model.connection_key`); empty for ICMP.
-        flags: the TCP flag byte; 0 for others.
+        flags: the TCP flag byte; of other packets without meaning.
     """
 
     __slots__ = (
@@ -124,10 +124,8 @@ class Frame:
             buffer, L2
         )
         if ethertype != ETHERTYPE_IPV4:
-            self.flags = 0
             return self._read_ipv6() if ethertype == ETHERTYPE_IPV6 else None
         if version_ihl != _PLAIN_IPV4:
-            self.flags = 0
             return self._read_ipv4_options()
         if L3 + length > received or received < _IPV4_FRAME_MIN:
             return Reason.TRUNCATED
@@ -147,7 +145,6 @@ class Frame:
             self.protocol = _TCP
             self.key = _PREFIX4_TCP + tail
             return None
-        self.flags = 0
         if protocol == _UDP:
             if length < 20 + _UDP_MIN:
                 return Reason.MALFORMED

@@ -22,7 +22,6 @@ over.
 import errno
 import math
 import select
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
@@ -86,6 +85,8 @@ class Forwarder:
         self._frame = Frame()
         self._receivers: dict[int, Tap] = {}
         self._senders: dict[int, Tap] = {}
+        self._sends: dict[int, Callable[[bytes | bytearray | memoryview], int]] = {}
+        self._untold = director.untold
         self._changed = trio.Event()
         self._wanted = trio.Event()
         self._log = LimitedLog(_log)
@@ -208,11 +209,12 @@ class Forwarder:
         task_status.started()
         while True:
             self._receivers[index] = tap
+            self._sends[index] = tap.send
             self._epoll.register(tap.socket, select.EPOLLIN)
             while self._is_on(interface, index):
                 await self.network_changed()
             self._epoll.unregister(tap.socket)
-            del self._receivers[index]
+            del self._receivers[index], self._sends[index]
             tap.close()
             index, tap = await self._open_again(interface)
 
@@ -277,13 +279,13 @@ class Forwarder:
 
     def _drain(self, tap: Tap, now: float) -> None:
         """Handle the frames that wait on an interface."""
-        director, frame, view = self._director, self._frame, self._frame.view
-        untold = director.untold
+        frame, view, sends = self._frame, self._frame.view, self._sends
+        receive_into, process, untold = tap.receive_into, self._director.process, self._untold
         try:
             for _ in range(BATCH_FRAMES):
-                received = tap.receive_into(view)
+                received = receive_into(view)
                 try:
-                    outgoing = director.process(frame, received, now)
+                    outgoing = process(frame, received, now)
                 except Exception:
                     # The peer would get this frame next, and must not die of it either.
                     if self._count_surprise(frame, received) >= SURPRISES_MAX:
@@ -291,8 +293,11 @@ class Forwarder:
                     continue
                 if untold:
                     self._on_change()
-                if outgoing:
-                    self._send(outgoing)
+                for link, data in outgoing:
+                    try:
+                        sends[link](data)
+                    except (KeyError, OSError) as error:
+                        self._send_otherwise(link, data, error)
         except BlockingIOError:
             pass
         except OSError:
@@ -308,41 +313,46 @@ class Forwarder:
         return self._surprises
 
     def _send(self, outgoing: Iterable[Outgoing]) -> None:
-        drops = self._director.drops
-        receivers = self._receivers
         for link, data in outgoing:
-            tap = receivers.get(link) or self._sender(link)
-            if tap is None:
-                drops[Reason.LINK_DOWN] += 1
-                continue
             try:
-                tap.send(data)
-            except BlockingIOError:
-                drops[Reason.SEND_QUEUE_FULL] += 1
-            except OSError as error:
-                self._note_refusal(link, error, drops)
+                self._sends[link](data)
+            except (KeyError, OSError) as error:
+                self._send_otherwise(link, data, error)
 
-    def _note_refusal(self, link: int, error: OSError, drops: Counter[Reason]) -> None:
-        if error.errno in {errno.ENETDOWN, errno.ENXIO, errno.ENODEV}:
+    def _send_otherwise(
+        self, link: int, data: bytes | bytearray | memoryview, error: KeyError | OSError
+    ) -> None:
+        """Send on a link that had no socket yet, or count why a frame was not sent."""
+        drops = self._director.drops
+        if isinstance(error, KeyError):
+            if self._open_sender(link):
+                self._send([(link, data)])
+            else:
+                drops[Reason.LINK_DOWN] += 1
+        elif isinstance(error, BlockingIOError) or error.errno == errno.ENOBUFS:
+            drops[Reason.SEND_QUEUE_FULL] += 1
+        elif error.errno in {errno.ENETDOWN, errno.ENXIO, errno.ENODEV}:
             drops[Reason.LINK_DOWN] += 1
             sender = self._senders.pop(link, None)
             if sender is not None:
+                del self._sends[link]
                 sender.close()
-        elif error.errno == errno.ENOBUFS:
-            drops[Reason.SEND_QUEUE_FULL] += 1
         else:
             drops[Reason.SEND_REFUSED] += 1
 
-    def _sender(self, index: int) -> Tap | None:
-        """A socket for a link on which nothing is received; opened when first needed."""
-        sender = self._senders.get(index)
+    def _open_sender(self, index: int) -> bool:
+        """Open a socket for a link on which nothing is received."""
         link = self._director.network.links.get(index)
-        if sender is None and link is not None:
-            try:
-                sender = self._senders[index] = Tap(link.name)
-            except OSError:
-                self.counters.add("taps_refused")
-        return sender
+        if link is None:
+            return False
+        try:
+            sender = Tap(link.name)
+        except OSError:
+            self.counters.add("taps_refused")
+            return False
+        self._senders[index] = sender
+        self._sends[index] = sender.send
+        return True
 
     # Time
 
@@ -369,7 +379,7 @@ class Forwarder:
             now = trio.current_time()
             while (deadline := self._director.deadline) is not None and deadline <= now:
                 self._director.expire(now)
-                if self._director.untold:
+                if self._untold:
                     self._on_change()
                 await trio.lowlevel.checkpoint()
             if now >= warm_at:
