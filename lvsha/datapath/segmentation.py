@@ -48,11 +48,17 @@ def split(packet: bytes, header: vnet.VnetHeader, l4: int, protocol: int) -> lis
     return _cut(packet, l4, payload_at, header.gso_size, protocol)
 
 
-def segment_length(packet_length: int, header: vnet.VnetHeader, headers_length: int) -> int:
-    """The length of the longest IP packet that the wire will carry, in bytes."""
-    if header.gso_type & ~vnet.GSO_ECN == vnet.GSO_NONE:
-        return packet_length
-    return min(packet_length, headers_length + header.gso_size)
+def segment_length(length: int, gso_type: int, gso_size: int, headers_length: int) -> int:
+    """The length of the longest IP packet that the wire will carry, in bytes.
+
+    Args:
+        length: of the IP packet in the frame.
+        gso_type, gso_size: of the virtio header.
+        headers_length: of the packet's IP and transport headers.
+    """
+    if gso_type & ~vnet.GSO_ECN == vnet.GSO_NONE:
+        return length
+    return min(length, headers_length + gso_size)
 
 
 def _cut(packet: bytes, l4: int, payload_at: int, size: int, protocol: int) -> list[bytes]:

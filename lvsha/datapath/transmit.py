@@ -6,6 +6,7 @@ same buffer; only tunnels, fragments and ICMP make new ones. Super-frames stay w
 NAT and direct routing, and are cut into segments for tunnels.
 """
 
+import struct
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final, assert_never
@@ -37,6 +38,8 @@ ANSWERS_PER_SECOND: Final = 1000
 ANSWERS_BURST: Final = 50
 """ICMP errors of our own, as the kernel limits its own (icmp_msgs_per_sec, _burst)."""
 
+_TCP: Final = int(Protocol.TCP)
+_read_gso_size: Final = struct.Struct("=H").unpack_from
 _NOTHING: Final[tuple[Outgoing, ...]] = ()
 _ROOM_MIN: Final = 68
 """A tunnel with less room than an IPv4 link must have (RFC 791) carries nothing."""
@@ -153,11 +156,13 @@ class Transmitter:
 
     def _longest(self, frame: Frame) -> int:
         """The longest IP packet that this frame puts on the wire, in bytes."""
-        if not frame.buffer[1]:
+        buffer, l4 = frame.buffer, frame.l4
+        gso_type = buffer[vnet.GSO_TYPE_AT]
+        if not gso_type:
             return frame.length
-        headers = frame.l4 - L3
-        headers += (frame.buffer[frame.l4 + 12] >> 4) * 4 if frame.protocol == Protocol.TCP else 8
-        return segmentation.segment_length(frame.length, frame.vnet_header, headers)
+        headers = l4 - L3 + ((buffer[l4 + 12] >> 4) * 4 if frame.protocol == _TCP else 8)
+        (gso_size,) = _read_gso_size(buffer, vnet.GSO_SIZE_AT)
+        return segmentation.segment_length(frame.length, gso_type, gso_size, headers)
 
     def _may_fragment(self, frame: Frame) -> bool:
         flags = int.from_bytes(frame.buffer[L3 + 6 : L3 + 8])

@@ -14,6 +14,10 @@ from lvsha.errors import WireError
 
 LENGTH_BYTES: Final = 10
 
+GSO_TYPE_AT: Final = 1
+GSO_SIZE_AT: Final = 4
+"""Offsets of two fields, for a reader that needs no more than these."""
+
 NEEDS_CHECKSUM: Final = 1
 CHECKSUM_VALID: Final = 2
 

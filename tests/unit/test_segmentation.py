@@ -70,11 +70,14 @@ def test_a_tcp_header_longer_than_the_packet_is_a_wire_error() -> None:
 
 def test_the_longest_packet_is_headers_and_one_segment() -> None:
     gso = vnet.VnetHeader(gso_type=vnet.GSO_TCPV4, gso_size=1448)
-    assert segmentation.segment_length(60_000, gso, 52) == 1500
-    assert segmentation.segment_length(100, gso, 52) == 100
-    assert segmentation.segment_length(60_000, vnet.VnetHeader(), 52) == 60_000
+    assert segmentation.segment_length(60_000, gso.gso_type, gso.gso_size, 52) == 1500
+    assert segmentation.segment_length(100, gso.gso_type, gso.gso_size, 52) == 100
+    assert segmentation.segment_length(60_000, vnet.GSO_NONE, 0, 52) == 60_000
     only_a_mark = vnet.VnetHeader(gso_type=vnet.GSO_ECN, gso_size=10)
-    assert segmentation.segment_length(60_000, only_a_mark, 52) == 60_000
+    assert (
+        segmentation.segment_length(60_000, only_a_mark.gso_type, only_a_mark.gso_size, 52)
+        == 60_000
+    )
 
 
 def test_a_datagram_whose_checksum_comes_out_as_zero_says_all_ones() -> None:
