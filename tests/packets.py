@@ -6,6 +6,7 @@ is never compared with itself.
 
 import ipaddress
 import struct
+from functools import cache
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -13,6 +14,7 @@ FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 NO_VNET = bytes(10)
 
 
+@cache
 def address(text: str) -> bytes:
     """Network-order bytes of an address."""
     return ipaddress.ip_address(text).packed

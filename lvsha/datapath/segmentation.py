@@ -53,7 +53,8 @@ def segment_length(length: int, gso_type: int, gso_size: int, headers_length: in
 
     Args:
         length: of the IP packet in the frame.
-        gso_type, gso_size: of the virtio header.
+        gso_type: of the virtio header.
+        gso_size: likewise, in bytes.
         headers_length: of the packet's IP and transport headers.
     """
     if gso_type & ~vnet.GSO_ECN == vnet.GSO_NONE:
