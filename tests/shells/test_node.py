@@ -1,0 +1,608 @@
+"""The node: what it carries between its parts, on machines in memory and a virtual clock."""
+
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from typing import cast
+
+import pytest
+import structlog
+import trio
+import trio.testing
+
+from lvsha.config import Pair, parse_pair
+from lvsha.datapath.network import LinkChange, NetworkChange, Outgoing
+from lvsha.errors import ConfigError, HostError
+from lvsha.failover.addresses import LIFETIME
+from lvsha.failover.election import DOWN_ADVERTISEMENTS
+from lvsha.model import VrrpState, parse_address
+from lvsha.node import TRANSITION, Node, build_director
+from lvsha.sync.messages import Role
+from tests.simulation.pair_traffic import Client, Traffic
+from tests.simulation.pair_world import Life, Machine, World
+from tests.simulation.tasks import one_order_of_tasks
+
+INTERVAL = 0.2
+DOWN = (DOWN_ADVERTISEMENTS + 1) * INTERVAL
+# Nothing here depends on the order of tasks; any number will do.
+ORDER = 1
+VIRTUAL, INSIDE = parse_address("192.0.2.10"), parse_address("10.1.0.254")
+
+ROUTER = f"""
+[[virtual_routers]]
+name = "web"
+vrid = 51
+interface = "outside"
+addresses = ["192.0.2.10/24", "10.1.0.254/24@inside"]
+advert_interval = {INTERVAL}
+"""
+SERVICE = """
+[[services]]
+name = "http"
+address = "192.0.2.10"
+port = 80
+scheduler = "rr"
+servers = [{ address = "10.1.0.11", port = 8080 }, { address = "10.1.0.12", port = 8080 }]
+"""
+SYNC = """
+[sync]
+heartbeat_interval = 0.1
+"""
+EAST = """
+[nodes.east]
+priority = 150
+interfaces = { outside = "eth0", inside = "eth1", sync = "eth2" }
+"""
+WEST = """
+[nodes.west]
+priority = 100
+interfaces = { outside = "eth0", inside = "eth1", sync = "eth2" }
+"""
+BOTH = EAST + WEST
+
+
+def pair(*parts: str) -> Pair:
+    return parse_pair("\n".join(parts), "pair.toml")
+
+
+TWO = pair(ROUTER, SERVICE, SYNC, BOTH)
+LONE = pair(ROUTER, SERVICE, SYNC, EAST)
+
+Scenario = Callable[[World], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _restored_log() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+def play(scenario: Scenario, of: Pair = TWO) -> World:
+    """Run a scenario in a world whose wires are good; its machines are not started."""
+    world = World(1, of)
+    structlog.configure(processors=[world.log], cache_logger_on_first_use=False)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            world.nursery = nursery
+            nursery.start_soon(world.run)
+            try:
+                await scenario(world)
+            finally:
+                for machine in world.machines.values():
+                    if machine.life is not None:
+                        machine.life.wake()
+            nursery.cancel_scope.cancel()
+
+    with one_order_of_tasks(ORDER):
+        trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+    return world
+
+
+async def start(machine: Machine, *, settle: float = 4.0) -> Life:
+    """Start a node, and wait until it has become what it will be."""
+    machine.start()
+    await trio.sleep(settle)
+    return living(machine)
+
+
+def living(machine: Machine) -> Life:
+    assert machine.life is not None
+    return machine.life
+
+
+def holds(life: Life) -> tuple[bool, bool]:
+    """Whether new connections are opened, and whether it is in transition."""
+    (service,) = life.node.director.services.values()
+    return service.held, service.in_transition
+
+
+def state(machine: Machine) -> VrrpState:
+    return machine.state_of("web")
+
+
+# What is refused
+
+
+def test_a_name_that_the_file_does_not_have_is_refused() -> None:
+    async def scenario(world: World) -> None:
+        host = Life(world.machines["east"]).host
+        with pytest.raises(ConfigError, match=r"nodes: expected .*'south'.*east, west"):
+            Node(TWO, "south", host)
+
+    play(scenario)
+
+
+def test_an_unknown_scheduler_is_refused_by_its_key() -> None:
+    strange = pair(ROUTER, SERVICE.replace('"rr"', '"best"'), SYNC, BOTH)
+    with pytest.raises(ConfigError, match=r"services\.http\.scheduler: expected one of rr, .*best"):
+        build_director(strange)
+
+
+# The director of a pair file
+
+
+def test_a_director_holds_no_address_that_a_virtual_router_moves() -> None:
+    elsewhere = SERVICE.replace('"http"', '"local"').replace("2.10", "2.30")
+    director = build_director(pair(ROUTER, SERVICE, elsewhere, SYNC, BOTH))
+    held = {name: service.held for name, service in director.services.items()}
+    assert held == {"http": False, "local": True}
+
+
+def test_a_director_has_the_servers_ports_methods_and_weights_of_the_file() -> None:
+    service = """
+        [[services]]
+        name = "https"
+        address = "192.0.2.10"
+        port = 443
+        method = "dr"
+        servers = [
+            { address = "10.1.0.11", weight = 7 },
+            { address = "10.1.0.12", port = 8443, method = "nat" },
+        ]
+    """
+    (made,) = build_director(pair(ROUTER, service, SYNC, BOTH)).services.values()
+    assert {(str(server), server.method.name, server.weight) for server in made.servers} == {
+        ("10.1.0.11:443", "DIRECT_ROUTE", 7),
+        ("10.1.0.12:8443", "NAT", 1),
+    }
+
+
+def test_nothing_is_reported_where_nobody_is_told() -> None:
+    assert build_director(TWO)._reporting is not None
+    assert build_director(pair(ROUTER, SERVICE, BOTH))._reporting is None
+    assert build_director(pair(SERVICE, SYNC, BOTH))._reporting is None
+
+
+# From start to end
+
+
+def test_a_lone_node_becomes_master_and_opens_connections() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        life = await start(east, settle=INTERVAL + DOWN + TRANSITION + 0.1)
+        assert state(east) is VrrpState.MASTER
+        assert set(east.held) == {VIRTUAL, INSIDE}
+        assert holds(life) == (True, False)
+        assert life.node._replicas[0].role is Role.LEAD
+
+    play(scenario, LONE)
+
+
+def test_what_an_earlier_run_has_left_is_taken_away_first() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        east.hold(VIRTUAL)
+        life = await start(east, settle=0.01)
+        assert not east.held
+        assert life.host.cleaned == 1
+
+    play(scenario)
+
+
+def test_a_node_listens_for_an_interval_before_it_takes_part() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        await start(east, settle=INTERVAL - 0.01)
+        assert state(east) is VrrpState.INIT
+        await trio.sleep(0.02)
+        assert state(east) is VrrpState.BACKUP
+
+    play(scenario)
+
+
+def test_a_stop_while_it_listens_ends_it_at_once() -> None:
+    async def scenario(world: World) -> None:
+        life = await start(world.machines["east"], settle=0.01)
+        life.stop.set()
+        await life.ended.wait()
+        assert trio.current_time() < 0.05
+        assert life.host.cleaned == 2
+
+    play(scenario)
+
+
+def test_a_backup_takes_over_from_a_master_that_is_back_before_it_was_missed() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        await start(west)
+        assert state(east) is VrrpState.MASTER
+        east.end()
+        east.start()
+        await trio.sleep(DOWN - 0.01)
+        assert state(west) is VrrpState.MASTER
+        await trio.sleep(TRANSITION + 3.0)
+        assert state(east) is VrrpState.MASTER
+
+    play(scenario)
+
+
+def test_without_sync_preemption_needs_no_copy() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(west)
+        assert state(west) is VrrpState.MASTER
+        life = await start(east, settle=DOWN + 0.1)
+        assert state(east) is VrrpState.MASTER
+        assert life.node._replicas == []
+        assert state(west) is VrrpState.BACKUP
+
+    play(scenario, pair(ROUTER, SERVICE, BOTH))
+
+
+def test_with_sync_preemption_waits_for_a_complete_copy() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(west)
+        world.segments["sync"].cuts.add(("east", "west"))
+        await start(east, settle=5.0)
+        # It hears that west leads, and cannot ask for what it misses.
+        assert state(east) is VrrpState.BACKUP
+        world.segments["sync"].cuts.clear()
+        await trio.sleep(DOWN + 1.0)
+        assert state(east) is VrrpState.MASTER
+
+    play(scenario)
+
+
+def test_a_stopped_master_hands_over_and_serves_for_a_while_longer() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        life = await start(east)
+        await start(west)
+        begin = trio.current_time()
+        life.stop.set()
+        await trio.sleep(INTERVAL + 0.02)
+        assert state(east) is VrrpState.INIT
+        assert state(west) is VrrpState.MASTER
+        assert not east.held
+        assert set(west.held) == {VIRTUAL, INSIDE}
+        assert holds(life) == (True, True)
+        await life.ended.wait()
+        assert trio.current_time() - begin == pytest.approx(INTERVAL + TRANSITION, abs=0.02)
+        assert life.host.cleaned == 2
+
+    play(scenario)
+
+
+def test_a_stopped_backup_and_a_node_without_a_peer_end_at_once() -> None:
+    async def backup(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        life = await start(west)
+        await ends_at_once(life)
+
+    async def lone(world: World) -> None:
+        await ends_at_once(await start(world.machines["east"]))
+
+    async def ends_at_once(life: Life) -> None:
+        begin = trio.current_time()
+        life.stop.set()
+        await life.ended.wait()
+        assert trio.current_time() - begin < 0.05
+
+    play(backup)
+    play(lone, LONE)
+
+
+def test_a_part_that_fails_takes_the_node_and_its_addresses_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lives: list[Life] = []
+
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        lives.append(await start(east))
+        assert east.held
+        frames = lives[0].host.frames
+        assert frames is not None
+        monkeypatch.setattr(frames.director, "learn", broken)
+        east.plug("sync", up=False)
+        await trio.sleep(1.0)
+
+    def broken(_change: NetworkChange) -> list[Outgoing]:
+        raise HostError("broken")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        play(scenario, LONE)
+    assert caught.group_contains(HostError, match="broken")
+    assert not lives[0].machine.held
+    # The rules that keep frames from the host's own stack stay: it would reset connections.
+    assert lives[0].host.cleaned == 1
+
+
+# Interfaces
+
+
+def test_a_pulled_cable_is_a_fault_until_it_is_back() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        life = await start(east)
+        await start(west)
+        east.plug("inside", up=False)
+        await trio.sleep(INTERVAL)
+        assert state(east) is VrrpState.FAULT
+        assert router_status(life)["fault"] == "interface eth1 is down"
+        assert state(west) is VrrpState.MASTER
+        east.plug("inside", up=True)
+        await trio.sleep(0.01)
+        assert state(east) is VrrpState.BACKUP
+        await trio.sleep(TRANSITION + DOWN + 1.0)
+        assert state(east) is VrrpState.MASTER
+
+    play(scenario)
+
+
+def test_an_interface_that_no_virtual_router_needs_may_be_down() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        await start(east)
+        east.plug("sync", up=False)
+        await trio.sleep(1.0)
+        assert state(east) is VrrpState.MASTER
+
+    play(scenario)
+
+
+def test_an_interface_that_is_not_there_is_a_fault_from_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        whole = east.network()
+        without = [c for c in whole if not (isinstance(c, LinkChange) and c.name == "eth1")]
+        monkeypatch.setattr(east, "network", lambda: without)
+        life = await start(east)
+        assert state(east) is VrrpState.FAULT
+        assert router_status(life)["fault"] == "interface eth1 is missing"
+        assert not east.held
+        east.tell(*whole)
+        await trio.sleep(DOWN + 0.1)
+        assert state(east) is VrrpState.MASTER
+
+    play(scenario)
+
+
+def test_frames_are_taken_from_all_interfaces_but_one_that_only_sync_uses() -> None:
+    def interfaces(of: Pair) -> tuple[str, ...]:
+        taken: list[tuple[str, ...]] = []
+
+        async def scenario(world: World) -> None:
+            frames = Life(world.machines["east"]).host.frames
+            assert frames is not None
+            taken.append(frames.interfaces)
+
+        play(scenario, of)
+        return taken[0]
+
+    assert interfaces(TWO) == ("eth0", "eth1")
+    shared = SYNC + 'interface = "inside"\n'
+    assert interfaces(pair(ROUTER, SERVICE, shared, BOTH)) == ("eth0", "eth1", "eth2")
+
+
+def test_frames_are_stale_after_the_quickest_routers_silence() -> None:
+    slow = """
+        [[virtual_routers]]
+        name = "mail"
+        vrid = 52
+        interface = "outside"
+        addresses = ["192.0.2.20/24"]
+        advert_interval = 1.0
+        [nodes.east]
+        priorities = { mail = 10 }
+        interfaces = { outside = "eth0", inside = "eth1", sync = "eth2" }
+    """
+
+    async def scenario(world: World) -> None:
+        frames = Life(world.machines["east"]).host.frames
+        assert frames is not None
+        assert frames.stale_after == pytest.approx(DOWN_ADVERTISEMENTS * INTERVAL)
+
+    play(scenario, pair(ROUTER, slow, SERVICE, SYNC))
+
+
+# Changes of master
+
+
+def test_both_open_connections_for_the_time_of_the_transition() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        new_master = await start(east, settle=INTERVAL + DOWN + 0.1)
+        assert holds(new_master) == (True, True)
+        old_master = new_master
+        new_master = await start(west)
+        assert holds(old_master) == (True, False)
+        assert holds(new_master) == (False, False)
+        east.plug("outside", up=False)
+        await trio.sleep(DOWN + 0.05)
+        assert holds(old_master) == (True, True)
+        assert holds(new_master) == (True, True)
+        await trio.sleep(TRANSITION)
+        assert holds(old_master) == (False, False)
+        assert holds(new_master) == (True, False)
+
+    play(scenario)
+
+
+def test_the_end_of_a_transition_does_not_touch_a_later_one() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        life = await start(east)
+        east.plug("outside", up=False)
+        await trio.sleep(0.1)
+        east.plug("outside", up=True)
+        await trio.sleep(DOWN + 0.05)
+        assert state(east) is VrrpState.MASTER
+        await trio.sleep(TRANSITION - DOWN)
+        assert holds(life) == (True, True)
+        await trio.sleep(TRANSITION)
+        assert holds(life) == (True, False)
+
+    play(scenario, LONE)
+
+
+def test_a_master_that_stood_still_opens_nothing_and_asks_for_a_new_copy() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        life = await start(east)
+        await start(west)
+        life.hang()
+        await trio.sleep(LIFETIME + 1.0)
+        assert state(west) is VrrpState.MASTER
+        assert not east.held
+        life.wake()
+        await trio.sleep(0.001)
+        assert state(east) is VrrpState.BACKUP
+        assert holds(life) == (False, False)
+        assert not life.node._replicas[0].complete
+        await trio.sleep(TRANSITION + DOWN + 1.0)
+        assert state(east) is VrrpState.MASTER
+
+    play(scenario)
+
+
+# Connections
+
+
+async def connected(world: World) -> Client:
+    """Two nodes, and a client that is silent after its first request."""
+    east, west = world.machines.values()
+    traffic = Traffic(world, 2, clients_max=10)
+    traffic.paused = True
+    await start(east)
+    await start(west)
+    client = traffic.open(world.pair.services[0])
+    await trio.sleep(1.0)
+    assert client.established
+    assert client.waits_since is None
+    return client
+
+
+def servers(world: World, client: Client) -> list[str]:
+    """The real server of a connection at each node."""
+    return [
+        str(living(machine).node.director.table.inbound[client.key].server)
+        for machine in world.machines.values()
+    ]
+
+
+def test_a_connection_is_told_to_the_peer_and_outlives_its_director() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        here, there = servers(world, client)
+        assert here == there
+        assert here.startswith("10.1.0.1")
+        world.machines["east"].end(power=True)
+        await trio.sleep(DOWN + 0.1)
+        client.poke()
+        await trio.sleep(0.1)
+        assert client.waits_since is None
+
+    play(scenario)
+
+
+def test_connections_of_a_node_without_sync_are_told_to_nobody_and_do_not_pile_up() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        traffic = Traffic(world, 2, clients_max=10)
+        traffic.paused = True
+        life = await start(east)
+        client = traffic.open(world.pair.services[0])
+        await trio.sleep(1.0)
+        assert client.established
+        assert not life.node.director.untold
+
+    play(scenario, pair(ROUTER, SERVICE, EAST))
+
+
+def test_a_half_open_connection_is_told_when_its_director_hands_over() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        client = await connected(world)
+        traffic = client._traffic
+        young = traffic.open(world.pair.services[0])
+        young.distance = 1.0
+        await trio.sleep(0.1)
+        assert young.key in living(east).node.director.table.inbound
+        assert young.key not in living(west).node.director.table.inbound
+        living(east).stop.set()
+        await trio.sleep(0.1)
+        assert len(set(servers(world, young))) == 1
+
+    play(scenario)
+
+
+# What people are told
+
+
+def router_status(life: Life) -> dict[str, object]:
+    status = cast("dict[str, dict[str, dict[str, object]]]", life.node.status())
+    return status["routers"]["web"]
+
+
+def test_the_status_says_all_and_is_json() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        status = living(world.machines["east"]).host.commands["status"]()
+        said = json.loads(json.dumps(status))
+        assert said["node"] == "east"
+        assert said["configuration"] == TWO.digest().hex()
+        assert said["routers"]["web"]["state"] == "MASTER"
+        assert said["sync"]["51"]["role"] == "LEAD"
+        assert said["connections"] == 1
+        service = said["services"]["http"]
+        assert service["address"] == "192.0.2.10:80"
+        assert service["held"] is True
+        assert sum(server["active"] for server in service["servers"]) == 1
+        # Its SYN, and its first request, which is the ACK as well.
+        assert sum(server["in_packets"] for server in service["servers"]) == 2
+        assert said["drops"] == {}
+        assert set(said["counters"]) == {"forwarder", "records", "sync"}
+        assert client.server.startswith("server-")
+
+    play(scenario)
+
+
+def test_pair_files_that_differ_are_named_in_the_log() -> None:
+    other = pair(ROUTER, SERVICE.replace('"rr"', '"wrr"'), SYNC, BOTH)
+
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        world.pair = other
+        await start(west)
+
+    trace = play(scenario).trace
+    assert any("east: the pair files differ" in line and "services.http" in line for line in trace)
+
+
+def test_two_leaders_are_an_alarm_in_the_log() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        await start(west)
+        world.segments["outside"].cuts |= {("east", "west"), ("west", "east")}
+        await trio.sleep(2.0)
+
+    assert any("alarm" in line and "second_leader" in line for line in play(scenario).trace)

@@ -1,0 +1,312 @@
+"""What a node in a simulated pair gets for its machine: `lvsha.host.Host` in memory.
+
+A `SimulatedHost` belongs to one process (`Life`) on one `Machine` of ``pair_world``, and
+does to that machine's kernel and wires what the real host does by netlink and sockets.
+What a dead process still does has no effect.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from lvsha.config import Sync, VirtualRouter
+from lvsha.control import Handler
+from lvsha.counters import Counters
+from lvsha.datapath.connections import Connection
+from lvsha.datapath.director import Director
+from lvsha.datapath.flow import Frame
+from lvsha.datapath.network import NetworkChange
+from lvsha.failover.addresses import InterfaceAddress
+from lvsha.failover.transport import BATCH_MAX, ReceivedMessage
+from lvsha.model import ConnectionFlag
+from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
+from lvsha.wire import vrrp
+
+if TYPE_CHECKING:
+    from tests.simulation.pair_world import Life, Machine, Wire
+
+EXPIRY_INTERVAL: Final = 1.0
+FRAMES_WAITING_MAX: Final = 512
+"""As many small frames as wait in a packet socket of the usual size."""
+MESSAGES_WAITING_MAX: Final = 128
+NETLINK_SECONDS_MAX: Final = 0.005
+
+
+class SimulatedHost:
+    """See `lvsha.host.Host`: the machine as one process has it."""
+
+    def __init__(self, life: "Life") -> None:
+        self.life = life
+        self.machine = life.machine
+        self.frames: SimulatedForwarder | None = None
+        self.datagrams: SimulatedSyncTransport | None = None
+        self.messages: list[SimulatedAdvertisementTransport] = []
+        self.cleaned = 0
+        self.commands: Mapping[str, Handler] = {}
+
+    def exclusive(self) -> contextlib.AbstractContextManager[object]:
+        assert self.machine.life is None or self.machine.life is self.life
+        return contextlib.nullcontext()
+
+    async def clean(self, addresses: Sequence[InterfaceAddress]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.cleaned += 1
+        if not self.life.dead:
+            for placed in addresses:
+                self.machine.release(placed.address.ip.packed)
+
+    async def serve_control(
+        self,
+        commands: Mapping[str, Handler],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        self.commands = commands
+        task_status.started()
+        await trio.sleep_forever()
+
+    def epoch(self) -> int:
+        return self.machine.world.dice.getrandbits(64)
+
+    def forwarder(
+        self,
+        director: Director,
+        interfaces: Collection[str],
+        on_change: Callable[[], None],
+        stale_after: float,
+    ) -> "SimulatedForwarder":
+        self.frames = SimulatedForwarder(self.life, director, interfaces, on_change, stale_after)
+        return self.frames
+
+    def sync_transport(
+        self, interface: str, sync: Sync
+    ) -> contextlib.AbstractContextManager["SimulatedSyncTransport"]:
+        self.datagrams = SimulatedSyncTransport(self.life, self.machine.wires[interface])
+        return contextlib.nullcontext(self.datagrams)
+
+    def advertisement_transport(
+        self, interface: str, router: VirtualRouter
+    ) -> contextlib.AbstractContextManager["SimulatedAdvertisementTransport"]:
+        transport = SimulatedAdvertisementTransport(self.life, self.machine.wires[interface])
+        self.messages.append(transport)
+        return contextlib.nullcontext(transport)
+
+    def addresses(self, addresses: Sequence[InterfaceAddress]) -> "SimulatedAddresses":
+        return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
+
+
+class SimulatedForwarder:
+    """Brings frames to a director as `lvsha.datapath.forwarder.Forwarder` does."""
+
+    def __init__(
+        self,
+        life: "Life",
+        director: Director,
+        interfaces: Collection[str],
+        on_change: Callable[[], None],
+        stale_after: float,
+    ) -> None:
+        self.counters = Counters()
+        self.interfaces = tuple(interfaces)
+        self.stale_after = stale_after
+        self.director = director
+        self._life = life
+        self._on_change = on_change
+        self._frame = Frame()
+        self._waiting: deque[bytes] = deque(maxlen=FRAMES_WAITING_MAX)
+        self._news: list[NetworkChange] = []
+        self._arrived = trio.Event()
+        self._changed = trio.Event()
+        self._alive_at = float("inf")
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self._alive_at = trio.current_time()
+        self._news = self._life.machine.network()
+        self._take_news()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._housekeep)
+            nursery.start_soon(self._stay_alive)
+            task_status.started()
+            while True:
+                await self._arrived.wait()
+                self._arrived = trio.Event()
+                self._note_alive()
+                self._take_news()
+                self._take_frames()
+
+    async def network_changed(self) -> None:
+        await self._changed.wait()
+
+    def deliver(self, frame: bytes) -> None:
+        self._waiting.append(frame)
+        self._arrived.set()
+
+    def learn(self, changes: Sequence[NetworkChange]) -> None:
+        self._news += changes
+        self._arrived.set()
+
+    def _take_news(self) -> None:
+        if not self._news:
+            return
+        for change in self._news:
+            for index, data in self.director.learn(change):
+                self._send(index, bytes(data))
+        self._news = []
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _take_frames(self) -> None:
+        world, outgoing = self._life.machine.world, []
+        while self._waiting:
+            data = self._waiting.popleft()
+            self._frame.view[: len(data)] = data
+            for index, left in self.director.process(self._frame, len(data), trio.current_time()):
+                outgoing.append((index, bytes(left)))
+            connection = self.director.table.inbound.get(self._frame.key)
+            if connection is not None and not connection.flags & ConnectionFlag.SYNC:
+                world.opened.add(identity(connection))
+        self._tell_changes()
+        for index, data in outgoing:
+            self._send(index, data)
+
+    def _send(self, index: int, data: bytes) -> None:
+        if not self._life.dead:
+            self._life.machine.transmit(index, data)
+
+    def _tell_changes(self) -> None:
+        if self.director.untold:
+            self._on_change()
+
+    async def _stay_alive(self) -> None:
+        while True:
+            await trio.sleep(self.stale_after / 4)
+            self._note_alive()
+
+    def _note_alive(self) -> None:
+        now = trio.current_time()
+        if now - self._alive_at > self.stale_after:
+            self._waiting.clear()
+        self._alive_at = now
+
+    async def _housekeep(self) -> None:
+        while True:
+            await trio.sleep(EXPIRY_INTERVAL)
+            now = trio.current_time()
+            while (deadline := self.director.deadline) is not None and deadline <= now:
+                self.director.expire(now)
+                self._tell_changes()
+
+
+def identity(connection: Connection) -> tuple[bytes, bytes]:
+    """What must not change while a connection lives: its key and its real server."""
+    return connection.key, connection.server.address
+
+
+class SimulatedSyncTransport(LoopbackTransport):
+    """A member of the sync group that may miss what is sent."""
+
+    def __init__(self, life: "Life", wire: "Wire") -> None:
+        super().__init__(LoopbackGroup())
+        self._life = life
+        self._wire = wire
+
+    def send(self, datagram: bytes) -> bool:
+        machine = self._life.machine
+        if self._life.dead or not self._wire.up:
+            return True
+        world = machine.world
+        for other in world.machines.values():
+            if other is not machine:
+                arrive = partial(self._arrive, other, datagram)
+                world.carry(self._wire.segment, machine.name, other.name, arrive)
+        return True
+
+    def _arrive(self, machine: "Machine", datagram: bytes) -> None:
+        if machine.life is not None and machine.wire_on(self._wire.segment.name).up:
+            transport = machine.life.host.datagrams
+            if transport is not None:
+                transport.deliver(datagram)
+
+
+class SimulatedAdvertisementTransport:
+    """See `lvsha.failover.transport.AdvertisementTransport`."""
+
+    def __init__(self, life: "Life", wire: "Wire") -> None:
+        self.source = wire.address
+        self.destination = vrrp.GROUP_IPv4
+        self._life = life
+        self._wire = wire
+        self._waiting: deque[ReceivedMessage] = deque(maxlen=MESSAGES_WAITING_MAX)
+        self._arrived = trio.Event()
+
+    async def wait_readable(self) -> None:
+        await self._arrived.wait()
+
+    def receive(self) -> Sequence[ReceivedMessage]:
+        batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
+        if not self._waiting:
+            self._arrived = trio.Event()
+        return batch
+
+    def deliver(self, received: ReceivedMessage) -> None:
+        self._waiting.append(received)
+        self._arrived.set()
+
+    def send(self, message: bytes) -> None:
+        machine, segment = self._life.machine, self._wire.segment
+        if self._life.dead or not self._wire.up:
+            return
+        received = ReceivedMessage(message, self.source, self.destination, vrrp.HOP_LIMIT)
+        for other in machine.world.machines.values():
+            if other is not machine:
+                arrive = partial(self._arrive, other, received)
+                machine.world.carry(segment, machine.name, other.name, arrive)
+
+    def _arrive(self, machine: "Machine", received: ReceivedMessage) -> None:
+        if machine.life is not None and machine.wire_on(self._wire.segment.name).up:
+            for transport in machine.life.host.messages:
+                if transport._wire.segment is self._wire.segment:
+                    transport.deliver(received)
+
+
+class SimulatedAddresses:
+    """See `lvsha.failover.addresses.Addresses`."""
+
+    def __init__(self, life: "Life", addresses: Sequence[bytes]) -> None:
+        self.addresses = tuple(addresses)
+        self._life = life
+
+    async def _netlink(self) -> bool:
+        """Take a moment; whether the process still lives."""
+        await trio.sleep(self._life.machine.world.dice.uniform(0.0, NETLINK_SECONDS_MAX))
+        return not self._life.dead
+
+    async def acquire(self) -> bool:
+        if await self._netlink():
+            for address in self.addresses:
+                self._life.machine.hold(address)
+        return True
+
+    async def release(self) -> bool:
+        if await self._netlink():
+            for address in self.addresses:
+                self._life.machine.release(address)
+        return True
+
+    async def refresh(self) -> bool:
+        if await self._netlink():
+            restored = [one for one in self.addresses if not self._life.machine.hold(one)]
+            if restored:
+                await self.announce()
+        return True
+
+    async def announce(self) -> bool:
+        if await self._netlink():
+            for address in self.addresses:
+                if address in self._life.machine.held:
+                    self._life.machine.announce(address)
+        return True

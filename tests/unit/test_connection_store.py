@@ -1,0 +1,156 @@
+"""A director's table as the sync sees it: sorted by sync id, and nothing of other addresses."""
+
+from dataclasses import replace
+
+from lvsha.connection_store import ConnectionStore
+from lvsha.datapath.director import REFRESH_PART
+from lvsha.model import (
+    ConnectionChanged,
+    ConnectionEnded,
+    ConnectionRecord,
+    ForwardMethod,
+    parse_address,
+)
+from tests.laboratory import Laboratory
+
+WEB, MAIL, LOCAL = "192.0.2.10", "192.0.2.20", "192.0.2.30"
+WEB_ID, MAIL_ID = 51, 52
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record(virtual: str = WEB, port: int = 40000, server: str = "10.1.0.11") -> ConnectionRecord:
+    """An established connection that a peer tells of."""
+    return ConnectionRecord(
+        protocol=6,
+        client=parse_address("198.51.100.1"),
+        client_port=port,
+        virtual=parse_address(virtual),
+        virtual_port=80,
+        server=parse_address(server),
+        server_port=80,
+        method=ForwardMethod.NAT,
+        state=1,
+        flags=0,
+        timeout=900.0,
+    )
+
+
+def make() -> tuple[ConnectionStore, Laboratory, Clock]:
+    """Three services, two of them on addresses that virtual routers move."""
+    laboratory = Laboratory(vips=[WEB, MAIL, LOCAL], connections_max=5)
+    for address in (WEB, MAIL, LOCAL):
+        laboratory.server(laboratory.service(address))
+    clock = Clock()
+    sync_ids = {parse_address(WEB): WEB_ID, parse_address(MAIL): MAIL_ID}
+    return ConnectionStore(laboratory.director, sync_ids, clock), laboratory, clock
+
+
+def ports(store: ConnectionStore, sync_id: int) -> list[int]:
+    return sorted(record.client_port for record in store.records(sync_id))
+
+
+def test_a_record_enters_the_table_at_the_time_of_the_clock() -> None:
+    store, laboratory, clock = make()
+    clock.now = 5000.0
+    store.apply(record())
+    (connection,) = laboratory.director.table.inbound.values()
+    assert connection.expires == 5000.0 + 900.0 * (1 + REFRESH_PART)
+    assert store.counters.snapshot() == {}
+
+
+def test_what_cannot_be_taken_over_is_counted_by_its_reason() -> None:
+    store, laboratory, _ = make()
+    store.apply(record(server="10.1.0.99"))
+    store.apply(replace(record(), state=99))
+    for port in range(6):
+        store.apply(record(port=port))
+    assert store.counters.snapshot() == {
+        "records_refused_malformed": 1,
+        "records_refused_server_gone": 1,
+        "records_refused_table_full": 1,
+    }
+    assert len(laboratory.director.table) == 5
+
+
+def test_each_sync_id_has_its_own_connections_and_count() -> None:
+    store, _, _ = make()
+    store.apply(record(WEB, 1))
+    store.apply(record(WEB, 2))
+    store.apply(record(MAIL, 3))
+    store.apply(record(LOCAL, 4))
+    assert ports(store, WEB_ID) == [1, 2]
+    assert ports(store, MAIL_ID) == [3]
+    assert (store.count(WEB_ID), store.count(MAIL_ID), store.count(7)) == (2, 1, 0)
+    assert store.addresses(MAIL_ID) == {parse_address(MAIL)}
+
+
+def test_a_connection_that_its_source_ended_is_forgotten() -> None:
+    store, laboratory, _ = make()
+    store.apply(record())
+    store.forget(record().key)
+    store.forget(record().key)
+    assert len(laboratory.director.table) == 0
+    assert not laboratory.director.untold
+
+
+def test_a_snapshot_sweeps_only_its_own_sync_id() -> None:
+    store, _, _ = make()
+    for port in (1, 2):
+        store.apply(record(WEB, port))
+    store.apply(record(MAIL, 3))
+    store.begin_snapshot(WEB_ID)
+    store.apply(record(WEB, 2))
+    store.end_snapshot(WEB_ID)
+    assert ports(store, WEB_ID) == [2]
+    assert ports(store, MAIL_ID) == [3]
+    assert store.counters["connections_swept"] == 1
+
+
+def test_snapshots_of_two_sync_ids_may_overlap() -> None:
+    store, _, _ = make()
+    for virtual, port in ((WEB, 1), (WEB, 2), (MAIL, 3), (MAIL, 4)):
+        store.apply(record(virtual, port))
+    store.begin_snapshot(WEB_ID)
+    store.apply(record(WEB, 1))
+    store.begin_snapshot(MAIL_ID)
+    store.apply(record(MAIL, 3))
+    store.end_snapshot(WEB_ID)
+    assert (ports(store, WEB_ID), ports(store, MAIL_ID)) == ([1], [3, 4])
+    store.end_snapshot(MAIL_ID)
+    assert ports(store, MAIL_ID) == [3]
+
+
+def test_a_second_begin_begins_anew() -> None:
+    store, _, _ = make()
+    store.begin_snapshot(WEB_ID)
+    store.apply(record(WEB, 1))
+    store.begin_snapshot(WEB_ID)
+    store.end_snapshot(WEB_ID)
+    assert ports(store, WEB_ID) == []
+
+
+def test_an_end_without_a_begin_sweeps_nothing() -> None:
+    store, _, _ = make()
+    store.apply(record())
+    store.end_snapshot(WEB_ID)
+    assert store.count(WEB_ID) == 1
+
+
+def test_changes_are_sorted_by_sync_id_in_their_order_and_others_left_out() -> None:
+    store, _, _ = make()
+    first = ConnectionChanged(record(WEB, 1))
+    second = ConnectionEnded(record(MAIL, 2).key, parse_address(MAIL))
+    third = ConnectionEnded(record(WEB, 3).key, parse_address(WEB))
+    not_synced = ConnectionChanged(record(LOCAL, 4))
+    assert store.by_sync_id([first, second, not_synced, third]) == {
+        WEB_ID: [first, third],
+        MAIL_ID: [second],
+    }
+    assert store.by_sync_id([]) == {}
