@@ -59,7 +59,7 @@ class Frame:
         length: of the IP packet, in bytes.
         ttl: time to live or hop limit.
         key: connection key of this direction (`lvsha.model.connection_key`); empty for ICMP.
-        flags: the TCP flag byte; of other packets without meaning.
+        flags: the TCP flag byte; 0 for others.
     """
 
     __slots__ = (
@@ -119,7 +119,7 @@ class Frame:
         """
         buffer = self.buffer
         self.end = received
-        self.protocol = 0
+        self.protocol = self.flags = 0
         (ethertype, version_ihl, length, fragment, ttl, protocol, tail, tcp) = _read_ipv4(
             buffer, L2
         )
