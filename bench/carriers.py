@@ -17,7 +17,8 @@ from typing import Final, Literal
 import trio
 
 from bench.laboratory import Method, Plan, load_rules, mac, read_text
-from lvsha.datapath.interception import TABLE, Endpoint, ruleset
+from lvsha.datapath.claims import Claims
+from lvsha.datapath.rules import TABLE, ruleset
 from lvsha.drill.laboratory import enter
 from lvsha.errors import HostError
 from lvsha.model import Protocol, parse_address
@@ -139,8 +140,10 @@ def pair_file(plan: Plan, method: Method, ports: Collection[Port]) -> str:
 
 def _rules(plan: Plan, method: Method, ports: Collection[Port]) -> str:
     """The director's own rules, for a server that answers from the virtual address."""
-    endpoints = [Endpoint(p.protocol, parse_address(plan.virtual), p.number) for p in ports]
-    return ruleset(["outside", "inside"], endpoints, endpoints if method == "nat" else [])
+    virtual = parse_address(plan.virtual)
+    ends = frozenset(bytes((p.protocol,)) + virtual + p.number.to_bytes(2) for p in ports)
+    claims = Claims(services=ends, servers=ends if method == "nat" else frozenset())
+    return ruleset(["outside", "inside"], claims)
 
 
 def _ways(method: Method) -> list[str]:

@@ -20,7 +20,8 @@ from bench.handmade import make_director, open_connection
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
-from lvsha.datapath.services import RealServer
+from lvsha.datapath.services import Binding
+from lvsha.datapath.state_machines import StateMachine
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.model import ForwardMethod
 
@@ -42,25 +43,27 @@ def fill(director: Director, method: ForwardMethod, number: int) -> None:
         now = OPENING_TIME * index / number
         open_connection(director, frame, method, index, now)
     established = [
-        c for c in director.table.inbound.values() if c.state == TcpState.ESTABLISHED and c.active
+        connection
+        for connection in director.registry.table.connections()
+        if connection.state == TcpState.ESTABLISHED and connection.active
     ]
     assert len(established) == number, "every connection is established"
 
 
 def breakdown(director: Director) -> dict[str, float]:
     """Bytes for each connection, by what holds them; what is less than one is left out."""
-    table = director.table
+    table = director.registry.table
     number = len(table)
     sizes = {
-        "connection": sum(sys.getsizeof(c) for c in table.inbound.values()),
-        "tables": sys.getsizeof(table.inbound) + sys.getsizeof(table.outbound),
+        "connection": sum(sys.getsizeof(c) for c in table.connections()),
+        "tables": sum(sys.getsizeof(shard) for shard in (*table.inbound, *table.outbound)),
     }
     seen: set[int] = set()
     for name in Connection.__slots__:
         size = 0
-        for connection in table.inbound.values():
+        for connection in table.connections():
             value = getattr(connection, name)
-            if isinstance(value, RealServer) or id(value) in seen:
+            if isinstance(value, Binding | StateMachine) or id(value) in seen:
                 continue
             seen.add(id(value))
             size += sys.getsizeof(value)
@@ -73,7 +76,8 @@ def main() -> None:
     method, number = METHODS[sys.argv[1]], int(sys.argv[2])
     director = make_director(connections_max=2 * number)
     fill(director, method, 1)
-    director.forget(next(iter(director.table.inbound)))
+    (first,) = director.registry.table.connections()
+    director.replication.forget(first.key)
     gc.collect()
     before = resident_bytes()
     fill(director, method, number)

@@ -5,11 +5,13 @@ real server behind NAT and one with direct routing, and is fed with frames that 
 made here. Frames have partial checksums, as a neighbouring virtual machine sends them.
 """
 
+import random
 from typing import Final
 
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import ETHERTYPE_IPV4, Frame
 from lvsha.datapath.network import LinkChange, NeighbourChange, RouteChange
+from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.datapath.tcp_states import ACK, SYN
 from lvsha.model import ForwardMethod, Protocol, parse_address
 from lvsha.wire import ipv4, vnet
@@ -21,6 +23,7 @@ GATEWAY: Final = parse_address("192.0.2.1")
 SERVER: Final = parse_address("10.1.0.11")
 SERVICE_PORTS: Final = {ForwardMethod.NAT: 80, ForwardMethod.DIRECT_ROUTE: 81}
 SERVER_PORTS: Final = {ForwardMethod.NAT: 8080, ForwardMethod.DIRECT_ROUTE: 81}
+SEED: Final = 1
 CLIENTS: Final = 1024
 """Client addresses among which connections are spread."""
 
@@ -40,12 +43,13 @@ def client_of(number: int) -> Endpoint:
 
 def make_director(connections_max: int) -> Director:
     """A director with both services, that knows its network."""
-    director = Director(connections_max=connections_max)
+    director = Director(connections_max=connections_max, dice=random.Random(SEED))
     for method, port in SERVICE_PORTS.items():
-        service = director.add_service(method.name, Protocol.TCP, VIRTUAL, port, "wlc")
-        director.add_server(service, SERVER, SERVER_PORTS[method], 1, method)
-        service = director.add_service(f"{method.name}-udp", Protocol.UDP, VIRTUAL, port, "wlc")
-        director.add_server(service, SERVER, SERVER_PORTS[method], 1, method)
+        for protocol in (Protocol.TCP, Protocol.UDP):
+            service = ServiceIdentity(4, protocol, VIRTUAL, port)
+            director.services.add(service, ServiceOptions())
+            options = ServerOptions(method)
+            director.services.add_server(service, SERVER, SERVER_PORTS[method], options)
     for index, name in ((OUTSIDE, "outside"), (INSIDE, "inside")):
         director.learn(LinkChange(index, name, bytes((2, 0, 0, 0, 0, index)), 1500, up=True))
     inside, nothing = parse_address("10.1.0.0"), b""

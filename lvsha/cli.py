@@ -25,7 +25,11 @@ from lvsha.drill.exercise import run_drill
 from lvsha.drill.options import DrillOptions, Failure, Method
 from lvsha.errors import ConfigError, HostError
 from lvsha.host import LinuxHost
+from lvsha.ipvsadm import client
 from lvsha.node import Node
+from lvsha.replay import Summary
+from lvsha.replay import replay as replay_capture
+from lvsha.settings import NAMES, Settings
 from lvsha.view import show_status
 
 EXIT_CONFIGURATION: Final = 2
@@ -111,6 +115,55 @@ def status(
     _explained(show)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def ipvsadm(
+    words: Annotated[list[str] | None, typer.Argument(metavar="...", show_default=False)] = None,
+) -> None:
+    """Administer the running director in the words of ipvsadm, as in: lvsha ipvsadm -Ln."""
+    raise typer.Exit(client.run(words or []))
+
+
+@app.command(name="set")
+def change_settings(
+    changes: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", show_default=False)],
+) -> None:
+    """Change settings of the running director (the kernel's net.ipv4.vs.*)."""
+
+    def change() -> None:
+        values: dict[str, str | int] = {}
+        for word in changes:
+            name, equals, value = word.partition("=")
+            if not equals:
+                raise ConfigError(f"{word}: expected NAME=VALUE")
+            values[name] = value
+        Settings().changed(values)
+        control.ask("settings", {"set": values})
+
+    _explained(change)
+
+
+@app.command(name="get")
+def show_settings(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...")] = None,
+) -> None:
+    """Show settings of the running director, all or some."""
+
+    def show() -> None:
+        unknown = sorted(set(names or []) - set(NAMES))
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: no such setting; there are {', '.join(NAMES)}")
+        answer = control.ask("settings", {"get": names or []})
+        if not isinstance(answer, dict):
+            raise HostError("the director answers in a way that this version does not know")
+        for name, value in answer.items():
+            sys.stdout.write(f"{name} = {value}\n")
+
+    _explained(show)
+
+
 @app.command(name="clean")
 def clean_up(file: PairFile, node: NodeName = None) -> None:
     """Remove what a director that died has left: addresses and interception rules."""
@@ -166,6 +219,45 @@ def drill(
         html=html_file,
     )
     raise typer.Exit(_explained(lambda: run_drill(options, Console())))
+
+
+@app.command()
+def replay(
+    config: Annotated[
+        Path, typer.Option("--config", help="The pair file (TOML).", show_default=False)
+    ],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="The capture (pcap or pcapng).", show_default=False)
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="A capture of what leaves.", show_default=False),
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="What is decided, a line for each frame.")
+    ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option("--node", help="Which node of the pair file to be; default: the first."),
+    ] = None,
+) -> None:
+    """Run a capture through a director, under the capture's clock; needs no privilege."""
+
+    def rerun() -> Summary:
+        pair = load_pair(config)
+        name = next(iter(pair.nodes)) if node is None else node
+        if name not in pair.nodes:
+            known = ", ".join(pair.nodes)
+            raise ConfigError(
+                f"{config}: nodes: expected a node called {name!r}; the file has {known}"
+            )
+        return replay_capture(pair, name, source, target, json_file)
+
+    summary = _explained(rerun)
+    sys.stdout.write(f"{source}: {summary}\n")
+    if summary.fault:
+        sys.stderr.write(f"lvsha: {source}: {summary.fault}\n")
+        raise typer.Exit(EXIT_CONFIGURATION)
 
 
 async def _run_until_told(node: Node) -> None:

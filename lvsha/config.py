@@ -1,14 +1,15 @@
 """Read and check the pair file: one TOML text that describes both directors.
 
-The file says once what the nodes share (virtual routers, services, sync, time-outs)
-and, under ``[nodes.NAME]``, what differs (interfaces, priorities). The same file lies
-on both nodes; each picks its own part by name. A mistake becomes a `ConfigError` that
-names the file, every wrong key and what was expected there, in one message.
+The file says once what the nodes share (virtual routers, services, sync, settings) and,
+under ``[nodes.NAME]``, what differs (interfaces, priorities). The same file lies on both
+nodes; each picks its own part by name. A mistake becomes a `ConfigError` that names the
+file, every wrong key and what was expected there, in one message.
 
 What always holds of a `Pair` that `parse_pair` returned: every interface role that is
 used is defined on every node, every reference resolves, no two services or virtual
-routers claim the same identity, and addresses of one service are of one family unless
-the method is a tunnel's.
+routers claim the same identity, and a real server is of its service's family unless it is
+reached by a tunnel. What only the datapath can judge (that a scheduler exists) is not
+checked here, but when a director is built from the file.
 
 All times are seconds.
 """
@@ -16,36 +17,54 @@ All times are seconds.
 import hashlib
 import ipaddress
 import json
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from lvsha.config_fields import (
+    InterfaceName,
+    IpAddress,
+    IpInterface,
+    Name,
+    Port,
+    Priority,
+    SyncId,
+    Table,
+    refuse,
+)
+from lvsha.config_replay import Replay, check_replay
+from lvsha.config_services import Mark, Server, Service, check_services
 from lvsha.errors import ConfigError
-from lvsha.model import ForwardMethod, Protocol
+from lvsha.settings import Settings
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-InterfaceName = Annotated[str, Field(pattern=r"^[^\s/]{1,15}$")]
-Port = Annotated[int, Field(ge=1, le=65535)]
-SyncId = Annotated[int, Field(ge=0, le=255)]
-Priority = Annotated[int, Field(ge=1, le=254)]
+__all__ = [
+    "IpAddress",
+    "IpInterface",
+    "Limits",
+    "Mark",
+    "Node",
+    "Pair",
+    "PlacedAddress",
+    "Replay",
+    "Scheduling",
+    "Server",
+    "Service",
+    "Sync",
+    "Timeouts",
+    "VirtualRouter",
+    "load_pair",
+    "parse_pair",
+]
 
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-DIGEST_BYTES = 16
+DIGEST_BYTES: Final = 16
 
 
-class _Table(BaseModel):
-    """A TOML table: unknown keys are mistakes, values never change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PlacedAddress(_Table):
+class PlacedAddress(Table):
     """A virtual address and the role of the interface that carries it."""
 
     address: IpInterface
@@ -62,7 +81,7 @@ def _placed(value: object) -> object:
     return {"address": address, "interface": interface or "."}
 
 
-class VirtualRouter(_Table):
+class VirtualRouter(Table):
     """A VRRP virtual router: addresses that move together (RFC 9568)."""
 
     name: Name
@@ -100,45 +119,7 @@ class VirtualRouter(_Table):
         return self.addresses[0].address.version
 
 
-class Server(_Table):
-    """A real server of one service."""
-
-    address: IpAddress
-    port: Port | None = None
-    weight: Annotated[int, Field(ge=0, le=65535)] = 1
-    method: Literal["nat", "dr", "tun"] | None = None
-
-
-class Service(_Table):
-    """A virtual service: what clients connect to."""
-
-    name: Name
-    address: IpAddress
-    port: Port
-    protocol: Literal["tcp", "udp"] = "tcp"
-    scheduler: Name = "wlc"
-    scheduler_flags: tuple[Literal["sh-port", "sh-fallback"], ...] = ()
-    method: Literal["nat", "dr", "tun"] = "nat"
-    servers: Annotated[tuple[Server, ...], Field(max_length=4096)] = ()
-
-    @property
-    def protocol_number(self) -> Protocol:
-        """The IP protocol number."""
-        return Protocol.TCP if self.protocol == "tcp" else Protocol.UDP
-
-    def method_of(self, server: Server) -> ForwardMethod:
-        """The forwarding method of a server: its own, or the service's."""
-        return FORWARD_METHODS[server.method or self.method]
-
-
-FORWARD_METHODS: Mapping[str, ForwardMethod] = {
-    "nat": ForwardMethod.NAT,
-    "dr": ForwardMethod.DIRECT_ROUTE,
-    "tun": ForwardMethod.TUNNEL,
-}
-
-
-class Sync(_Table):
+class Sync(Table):
     """How the nodes tell each other about connections.
 
     ``tell = "established"`` reports a connection as soon as it is established and
@@ -158,14 +139,16 @@ class Sync(_Table):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        problems = []
         if not self.group.is_multicast:
-            raise ValueError("group: a multicast address, such as 224.0.0.81 or ff02::81")
+            problems.append("group: expected a multicast address, such as 224.0.0.81 or ff02::81")
         if self.period and self.threshold >= self.period:
-            raise ValueError("threshold: a number below period")
+            problems.append("threshold: expected a number below period")
+        refuse(problems)
         return self
 
 
-class Timeouts(_Table):
+class Timeouts(Table):
     """Time-outs that ``ipvsadm --set`` changes, in seconds."""
 
     tcp: Annotated[int, Field(ge=1, le=31 * 86400)] = 900
@@ -173,17 +156,28 @@ class Timeouts(_Table):
     udp: Annotated[int, Field(ge=1, le=31 * 86400)] = 300
 
 
-class Limits(_Table):
+class Limits(Table):
     """How much a director holds at most; see docs/operating.md for what happens then."""
 
     connections: Annotated[int, Field(ge=1, le=50_000_000)] = 2_000_000
+    fragment_bytes: Annotated[int, Field(ge=131_072, le=1_073_741_824)] = 4_194_304
 
 
-class Node(_Table):
+class Scheduling(Table):
+    """What schedulers must agree on between the nodes.
+
+    ``seed`` goes into the hash of mh and sh, so that strangers cannot choose their real
+    server; 0 gives the kernel's hash.
+    """
+
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+
+class Node(Table):
     """What is particular to one of the machines."""
 
     priority: Priority = 100
-    priorities: dict[Name, Priority] = {}
+    priorities: dict[Name, Priority] = Field(default_factory=dict)
     interfaces: dict[Name, InterfaceName]
 
     def priority_of(self, router: str) -> int:
@@ -191,29 +185,48 @@ class Node(_Table):
         return self.priorities.get(router, self.priority)
 
 
-class Pair(_Table):
+class Pair(Table):
     """The whole pair file."""
 
     nodes: Annotated[dict[Name, Node], Field(min_length=1, max_length=16)]
     virtual_routers: tuple[VirtualRouter, ...] = ()
     services: Annotated[tuple[Service, ...], Field(max_length=10_000)] = ()
+    marks: Annotated[tuple[Mark, ...], Field(max_length=10_000)] = ()
     sync: Sync | None = None
     timeouts: Timeouts = Timeouts()
+    ipvs: Settings = Settings()
+    scheduling: Scheduling = Scheduling()
     limits: Limits = Limits()
+    replay: Replay | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings to start with.
+
+        ``sync_threshold`` may stand in either table; `parse_pair` has seen to it that they
+        do not contradict each other.
+        """
+        if self.sync is None or "sync_threshold" in self.ipvs.model_fields_set:
+            return self.ipvs
+        return self.ipvs.model_copy(
+            update={"sync_threshold": (self.sync.threshold, self.sync.period)}
+        )
 
     def digests(self) -> dict[str, bytes]:
         """A digest of every named piece, so that two nodes can name what differs.
 
         The keys read as an operator would say them: ``nodes.east``, ``services.web``.
         """
-        content = self.model_dump(mode="json")
+        # What a replay reads has no effect on a running director.
+        content = self.model_dump(mode="json", exclude={"replay"})
         pieces: dict[str, object] = {}
         for section, value in content.items():
             if isinstance(value, dict) and section == "nodes":
                 pieces.update((f"{section}.{name}", part) for name, part in value.items())
-            elif isinstance(value, list):
+            elif isinstance(value, list) and section != "marks":
                 pieces.update((f"{section}.{part['name']}", part) for part in value)
-                # The order of services is without effect; their servers' order is not.
+                # The order of services is without effect; that of their servers and of
+                # marks is not.
             else:
                 pieces[section] = value
         return {name: _digest(piece) for name, piece in pieces.items()}
@@ -275,11 +288,24 @@ def _explain(source: str, error: ValidationError) -> Iterable[str]:
         seen.add(key)
         message = entry["msg"].removeprefix("Value error, ")
         if entry["type"].startswith(("ip_v4", "ip_v6")):
-            with_prefix = "interface" in entry["type"]
-            message = "an IP address" + (" with its prefix length" if with_prefix else "")
+            message = _ADDRESSES[entry["type"].rpartition("_")[2]]
         given = entry["input"]
         shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
-        yield f"{source}: {key}: {_expectation(entry['type'], message)}{shown}"
+        for line in message.splitlines():
+            inner = _KEY_AND_PROBLEM.match(line) if entry["type"] == "value_error" else None
+            if inner is None:
+                yield f"{source}: {key}: {_expectation(entry['type'], line)}{shown}"
+            else:
+                yield f"{source}: {key}.{inner['key']}: {inner['problem']}"
+
+
+_ADDRESSES: Final[Mapping[str, str]] = {
+    "address": "an IP address",
+    "interface": "an IP address with its prefix length",
+    "network": "an IP prefix without host bits, such as 192.0.2.0/24",
+}
+_KEY_AND_PROBLEM: Final = re.compile(r"(?P<key>[a-z_]+): (?P<problem>(?:expected|missing).*)")
+"""How a check of a whole table (`lvsha.config_fields.refuse`) names one of its keys."""
 
 
 def _is_union_branch(part: int | str) -> bool:
@@ -287,7 +313,9 @@ def _is_union_branch(part: int | str) -> bool:
     return isinstance(part, str) and ("[" in part or part.lower() in _ALTERNATIVES)
 
 
-_ALTERNATIVES = frozenset({"ipv4address", "ipv6address", "ipv4interface", "ipv6interface"})
+_ALTERNATIVES: Final = frozenset(
+    f"ipv{version}{kind}" for version in (4, 6) for kind in ("address", "interface", "network")
+)
 
 
 def _expectation(kind: str, message: str) -> str:
@@ -311,7 +339,10 @@ def _cross_check(pair: Pair) -> Iterable[str]:
                 yield f"{kind}: expected different names, but {count} are called {name!r}"
     yield from _check_roles(pair)
     yield from _check_virtual_routers(pair)
-    yield from _check_services(pair)
+    yield from check_services(pair.services, pair.marks)
+    if pair.replay is not None:
+        yield from check_replay(pair.replay)
+    yield from _check_sync(pair)
 
 
 def _check_roles(pair: Pair) -> Iterable[str]:
@@ -370,32 +401,10 @@ def _check_virtual_routers(pair: Pair) -> Iterable[str]:
                 )
 
 
-def _check_services(pair: Pair) -> Iterable[str]:
-    identities: dict[tuple[str, IpAddress, int], str] = {}
-    for service in pair.services:
-        identity = (service.protocol, service.address, service.port)
-        other = identities.setdefault(identity, service.name)
-        if other != service.name:
-            yield (
-                f"services.{service.name}: expected a protocol, address and port that "
-                f"{other!r} does not use"
-            )
-        endpoints = Counter(
-            (server.address, server.port or service.port) for server in service.servers
-        )
-        for (address, port), count in endpoints.items():
-            if count > 1:
-                yield (
-                    f"services.{service.name}.servers: expected each server once, but "
-                    f"{address} port {port} stands there {count} times"
-                )
-        for server in service.servers:
-            where = f"services.{service.name}.servers {server.address}"
-            if server.address.version != service.address.version:
-                yield f"{where}: expected an IPv{service.address.version} address"
-            method = service.method_of(server)
-            if method is not ForwardMethod.NAT and server.port not in {None, service.port}:
-                yield (
-                    f"{where}.port: expected {service.port} or none, "
-                    "because only NAT can change the port"
-                )
+def _check_sync(pair: Pair) -> Iterable[str]:
+    """The kernel's sync_threshold may be written in two places, but only once."""
+    if pair.sync is None or "sync_threshold" not in pair.ipvs.model_fields_set:
+        return
+    for key, value in zip(("threshold", "period"), pair.ipvs.sync_threshold, strict=True):
+        if key in pair.sync.model_fields_set and getattr(pair.sync, key) != value:
+            yield f"sync.{key}: expected {value} or none, because of ipvs.sync_threshold"

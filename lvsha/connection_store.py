@@ -28,6 +28,8 @@ class ConnectionStore:
         self._sync_ids = sync_ids
         self._clock = clock
         self._generations: dict[int, int] = {}
+        self._to_sweep: dict[int, int] = {}
+        self._sweeping: set[int] = set()
 
     def addresses(self, sync_id: int) -> set[bytes]:
         """The virtual addresses of a sync id."""
@@ -35,38 +37,53 @@ class ConnectionStore:
 
     def apply(self, record: ConnectionRecord) -> None:
         """Take a connection over from a peer, or count why that cannot be."""
-        refusal = self._director.apply(record, self._clock())
+        refusal = self._director.replication.apply(record, self._clock())
         if refusal is not None:
             self.counters.add(f"records_refused_{refusal.name.lower()}")
 
     def forget(self, key: bytes) -> None:
         """Remove a connection that its source has ended."""
-        self._director.forget(key)
+        self._director.replication.forget(key)
 
     def count(self, sync_id: int) -> int:
         """How many connections there are of a sync id."""
-        addresses = self.addresses(sync_id)
-        return sum(
-            server.active + server.inactive
-            for service in self._director.services.values()
-            if service.address in addresses
-            for server in service.servers
-        )
+        counts = self._director.registry.counts
+        return sum(counts[address] for address in self.addresses(sync_id))
 
     def begin_snapshot(self, sync_id: int) -> None:
         """Mark what is applied from now on."""
-        self._generations[sync_id] = self._director.begin_snapshot()
+        self._generations[sync_id] = self._director.replication.begin_snapshot()
 
     def end_snapshot(self, sync_id: int) -> None:
-        """Remove what was not applied since the snapshot began."""
-        generation = self._generations.pop(sync_id, None)
-        if generation is not None:
-            swept = self._director.sweep(generation, self.addresses(sync_id))
-            self.counters.add("connections_swept", swept)
+        """Remove what was not applied since the snapshot began; that goes on for a while.
 
-    def records(self, sync_id: int) -> Iterator[ConnectionRecord]:
-        """All connections of a sync id, each as it is when it is read."""
-        return self._director.records(self.addresses(sync_id))
+        It is a chore of the director. Of each sync id there is at most one: when another
+        snapshot has ended meanwhile, it begins anew.
+        """
+        generation = self._generations.pop(sync_id, None)
+        if generation is None:
+            return
+        self._to_sweep[sync_id] = generation
+        if sync_id not in self._sweeping:
+            self._sweeping.add(sync_id)
+            self._director.add_chore(self._sweep(sync_id))
+
+    def _sweep(self, sync_id: int) -> Iterator[None]:
+        addresses = self.addresses(sync_id)
+        while (generation := self._to_sweep.pop(sync_id, None)) is not None:
+            for swept in self._director.replication.sweep(generation, addresses):
+                self.counters.add("connections_swept", swept)
+                yield
+                if sync_id in self._to_sweep:
+                    break
+        self._sweeping.discard(sync_id)
+
+    def records(self, sync_id: int) -> Iterator[ConnectionRecord | None]:
+        """All connections of a sync id, each as it is when it is read.
+
+        None says that some of the table were looked at since the None before.
+        """
+        return self._director.replication.records(self.addresses(sync_id))
 
     def by_sync_id(self, changes: Sequence[ConnectionChange]) -> dict[int, list[ConnectionChange]]:
         """Sort changes by the sync id of their virtual address."""

@@ -1,11 +1,11 @@
 """The control socket: how the ``lvsha`` command talks to a running director.
 
 A Unix socket that only its owner may open (mode 0600). A request is one JSON object on one
-line, the answer likewise: ``{"command": "status"}`` is answered by
-``{"result": {...}}`` or ``{"error": "..."}``. The directory of the socket also holds the
-lock: one director per network namespace, because two would forward every frame twice. Both
-names carry the namespace's inode number, so ``ip netns exec NAME lvsha status`` finds the
-director of that namespace.
+line, the answer likewise: ``{"command": "status"}``, perhaps with ``"arguments": {...}``
+beside it, is answered by ``{"result": {...}}`` or ``{"error": "..."}``. The directory of the
+socket also holds the lock: one director per network namespace, because two would forward
+every frame twice. Both names carry the namespace's inode number, so
+``ip netns exec NAME lvsha status`` finds the director of that namespace.
 """
 
 import fcntl
@@ -13,15 +13,16 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 import trio
 
 from lvsha.counters import Counters
-from lvsha.errors import HostError
+from lvsha.errors import HostError, LvshaError
 
-REQUEST_BYTES_MAX: Final = 65_536
+REQUEST_BYTES_MAX: Final = 1024 * 1024
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
 REQUEST_SECONDS_MAX: Final = 10.0
 CLIENTS_MAX: Final = 32
@@ -30,6 +31,22 @@ CLIENTS_MAX: Final = 32
 ACCEPT_PAUSE: Final = 0.1
 
 Handler = Callable[[], object]
+"""Answers a command; what it raises as an `LvshaError` is told to who asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class WithArguments:
+    """The handler of a command that takes arguments.
+
+    Attributes:
+        handle: gets the arguments, which are whatever JSON object was sent.
+    """
+
+    handle: Callable[[Mapping[str, object]], object]
+
+    def __call__(self) -> object:
+        """Answer the command without arguments."""
+        return self.handle({})
 
 
 def runtime_directory() -> Path:
@@ -139,7 +156,14 @@ class ControlServer:
             self.counters.add("requests_refused")
             known = ", ".join(sorted(self._commands))
             return {"error": f"unknown request; known commands: {known}"}
-        return {"result": handler()}
+        arguments = request.get("arguments", {})
+        try:
+            if isinstance(handler, WithArguments) and isinstance(arguments, dict):
+                return {"result": handler.handle(arguments)}
+            return {"result": handler()}
+        except LvshaError as error:
+            self.counters.add("requests_refused")
+            return {"error": str(error)}
 
 
 async def _line(stream: trio.SocketStream, limit: int) -> bytes:
@@ -153,18 +177,25 @@ async def _line(stream: trio.SocketStream, limit: int) -> bytes:
     return bytes(data).partition(b"\n")[0]
 
 
-def ask(command: str) -> object:
+def ask(command: str, arguments: Mapping[str, object] | None = None) -> object:
     """Ask the director of this network namespace.
+
+    Args:
+        command: what.
+        arguments: of the command; must become JSON.
 
     Raises:
         HostError: none is running, it does not answer, or it says no.
     """
     path = socket_path()
+    request: dict[str, object] = {"command": command}
+    if arguments is not None:
+        request["arguments"] = arguments
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(REQUEST_SECONDS_MAX)
             connection.connect(str(path))
-            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 answer = json.loads(answers.readline(ANSWER_BYTES_MAX))
     except (FileNotFoundError, ConnectionRefusedError) as error:

@@ -23,5 +23,17 @@ class ConfigError(LvshaError):
     """The operator's configuration is wrong; names the file, the key and what was expected."""
 
 
+class AdministrationError(LvshaError):
+    """A command that the director refuses, as the kernel refuses it.
+
+    Attributes:
+        code: the kernel's error number (``errno``) for it.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 class HostError(LvshaError):
     """The machine lacks something: a capability, an interface, a program, a kernel feature."""

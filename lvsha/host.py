@@ -19,6 +19,7 @@ from lvsha.counters import Counters
 from lvsha.datapath import interception
 from lvsha.datapath.director import Director
 from lvsha.datapath.forwarder import Forwarder
+from lvsha.datapath.surprises import Surprises
 from lvsha.failover.addresses import (
     Addresses,
     InterfaceAddress,
@@ -38,6 +39,7 @@ class FrameForwarder(Protocol):
     """Carries frames to and from a director."""
 
     counters: Counters
+    surprises: Surprises
 
     async def run(self, *, task_status: trio.TaskStatus[None] = ...) -> None:
         """Forward until cancelled; "started" once frames can be handled."""
@@ -45,6 +47,10 @@ class FrameForwarder(Protocol):
 
     async def network_changed(self) -> None:
         """Wait until something in the host's network changes."""
+        ...
+
+    def services_changed(self) -> None:
+        """Take note that services, servers, marks or settings of the director have changed."""
         ...
 
 

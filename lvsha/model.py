@@ -20,13 +20,18 @@ IPv6_BYTES: Final = 16
 class Protocol(IntEnum):
     """IP protocol numbers (IANA) that a director looks at."""
 
+    IP = 0
     ICMP = 1
     IPIP = 4
     TCP = 6
     UDP = 17
     IPV6 = 41
+    GRE = 47
+    ESP = 50
+    AH = 51
     ICMPV6 = 58
     VRRP = 112
+    SCTP = 132
 
 
 class ForwardMethod(IntEnum):
@@ -35,6 +40,7 @@ class ForwardMethod(IntEnum):
     NAT = 0
     TUNNEL = 2
     DIRECT_ROUTE = 3
+    BYPASS = 4
 
 
 class ConnectionFlag(IntFlag):
@@ -43,6 +49,11 @@ class ConnectionFlag(IntFlag):
     SYNC = 0x0020
     NO_OUTPUT = 0x0080
     INACTIVE = 0x0100
+    OUT_SEQUENCE = 0x0200
+    IN_SEQUENCE = 0x0400
+    NO_CLIENT_PORT = 0x0800
+    TEMPLATE = 0x1000
+    ONE_PACKET = 0x2000
 
 
 class VrrpState(IntEnum):

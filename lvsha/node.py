@@ -24,16 +24,19 @@ import structlog
 import trio
 
 import lvsha
+from lvsha.administration import Administration
+from lvsha.build import build_director
 from lvsha.config import Pair, Sync, VirtualRouter
 from lvsha.connection_store import ConnectionStore
-from lvsha.datapath.director import Director, Reporting
-from lvsha.datapath.schedulers import SCHEDULERS
+from lvsha.control import Handler
+from lvsha.datapath.service_table import describe
+from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.errors import ConfigError
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.host import Host
-from lvsha.model import VrrpState, format_endpoint
+from lvsha.model import Protocol, VrrpState, format_endpoint
 from lvsha.sync.actions import Alarm, ConfigurationAgrees, ConfigurationDiffers, PeerChanged
 from lvsha.sync.courier import Courier, SyncEvent
 from lvsha.sync.replica import Replica
@@ -45,47 +48,6 @@ READINESS_INTERVAL: Final = 0.1
 STATE_CHANGES_MAX: Final = 64
 
 _log = structlog.get_logger()
-
-
-def build_director(pair: Pair) -> Director:
-    """A director with the services of a pair file, holding no virtual router's address.
-
-    Raises:
-        ConfigError: a scheduler is unknown.
-    """
-    reporting = None
-    if pair.sync is not None and pair.virtual_routers:
-        reporting = Reporting(pair.sync.tell, pair.sync.threshold, pair.sync.period)
-    director = Director(connections_max=pair.limits.connections, reporting=reporting)
-    director.set_timeouts(
-        tcp=pair.timeouts.tcp, tcp_fin=pair.timeouts.tcp_fin, udp=pair.timeouts.udp
-    )
-    for service in pair.services:
-        if service.scheduler not in SCHEDULERS:
-            raise ConfigError(
-                f"services.{service.name}.scheduler: expected one of {', '.join(SCHEDULERS)}, "
-                f"not {service.scheduler!r}"
-            )
-        virtual = director.add_service(
-            service.name,
-            service.protocol_number,
-            service.address.packed,
-            service.port,
-            service.scheduler,
-            service.scheduler_flags,
-        )
-        for server in service.servers:
-            director.add_server(
-                virtual,
-                server.address.packed,
-                server.port or service.port,
-                server.weight,
-                service.method_of(server),
-            )
-    for router in pair.virtual_routers:
-        for placed in router.addresses:
-            director.hold(placed.address.ip.packed, held=False)
-    return director
 
 
 class Node:
@@ -128,6 +90,7 @@ class Node:
         self._courier: Courier | None = None
         self._settling: dict[str, trio.CancelScope] = {}
         self._started_at = 0.0
+        self._back_up()
 
     # Configuration
 
@@ -166,7 +129,7 @@ class Node:
             resources.enter_context(self._host.exclusive())
             await self.clean()
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._host.serve_control, {"status": self.status})
+                await nursery.start(self._host.serve_control, self._commands())
                 await nursery.start(self._forwarder.run)
                 if self.pair.sync is not None and self._routers:
                     await self._start_sync(self.pair.sync, nursery, resources)
@@ -180,7 +143,15 @@ class Node:
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await self.clean()
-        _log.info("director stopped", connections=len(self.director.table), drops=self._drops())
+        connections = len(self.director.registry.table)
+        _log.info("director stopped", connections=connections, drops=self._drops())
+
+    def _commands(self) -> dict[str, Handler]:
+        """What the control socket answers."""
+        administration = Administration(
+            self.director, trio.current_time, self._forwarder.services_changed
+        )
+        return {"status": self.status, **administration.commands()}
 
     async def clean(self) -> None:
         """Take away what a run leaves on the host.
@@ -260,7 +231,7 @@ class Node:
         """Resign everywhere, and serve those who have not noticed for a while longer."""
         was_master = bool(self._masters)
         for name in list(self._masters):
-            self._tell_everything(name)
+            await self._tell_everything(name)
         async with trio.open_nursery() as nursery:
             for speaker in self._speakers.values():
                 nursery.start_soon(speaker.stop)
@@ -271,19 +242,28 @@ class Node:
 
     def _tell(self) -> None:
         """Carry the director's changes to the replicas."""
-        changes = self.director.take_changes()
+        changes = self.director.registry.take_changes()
         if self._courier is None:
             return
         for sync_id, of_one in self._store.by_sync_id(changes).items():
             self._courier.tell(sync_id, of_one)
 
-    def _tell_everything(self, router: str) -> None:
+    async def _tell_everything(self, router: str) -> None:
         """Tell what the backup does not know, half-open connections too."""
-        self.director.tell_all(self._virtual(router))
+        for _ in self.director.registry.tell_all(self._virtual(router)):
+            self._tell()
+            await trio.lowlevel.checkpoint()
         self._tell()
 
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
+
+    def _back_up(self) -> None:
+        """Say for which addresses another node is the master (``backup_only``)."""
+        backup_of = {
+            a for name in self._routers if name not in self._masters for a in self._virtual(name)
+        }
+        self.director.back_up(frozenset(backup_of))
 
     def _hold(self, router: str, *, held: bool, in_transition: bool = False) -> None:
         for address in self._virtual(router):
@@ -315,22 +295,23 @@ class Node:
                 if change.new is VrrpState.MASTER:
                     self._become_master(change.router)
                 else:
-                    self._leave_master(change)
+                    await self._leave_master(change)
                 nursery.start_soon(self._settle, change)
 
     def _become_master(self, router: str) -> None:
         self._masters.add(router)
         self._hold(router, held=True, in_transition=True)
+        self._back_up()
         if self._courier is not None:
             self._courier.lead(self._routers[router].sync_id)
 
-    def _leave_master(self, change: RouterStateChanged) -> None:
+    async def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
         self._masters.discard(router)
-        self._tell_everything(router)
         # After a stall the peer has been master for long; what comes here now is a stray.
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)
+        await self._tell_everything(router)
         if self._courier is not None:
             self._courier.follow(sync_id)
             if stalled:
@@ -403,30 +384,17 @@ class Node:
             },
             "services": {
                 service.name: {
-                    "address": format_endpoint(service.address, service.port),
-                    "protocol": "tcp" if service.protocol == 6 else "udp",
-                    "scheduler": service.scheduler_name,
-                    "held": service.held,
-                    "servers": [
-                        {
-                            "address": format_endpoint(server.address, server.port),
-                            "method": server.method.name.lower(),
-                            "weight": server.weight,
-                            "active": server.active,
-                            "inactive": server.inactive,
-                            "connections": server.statistics.connections,
-                            "in_packets": server.statistics.in_packets,
-                            "out_packets": server.statistics.out_packets,
-                            "in_bytes": server.statistics.in_bytes,
-                            "out_bytes": server.statistics.out_bytes,
-                        }
-                        for server in service.servers
-                    ],
+                    "address": _endpoint(service),
+                    "protocol": _protocol_name(service),
+                    "scheduler": service.options.scheduler,
+                    "held": director.holds(service.address),
+                    "servers": [_server_status(server) for server in service.servers],
                 }
-                for service in director.services.values()
+                for service in director.services
             },
-            "connections": len(director.table),
+            "connections": len(director.registry.table),
             "drops": self._drops(),
+            "surprises": self._forwarder.surprises.status(),
             "counters": {
                 "forwarder": self._forwarder.counters.snapshot(),
                 "records": self._store.counters.snapshot(),
@@ -436,3 +404,31 @@ class Node:
 
     def _drops(self) -> dict[str, int]:
         return {reason.name.lower(): n for reason, n in sorted(self.director.drops.items())}
+
+
+def _endpoint(service: VirtualService) -> str:
+    if service.identity.mark:
+        return describe(service.identity)
+    return format_endpoint(service.address, service.port)
+
+
+def _protocol_name(service: VirtualService) -> str:
+    return Protocol(service.identity.protocol).name.lower()
+
+
+def _server_status(server: RealServer) -> dict[str, object]:
+    counted, rates = server.counted(), server.rates
+    return {
+        "address": str(server),
+        "method": server.method.name.lower(),
+        "weight": server.weight,
+        "active": server.active,
+        "inactive": server.inactive,
+        "persistent": server.persistent,
+        "connections": counted.connections,
+        "in_packets": counted.in_packets,
+        "out_packets": counted.out_packets,
+        "in_bytes": counted.in_bytes,
+        "out_bytes": counted.out_bytes,
+        "connections_per_second": rates.connections,
+    }

@@ -6,20 +6,30 @@ known unless a test forgets them. Time stands still until `sleep`.
 """
 
 import ipaddress
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lvsha.datapath.director import Director, Reporting
+from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
-from lvsha.datapath.network import AddressChange, LinkChange, NeighbourChange, RouteChange
+from lvsha.datapath.network import HOST, AddressChange, LinkChange, NeighbourChange, RouteChange
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.services import RealServer, VirtualService
+from lvsha.datapath.registry import Reporting
+from lvsha.datapath.services import (
+    RealServer,
+    ServerOptions,
+    ServiceIdentity,
+    ServiceOptions,
+    VirtualService,
+)
+from lvsha.datapath.tunnels import IPIP, Tunnel
 from lvsha.model import ForwardMethod, Protocol, parse_address
+from lvsha.settings import Settings
 from tests.packets import NO_VNET
 
 CLIENT, SERVER = 1, 2
 SIDES = {"client": CLIENT, "server": SERVER}
-NAMES = {number: name for name, number in SIDES.items()}
+NAMES = {**{number: name for name, number in SIDES.items()}, HOST: "host"}
 MACS = {CLIENT: bytes.fromhex("02000c000001"), SERVER: bytes.fromhex("020005000001")}
 CLIENT_MAC = bytes.fromhex("02000c0000fe")
 SERVERS_KNOWN = 64
@@ -51,10 +61,13 @@ class Laboratory:
         reporting: Reporting | None = None,
         answers_per_second: float = 1e6,
         mtu: int = 1500,
+        settings: Settings | None = None,
     ) -> None:
         self.director = Director(
             connections_max=connections_max,
+            dice=random.Random(1),
             reporting=reporting,
+            settings=settings,
             answers_per_second=answers_per_second,
         )
         self.frame = Frame()
@@ -96,11 +109,16 @@ class Laboratory:
         protocol: Protocol = Protocol.TCP,
         scheduler: str = "rr",
         flags: Sequence[str] = (),
+        persistence: int = 0,
+        netmask: bytes = b"",
+        one_packet: bool = False,
+        engine: str = "",
     ) -> VirtualService:
         """Add a virtual service."""
-        name = f"{protocol.name} {address} {port}"
-        return self.director.add_service(
-            name, protocol, parse_address(address), port, scheduler, flags
+        there = parse_address(address)
+        return self.director.services.add(
+            ServiceIdentity(4 if len(there) == 4 else 6, protocol, there, port),
+            ServiceOptions(scheduler, frozenset(flags), persistence, netmask, one_packet, engine),
         )
 
     def server(
@@ -111,15 +129,32 @@ class Laboratory:
         *,
         method: ForwardMethod = NAT,
         weight: int = 1,
+        upper: int = 0,
+        lower: int = 0,
+        tunnel: Tunnel = IPIP,
     ) -> RealServer:
         """Add a real server."""
-        return self.director.add_server(
-            service,
+        return self.director.services.add_server(
+            service.identity,
             parse_address(address),
             service.port if port is None else port,
-            weight,
-            method,
+            ServerOptions(method, weight, upper, lower, tunnel),
         )
+
+    def set(self, **settings: str | int) -> None:
+        """Change settings, as one writes sysctls."""
+        self.director.configure(self.director.settings.changed(settings))
+
+    def edit(self, server: RealServer, weight: int) -> None:
+        """Change a server's weight."""
+        options = replace(server.options, weight=weight)
+        self.director.services.edit_server(
+            server.service.identity, server.address, server.port, options
+        )
+
+    def remove(self, server: RealServer) -> None:
+        """Remove a server."""
+        self.director.services.delete_server(server.service.identity, server.address, server.port)
 
     def put(self, side: str, packet: bytes, vnet: bytes = NO_VNET) -> int:
         """Put a packet into the frame buffer as if it had been received; returns its size."""
@@ -145,7 +180,8 @@ class Laboratory:
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
         self.now += seconds
-        self.director.expire(self.now)
+        while self.director.housekeep(self.now):
+            pass
 
     def drops(self) -> dict[Reason, int]:
         """What was dropped so far."""
@@ -153,18 +189,18 @@ class Laboratory:
 
     def miscounted(self) -> list[str]:
         """Servers whose counts are not those of the connections bound to them."""
-        active: dict[RealServer, int] = {}
-        inactive: dict[RealServer, int] = {}
-        for connection in self.director.table.inbound.values():
-            counts = active if connection.active else inactive
-            counts[connection.server] = counts.get(connection.server, 0) + 1
-        servers = {c.server for c in self.director.table.inbound.values()}
-        servers.update(s for v in self.director.services.values() for s in v.servers)
+        counts: dict[RealServer, list[int]] = {}
+        connections = list(self.director.registry.table.connections())
+        for connection in connections:
+            count = counts.setdefault(connection.server, [0, 0, 0])
+            count[2 if connection.is_template else 0 if connection.active else 1] += 1
+        servers = {connection.server for connection in connections}
+        servers.update(server for service in self.director.services for server in service.servers)
         return [
-            f"{server}: {server.active}/{server.inactive}, recounted "
-            f"{active.get(server, 0)}/{inactive.get(server, 0)}"
+            f"{server}: {kept}, recounted {counts.get(server, [0, 0, 0])}"
             for server in servers
-            if (server.active, server.inactive) != (active.get(server, 0), inactive.get(server, 0))
+            if (kept := [server.active, server.inactive, server.persistent])
+            != counts.get(server, [0, 0, 0])
         ]
 
 

@@ -8,7 +8,7 @@ import ipaddress
 import struct
 from functools import cache
 
-TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
 NO_VNET = bytes(10)
@@ -170,6 +170,28 @@ def udp(
         source, source_port, destination, destination_port, payload, checksum=checksum
     )
     return ip(source, destination, UDP, datagram, ttl=ttl, tos=tos, dont_fragment=dont_fragment)
+
+
+def crc32c(data: bytes) -> int:
+    """The CRC of SCTP (RFC 9260, appendix A), bit by bit."""
+    register = 0xFFFF_FFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ (0x82F6_3B78 if register & 1 else 0)
+    return register ^ 0xFFFF_FFFF
+
+
+def sctp(
+    source: str, source_port: int, destination: str, destination_port: int, *chunks: int,
+    ttl: int = 64,
+) -> bytes:  # fmt: skip
+    """An IP packet with an SCTP packet that has one chunk of each of these kinds."""
+    segment = bytearray(struct.pack("!HHII", source_port, destination_port, 7, 0))
+    for kind in chunks:
+        segment += struct.pack("!BBH", kind, 0, 12) + b"contents"
+    segment[8:12] = crc32c(bytes(segment)).to_bytes(4, "little")
+    return ip(source, destination, SCTP, bytes(segment), ttl=ttl)
 
 
 def icmp_message(

@@ -5,7 +5,14 @@ where the packet differs from that.
 """
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, ICMPv6TimeExceeded, IPv6
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    ICMPv6TimeExceeded,
+    IPv6,
+    IPv6ExtHdrFragment,
+)
+from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 _COMPUTED = {
@@ -13,6 +20,7 @@ _COMPUTED = {
     IPv6: ("plen",),
     TCP: ("chksum",),
     UDP: ("chksum", "len"),
+    SCTP: ("chksum",),
     ICMP: ("chksum",),
     ICMPv6DestUnreach: ("cksum",),
     ICMPv6PacketTooBig: ("cksum",),
@@ -58,7 +66,7 @@ def _layers(packet: Packet) -> list[tuple[type[Packet], int]]:
     """The layers to judge, each with its number among those of its type."""
     found: list[tuple[type[Packet], int]] = []
     layer = packet
-    while layer and not isinstance(layer, Raw | IPerror):
+    while layer and not isinstance(layer, Raw | IPerror | IPv6ExtHdrFragment):
         kind = type(layer)
         if kind in _COMPUTED:
             found.append((kind, 1 + sum(other is kind for other, _ in found)))

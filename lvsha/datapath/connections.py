@@ -2,13 +2,23 @@
 
 One table is the authority. A connection stands in it under the key of its request
 direction and, with NAT, under that of its replies, so that either direction is one
-dictionary look-up.
+dictionary look-up. Persistence templates stand in a dictionary of their own, under a key
+without the client's port.
+
+The dictionaries are cut into `SHARDS`. A dictionary that grows is copied at once, and copying
+one of a million entries would stop everything for some thirty milliseconds. Which shard it is
+follows from the client's port and one byte of its address, for many clients may use the same
+port; two bytes are as much as the path of every packet can afford. Their sum is taken, since
+who makes up clients often counts both up. With IPv6 that byte is one of the prefix, so that
+clients of one network that all use one port stand in one shard.
 
 Expiry never scans the table. Connections lie in a wheel of sets, one for each second in
 which one is to be looked at. A packet only moves the connection's `expires` forward; when
 its second comes the wheel finds that out and puts it into a later one. Only where a state
 shortens the time-out is the connection moved at once. So a packet costs one assignment,
-and a connection is touched about once for each time-out that passes.
+and a connection is touched about once for each time-out that passes. The sets are dictionaries
+without values, which keep an order: in which connections end must not depend on where in
+memory they lie. A second in which very many lie has more than one.
 
 What always holds: a connection is in exactly one set of the wheel, and never in one later
 than its `expires` rounded up to the next second.
@@ -18,23 +28,40 @@ import heapq
 import math
 from collections.abc import Iterator
 from typing import Final
+from zlib import crc32
 
-from lvsha.datapath.services import RealServer
-from lvsha.model import ConnectionFlag, ConnectionRecord, connection_key
+from lvsha.datapath.ftp import FtpMode
+from lvsha.datapath.sequence import Adjustment
+from lvsha.datapath.services import Binding, RealServer
+from lvsha.datapath.state_machines import StateMachine
+from lvsha.model import ConnectionFlag, ConnectionRecord
 
 UNTOLD: Final = -1
 """The `told_state` of a connection that no backup knows of."""
+SHARDS: Final = 511
+"""Sums of two bytes."""
+SLICE: Final = 250
+"""Connections that are looked at in one go; a millisecond of work."""
+CROWD: Final = 32_768
+"""So many lie in one set of the wheel; it has then last grown at 19,661, in two milliseconds."""
+TEMPLATE_NONE: Final = 0
+TEMPLATE_ASSURED: Final = 1
+"""States of a template: whether one of its connections was ever established."""
+_POISONED_PORT: Final = 65535
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
+_TEMPLATE: Final = int(ConnectionFlag.TEMPLATE)
+_NO_CLIENT_PORT: Final = int(ConnectionFlag.NO_CLIENT_PORT)
 
 
 class Connection:
-    """One connection; only the director changes it.
+    """One connection, or a persistence template; only the director changes it.
 
     Attributes:
         key: of the request direction; ``reply_key`` is empty where replies pass elsewhere.
-        server: the real server it is bound to.
-        state: number in the protocol's state table.
+        binding: the real server it is bound to, and how its packets get there.
+        machine: the state machine of its protocol.
+        state: number in the protocol's state table; of a template, whether it is assured.
         flags: `ConnectionFlag` bits.
         timeout: seconds that the state gives it after each packet.
         expires: when it ends, on the director's clock.
@@ -43,27 +70,38 @@ class Connection:
         report_at: when a request should next be reported to the backups.
         told_state: the state that was last reported; `UNTOLD` if none was.
         generation: of the snapshot that last confirmed it.
+        parent: what it belongs to: the template of its client, or an FTP control connection;
+            that does not end before it.
+        children: how many belong to it.
+        dialogue: what an FTP control connection or a template remembers; None for others.
     """
 
     __slots__ = (
+        "binding",
+        "children",
+        "dialogue",
         "expires",
         "flags",
         "generation",
         "key",
+        "machine",
         "packets",
+        "parent",
         "reply_key",
         "report_at",
         "second",
-        "server",
         "state",
         "timeout",
         "told_state",
     )
 
-    def __init__(self, key: bytes, server: RealServer, flags: int, timeout: float) -> None:
+    def __init__(
+        self, key: bytes, binding: Binding, machine: StateMachine, flags: int, timeout: float
+    ) -> None:
         self.key = key
         self.reply_key = b""
-        self.server = server
+        self.binding = binding
+        self.machine = machine
         self.state = 0
         self.flags = flags
         self.timeout = timeout
@@ -73,10 +111,18 @@ class Connection:
         self.report_at = 0.0
         self.told_state = UNTOLD
         self.generation = 0
+        self.parent: Connection | None = None
+        self.children = 0
+        self.dialogue: FtpDialogue | TemplateIdentity | None = None
+
+    @property
+    def server(self) -> RealServer:
+        """The real server it is bound to."""
+        return self.binding.server
 
     @property
     def protocol(self) -> int:
-        """The transport protocol number."""
+        """The transport protocol number; 0 of a firewall mark's template."""
         return self.key[1]
 
     @property
@@ -96,6 +142,11 @@ class Connection:
         """Whether the real server counts it as active."""
         return not self.flags & _INACTIVE
 
+    @property
+    def is_template(self) -> bool:
+        """Whether it is a persistence template."""
+        return bool(self.flags & _TEMPLATE)
+
     def record(self) -> ConnectionRecord:
         """The connection as a value for other directors."""
         client, client_port = self.client
@@ -107,68 +158,239 @@ class Connection:
             virtual=virtual,
             virtual_port=virtual_port,
             server=self.server.address,
-            server_port=self.server.port,
-            method=self.server.method,
+            server_port=self.binding.port,
+            method=self.binding.method,
             state=self.state,
             flags=self.flags,
             timeout=self.timeout,
         )
 
 
+class FtpDialogue:
+    """What an FTP control connection remembers.
+
+    Attributes:
+        mode: what the client last asked for.
+        answered: the sequence number of the last reply that was rewritten, and the mode it
+            was for; the server may send it again.
+        adjustment: how sequence numbers have moved.
+    """
+
+    __slots__ = ("adjustment", "answered", "mode")
+
+    def __init__(self) -> None:
+        self.mode = FtpMode.ACTIVE
+        self.answered = (-1, FtpMode.ACTIVE)
+        self.adjustment = Adjustment()
+
+
+class TemplateIdentity:
+    """Under what a template stands in the table.
+
+    Attributes:
+        table_key: its key, and behind it what a persistence engine found.
+        found: that alone: the Call-ID.
+    """
+
+    __slots__ = ("found", "table_key")
+
+    def __init__(self, table_key: bytes, found: bytes) -> None:
+        self.table_key = table_key
+        self.found = found
+
+
 def reply_key(key: bytes, server: bytes, server_port: int) -> bytes:
     """The key of what a NAT real server sends back, from that of the request."""
     size = (len(key) - 6) // 2
-    client, client_port = key[2 : 2 + size], int.from_bytes(key[-4:-2])
-    return connection_key(key[1], server, server_port, client, client_port)
+    return key[:2] + server + key[2 : 2 + size] + server_port.to_bytes(2) + key[-4:-2]
+
+
+def _shard(key: bytes) -> int:
+    """The shard of a request's key: by the client's port and, with IPv4, last address byte."""
+    return key[-3] + key[5]
+
+
+def _reply_shard(key: bytes) -> int:
+    """The shard of a reply's key: by the client's port and last address byte."""
+    return key[-1] + key[-5]
+
+
+def _template_shard(table_key: bytes) -> int:
+    """The shard of a template's key, which may have nothing but a Call-ID that varies."""
+    return crc32(table_key) % SHARDS
+
+
+def _cut(connections: list[Connection]) -> Iterator[list[Connection]]:
+    """Parts of at most `SLICE`."""
+    for first in range(0, len(connections), SLICE):
+        yield connections[first : first + SLICE]
+
+
+def reversed_key(key: bytes) -> bytes:
+    """The key of the other direction of the same two ends."""
+    size = (len(key) - 6) // 2
+    return key[:2] + key[2 + size : 2 + 2 * size] + key[2 : 2 + size] + key[-2:] + key[-4:-2]
 
 
 class ConnectionTable:
     """All connections of a director.
 
     Args:
-        limit: how many it holds; `full` tells when that is reached, and the director then
-            opens no new ones.
+        limit: how many connections and templates it holds; `full` tells when that is
+            reached, and the director then opens no new ones.
+
+    Attributes:
+        inbound, outbound: the shards; see `find` and `find_reply` for which one it is.
+        unknown_ports: how many stand in it whose client's port is not known yet.
     """
 
     def __init__(self, limit: int) -> None:
-        self.inbound: dict[bytes, Connection] = {}
-        self.outbound: dict[bytes, Connection] = {}
+        self.inbound: tuple[dict[bytes, Connection], ...] = tuple({} for _ in range(SHARDS))
+        self.outbound: tuple[dict[bytes, Connection], ...] = tuple({} for _ in range(SHARDS))
+        self.unknown_ports = 0
+        self._templates: tuple[dict[bytes, Connection], ...] = tuple({} for _ in range(SHARDS))
+        self._poisoned: dict[Connection, None] = {}
+        self._count = 0
         self._limit = limit
-        self._wheel: dict[int, set[Connection]] = {}
+        self._wheel: dict[int, dict[Connection, None]] = {}
         self._seconds: list[int] = []
+        self._crowded: dict[int, list[dict[Connection, None]]] = {}
 
     def __len__(self) -> int:
-        return len(self.inbound)
+        return self._count
 
     @property
     def full(self) -> bool:
         """Whether no further connection may be added."""
-        return len(self.inbound) >= self._limit
+        return self._count >= self._limit
+
+    @property
+    def room(self) -> int:
+        """How many connections and templates may be added."""
+        return self._limit - self._count
+
+    def find(self, key: bytes) -> Connection | None:
+        """The connection with this key of its request direction."""
+        return self.inbound[_shard(key)].get(key)
+
+    def find_reply(self, key: bytes) -> Connection | None:
+        """The connection with this key of its reply direction."""
+        return self.outbound[_reply_shard(key)].get(key)
+
+    def template(self, table_key: bytes) -> Connection | None:
+        """The template with this key."""
+        return self._templates[_template_shard(table_key)].get(table_key)
+
+    def connections(self) -> Iterator[Connection]:
+        """All of them, templates too; the table must not change meanwhile."""
+        for shard in self.inbound:
+            yield from shard.values()
+        for shard in self._templates:
+            yield from shard.values()
+        yield from self._poisoned
+
+    def slices(self) -> Iterator[list[Connection]]:
+        """All of them in lists of at most `SLICE`; the table may change between two.
+
+        What was added meanwhile may be left out, and what has ended may come: it has
+        `second` -1.
+        """
+        gathered: list[Connection] = []
+        for shard in range(SHARDS):
+            gathered += self.part(shard)
+            if len(gathered) >= SLICE:
+                yield from _cut(gathered)
+                gathered = []
+        yield from _cut(gathered)
+
+    def sliced(self, shard: int) -> Iterator[list[Connection]]:
+        """A `part` in lists of at most `SLICE`."""
+        return _cut(self.part(shard))
+
+    def part(self, shard: int) -> list[Connection]:
+        """The connections and templates of one of the `SHARDS`; the poisoned are of the first."""
+        poisoned = () if shard else self._poisoned
+        return [*self.inbound[shard].values(), *self._templates[shard].values(), *poisoned]
 
     def add(self, connection: Connection) -> None:
         """Enter a connection; its `expires` must be set."""
-        assert connection.key not in self.inbound, "a key is entered once"
-        self.inbound[connection.key] = connection
+        key = connection.key
+        shard = self.inbound[_shard(key)]
+        assert key not in shard, "a key is entered once"
+        shard[key] = connection
         if connection.reply_key:
-            self.outbound[connection.reply_key] = connection
+            self.outbound[_reply_shard(connection.reply_key)][connection.reply_key] = connection
+        if connection.flags & _NO_CLIENT_PORT:
+            self.unknown_ports += 1
+        self._count += 1
         self._arm(connection)
 
+    def add_template(self, template: Connection) -> None:
+        """Enter a template."""
+        identity = template.dialogue
+        assert isinstance(identity, TemplateIdentity)
+        shard = self._templates[_template_shard(identity.table_key)]
+        assert identity.table_key not in shard, "a template is entered once"
+        shard[identity.table_key] = template
+        self._count += 1
+        self._arm(template)
+
+    def poison(self, template: Connection) -> None:
+        """Let a template be found no more; it ends when its time is over."""
+        identity = template.dialogue
+        assert isinstance(identity, TemplateIdentity)
+        del self._templates[_template_shard(identity.table_key)][identity.table_key]
+        self._poisoned[template] = None
+        template.key = template.key[:-2] + _POISONED_PORT.to_bytes(2)
+
+    def learn_client_port(self, connection: Connection, port: bytes) -> None:
+        """Enter a connection under the port that its client turned out to use."""
+        key, reply = connection.key, connection.reply_key
+        del self.inbound[_shard(key)][key]
+        connection.key = key[:-4] + port + key[-2:]
+        connection.flags &= ~_NO_CLIENT_PORT
+        self.unknown_ports -= 1
+        self.inbound[_shard(connection.key)][connection.key] = connection
+        if reply:
+            if self.outbound[_reply_shard(reply)].get(reply) is connection:
+                del self.outbound[_reply_shard(reply)][reply]
+            connection.reply_key = reply[:-2] + port
+            self.outbound[_reply_shard(connection.reply_key)][connection.reply_key] = connection
+
     def remove(self, connection: Connection) -> None:
-        """Take a connection out."""
-        del self.inbound[connection.key]
-        if connection.reply_key and self.outbound.get(connection.reply_key) is connection:
-            del self.outbound[connection.reply_key]
-        self._wheel[connection.second].discard(connection)
+        """Take a connection or template out."""
+        if connection.flags & _TEMPLATE:
+            identity = connection.dialogue
+            assert isinstance(identity, TemplateIdentity)
+            if connection in self._poisoned:
+                del self._poisoned[connection]
+            else:
+                del self._templates[_template_shard(identity.table_key)][identity.table_key]
+        else:
+            key, reply = connection.key, connection.reply_key
+            del self.inbound[_shard(key)][key]
+            if reply and self.outbound[_reply_shard(reply)].get(reply) is connection:
+                del self.outbound[_reply_shard(reply)][reply]
+            if connection.flags & _NO_CLIENT_PORT:
+                self.unknown_ports -= 1
+        self._count -= 1
+        self._disarm(connection)
         connection.second = -1
 
     def hasten(self, connection: Connection) -> None:
         """Look at a connection earlier, after its `expires` has moved back."""
         if connection.expires < connection.second - 1:
-            self._wheel[connection.second].discard(connection)
+            self._disarm(connection)
             self._arm(connection)
 
+    def postpone(self, connection: Connection, expires: float) -> None:
+        """Let a connection that has ended live on for a while."""
+        self._disarm(connection)
+        connection.expires = expires
+        self._arm(connection)
+
     def expired(self, now: float, limit: int) -> Iterator[Connection]:
-        """Those that have ended by ``now``, each to be removed by the caller.
+        """Those that have ended by ``now``, each to be removed or postponed by the caller.
 
         Args:
             now: the director's clock.
@@ -182,13 +404,18 @@ class ConnectionTable:
                 if limit <= 0:
                     return
                 limit -= 1
-                connection = lying.pop()
+                connection, _ = lying.popitem()
                 if connection.expires <= now:
-                    lying.add(connection)
+                    lying[connection] = None
                     yield connection
-                    assert connection.second == -1, "the caller removes what has expired"
+                    assert connection.second != second, "the caller removes or postpones it"
                 else:
                     self._arm(connection, now + connection.timeout)
+            crowded = self._crowded.get(second)
+            if crowded:
+                self._wheel[second] = crowded.pop()
+                continue
+            self._crowded.pop(second, None)
             heapq.heappop(self._seconds)
             del self._wheel[second]
 
@@ -206,7 +433,18 @@ class ConnectionTable:
         second = int(min(connection.expires, latest)) + 1
         lying = self._wheel.get(second)
         if lying is None:
-            lying = self._wheel[second] = set()
+            lying = self._wheel[second] = {}
             heapq.heappush(self._seconds, second)
-        lying.add(connection)
+        elif len(lying) >= CROWD:
+            self._crowded.setdefault(second, []).append(lying)
+            lying = self._wheel[second] = {}
+        lying[connection] = None
         connection.second = second
+
+    def _disarm(self, connection: Connection) -> None:
+        """Take a connection out of the wheel."""
+        second = connection.second
+        self._wheel[second].pop(connection, None)
+        if second in self._crowded:
+            for lying in self._crowded[second]:
+                lying.pop(connection, None)

@@ -8,9 +8,8 @@ real server; create the connection; count; step the protocol's state; forward; r
 What always holds:
 
 * A frame that is dropped as malformed has changed nothing.
-* Only the director changes a connection. What others must know is reported as
-  `ConnectionChange` values, at most one for each connection between two calls of
-  `take_changes`, of which the newest counts.
+* Only the registry changes a connection. What others must know is reported as
+  `ConnectionChange` values; see `lvsha.datapath.registry`.
 * New connections are opened only for addresses that this node holds. Connections that
   exist are forwarded in any case, so that a node that has just lost an address still
   carries the packets that were on their way to it.
@@ -18,19 +17,29 @@ What always holds:
 Times are seconds on the caller's clock.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import Final
 
-from lvsha.datapath import icmp_errors, tcp_states
-from lvsha.datapath.connections import UNTOLD, Connection, ConnectionTable, reply_key
+from lvsha.datapath import icmp_errors
+from lvsha.datapath.connections import SLICE, Connection, FtpDialogue, reversed_key
+from lvsha.datapath.defence import Defence
+from lvsha.datapath.estimator import Estimator
 from lvsha.datapath.flow import Frame
+from lvsha.datapath.ftp_control import FtpControl
+from lvsha.datapath.icmp_errors import QuotedTunnel
+from lvsha.datapath.marks import Marks
 from lvsha.datapath.network import Network, NetworkChange, Outgoing
+from lvsha.datapath.opening import NO_SERVICE, Opener
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.schedulers import SCHEDULERS
-from lvsha.datapath.services import RealServer, Statistics, VirtualService
-from lvsha.datapath.tcp_states import INPUT, INPUT_ONLY, OUTPUT, RST, SYN
+from lvsha.datapath.reassembly import LIMIT_BYTES, Reassembler
+from lvsha.datapath.registry import Registry, Reporting
+from lvsha.datapath.replication import Replication
+from lvsha.datapath.scheduler_options import Dice
+from lvsha.datapath.sctp_states import SctpEvent
+from lvsha.datapath.service_table import ServiceTable
+from lvsha.datapath.services import RealServer, VirtualService
+from lvsha.datapath.tcp_states import RST, TcpState
 from lvsha.datapath.transmit import ANSWERS_PER_SECOND, Transmitter
 from lvsha.datapath.verdicts import (
     ACCEPT,
@@ -40,46 +49,22 @@ from lvsha.datapath.verdicts import (
     TunnelError,
     Verdict,
 )
-from lvsha.model import (
-    ConnectionChange,
-    ConnectionChanged,
-    ConnectionEnded,
-    ConnectionFlag,
-    ConnectionRecord,
-    ForwardMethod,
-    Protocol,
-)
+from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, connection_key
+from lvsha.settings import REUSE_FIN_WAIT, Settings
 from lvsha.wire import icmp
 
-EXPIRE_BATCH: Final = 2000
-"""Connections looked at in one call of `expire`; some milliseconds of work."""
-REFRESH_PART: Final = 0.25
-"""After this part of its time-out a connection in use is reported again; a copy lives
-longer by the same part, so that it never ends before its original."""
+CHORE_INTERVAL: Final = 1.0
+"""Seconds between two rounds of what is to be done now and then."""
+ESTIMATES_IN_ONE_GO: Final = 500
+CHORES_MAX: Final = 8
+"""Chores that wait; while there are so many, what comes up each second is left out."""
 
-_TCP: Final = int(Protocol.TCP)
 _NO_OUTPUT: Final = int(ConnectionFlag.NO_OUTPUT)
-_INACTIVE: Final = int(ConnectionFlag.INACTIVE)
-_SYNC: Final = int(ConnectionFlag.SYNC)
-_NEVER: Final = float("inf")
-_INITIAL_TIMEOUT: Final = 3.0
-"""The kernel gives a connection 3 s until its first state."""
-_TCP_STATES: Final = len(tcp_states.TcpState)
-
-
-@dataclass(frozen=True, slots=True)
-class Reporting:
-    """When a connection is reported to the backups.
-
-    ``established``: when a TCP connection reaches a state that backups are told of or a
-    UDP flow begins, and again before a copy could expire. ``threshold``: the kernel's
-    rule, when the count of requests modulo ``period`` equals ``threshold`` (or, with
-    period 0, once), and when a closing state is entered.
-    """
-
-    when: Literal["established", "threshold"] = "established"
-    threshold: int = 3
-    period: int = 50
+_NO_CLIENT_PORT: Final = int(ConnectionFlag.NO_CLIENT_PORT)
+_TCP: Final = int(Protocol.TCP)
+_UDP: Final = int(Protocol.UDP)
+_SECURED: Final = frozenset({int(Protocol.AH), int(Protocol.ESP)})
+_NO_PORT: Final = bytes(2)
 
 
 class Director:
@@ -87,490 +72,511 @@ class Director:
 
     Args:
         connections_max: the limit of the connection table.
+        dice: for what is left to chance.
         reporting: when changes are reported; None reports nothing.
+        settings: as they are at the start.
         answers_per_second: the limit of ICMP errors of its own.
+        fragment_bytes: the limit of fragments that wait for the rest of their datagram.
 
     Attributes:
-        services: by name.
-        table: the connections.
+        services: the virtual services, and the commands that change them.
+        marks: the rules for firewall marks.
+        registry: the connections.
+        replication: the connections as other directors see them.
         network: the mirror of the host's network.
         drops: frames dropped, by reason.
-        untold: what `take_changes` would return; always the same object.
     """
 
     def __init__(
         self,
         *,
         connections_max: int,
+        dice: Dice,
         reporting: Reporting | None = None,
+        settings: Settings | None = None,
         answers_per_second: float = ANSWERS_PER_SECOND,
+        fragment_bytes: int = LIMIT_BYTES,
     ) -> None:
+        settings = settings or Settings()
         self.drops: Counter[Reason] = Counter()
-        self.table = ConnectionTable(connections_max)
         self.network = Network(self.drops)
-        self.services: dict[str, VirtualService] = {}
-        self._carry_out = Transmitter(self.network, self.drops, answers_per_second).carry_out
-        self._reporting = reporting
-        self._by_key: dict[bytes, VirtualService] = {}
-        self._nat_servers: Counter[bytes] = Counter()
-        self._removed: dict[tuple[bytes, bytes, int], RealServer] = {}
-        self.untold: dict[bytes, Connection | ConnectionEnded] = {}
-        self._generation = 0
-        self._tcp_timeouts = tcp_states.timeouts()
-        self._udp_timeout = 300.0
+        self.services = ServiceTable(dice)
+        self.marks = Marks()
+        self.registry = Registry(connections_max, reporting)
+        self._table = self.registry.table
+        self._inbound, self._outbound = self._table.inbound, self._table.outbound
+        self._defence = Defence(self.registry, dice, settings)
+        self._opener = Opener(
+            self.registry, self.services, self.marks, self.network, self._defence, settings
+        )
+        self.replication = Replication(
+            self.registry, self._opener.service_of, lambda a: a not in self._opener.elsewhere
+        )
+        self._ftp = FtpControl(self.registry)
+        self._reassembler = Reassembler(self.drops, limit_bytes=fragment_bytes)
+        self._transmitter = Transmitter(self.network, self.drops, answers_per_second)
+        self.carry_out = self._transmitter.carry_out
+        self._estimator = Estimator(self._rated)
+        self._backup_of: frozenset[bytes] = frozenset()
+        self._shut: frozenset[bytes] = frozenset()
+        self._seed = 0
+        self._chores: deque[Iterator[None]] = deque()
+        self._chores_at: float | None = None
+        self._removals_seen = 0
+        self.configure(settings)
 
     # Configuration
 
-    def set_timeouts(self, *, tcp: float, tcp_fin: float, udp: float) -> None:
-        """As ``ipvsadm --set``; connections take them over with their next packet."""
-        self._tcp_timeouts = tcp_states.timeouts(tcp, tcp_fin)
-        self._udp_timeout = udp
+    @property
+    def settings(self) -> Settings:
+        """The settings in force; the automatic modes of the defence as they are now."""
+        return self._defence.settings
 
-    def add_service(
-        self,
-        name: str,
-        protocol: Protocol,
-        address: bytes,
-        port: int,
-        scheduler: str,
-        flags: Collection[str] = (),
-    ) -> VirtualService:
-        """Add a virtual service; the scheduler's name must be one of `SCHEDULERS`."""
-        service = VirtualService(name, protocol, address, port, scheduler)
-        assert service.key not in self._by_key, "an address and port is one service"
-        service.scheduler = SCHEDULERS[scheduler](service.servers, flags)
-        self.services[name] = service
-        self._by_key[service.key] = service
-        return service
+    def configure(self, settings: Settings) -> None:
+        """Put settings into force."""
+        self._defence.update(settings)
+        self._opener.settings = settings
+        self._transmitter.pmtu_discovery = settings.pmtu_disc
+        self.services.set_scheduling(
+            seed=self._seed,
+            lblc_expiration=settings.lblc_expiration,
+            lblcr_expiration=settings.lblcr_expiration,
+        )
+        self.registry.machines[Protocol.SCTP].use(sloppy=settings.sloppy_sctp)
+        self._follow_defence()
+        self._estimator.switch(running=settings.run_estimation)
+        self._shut = self._backup_of if settings.backup_only else frozenset()
 
-    def add_server(
-        self,
-        service: VirtualService,
-        address: bytes,
-        port: int,
-        weight: int,
-        method: ForwardMethod,
-    ) -> RealServer:
-        """Add a real server at the head of a service's list.
+    def _follow_defence(self) -> None:
+        settings = self._defence.settings
+        self.registry.machines[Protocol.TCP].use(
+            secure=self._defence.secure_tcp, sloppy=settings.sloppy_tcp
+        )
 
-        One that was removed while connections to it remained comes back with them.
+    def seed(self, seed: int) -> None:
+        """Set the seed of hashing schedulers; for those that are made from now on."""
+        self._seed = seed
+        self.configure(self.settings)
+
+    def set_timeouts(self, *, tcp: float = 0, tcp_fin: float = 0, udp: float = 0) -> None:
+        """As ``ipvsadm --set``, 0 leaves a value as it is.
+
+        Connections take the new ones over with their next packet.
         """
-        server = self._removed.pop((service.key, address, port), None)
-        if server is None or server.method is not method:
-            server = RealServer(service, address, port, weight, method)
-        server.weight = weight
-        server.available = True
-        service.servers.insert(0, server)
-        if method is ForwardMethod.NAT:
-            self._nat_servers[bytes((service.protocol,)) + address + port.to_bytes(2)] += 1
-        service.scheduler.updated()
-        return server
+        machines = self.registry.machines
+        machines[Protocol.TCP].set_timeouts({TcpState.ESTABLISHED: tcp, TcpState.FIN_WAIT: tcp_fin})
+        machines[Protocol.UDP].set_timeouts({0: udp})
 
-    def edit_server(self, server: RealServer, weight: int) -> None:
-        """Change a weight; 0 keeps connections and takes no new ones."""
-        server.weight = weight
-        server.service.scheduler.updated()
-
-    def remove_server(self, server: RealServer) -> None:
-        """Take a server from its service; its connections' packets are dropped from now on."""
-        service = server.service
-        service.servers.remove(server)
-        server.available = False
-        service.retired.add(server.statistics)
-        server.statistics = Statistics()
-        if server.active or server.inactive:
-            self._removed[service.key, server.address, server.port] = server
-        if server.method is ForwardMethod.NAT:
-            key = bytes((service.protocol,)) + server.address + server.port.to_bytes(2)
-            self._nat_servers[key] -= 1
-        service.scheduler.updated(server)
+    @property
+    def timeouts(self) -> tuple[float, float, float]:
+        """What `set_timeouts` sets: tcp, tcp_fin, udp."""
+        tcp = self.registry.machines[Protocol.TCP].timeouts
+        udp = self.registry.machines[Protocol.UDP].timeouts
+        return tcp[TcpState.ESTABLISHED], tcp[TcpState.FIN_WAIT], udp[0]
 
     def hold(self, address: bytes, *, held: bool, in_transition: bool = False) -> None:
-        """Open new connections for an address, or no longer.
+        """Open new connections for a virtual address, or no longer.
 
         Args:
-            address: a virtual address.
+            address: one that a virtual router moves; others are always held.
             held: whether new connections are opened.
             in_transition: the address has moved to or from this node a moment ago, and some
                 have not heard of it yet; each connection is then told from its first packet
                 on, because its next one may go to the other node.
         """
-        for service in self.services.values():
-            if service.address == address:
-                service.held = held
-                service.in_transition = in_transition
+        for addresses, inside in (
+            (self._opener.elsewhere, not held),
+            (self.registry.in_transition, in_transition),
+        ):
+            if inside:
+                addresses.add(address)
+            else:
+                addresses.discard(address)
+
+    def holds(self, address: bytes) -> bool:
+        """Whether new connections for an address are opened."""
+        return address not in self._opener.elsewhere
+
+    def back_up(self, addresses: frozenset[bytes]) -> None:
+        """Say of which addresses this node is a backup; for ``backup_only``."""
+        self._backup_of = addresses
+        self._shut = addresses if self.settings.backup_only else frozenset()
 
     def learn(self, change: NetworkChange) -> list[Outgoing]:
         """Take over a change of the host's network; returns frames that waited for it."""
         return self.network.apply(change)
 
+    def learn_memory(self, available_pages: int) -> None:
+        """Take over how much memory is free, for the automatic modes of the defence."""
+        self._defence.available_pages = available_pages
+
+    def learn_clock(self, offset: float) -> None:
+        """Take over how far universal time is ahead of the caller's clock, in seconds."""
+        self._transmitter.clock_offset = offset
+
     def keep_ways_warm(self) -> None:
         """See to it that the ways to all real servers are known before a packet needs them."""
-        for service in self.services.values():
-            for server in service.servers:
-                hop = self.network.hop(server.address)
-                if hop is not None:
-                    hop.used = True
-                    if not hop.header:
-                        self.network.want(hop)
+        for _ in self.warm_ways():
+            pass
+
+    def warm_ways(self) -> Iterator[None]:
+        """What `keep_ways_warm` does, as a chore."""
+        servers = [server for service in self.services for server in service.servers]
+        for number, server in enumerate(servers, 1):
+            hop = self.network.hop(server.address) if server.available else None
+            if hop is not None:
+                hop.used = True
+                if not hop.header:
+                    self.network.want(hop)
+            if not number % SLICE:
+                yield
 
     # Frames
 
     def process(self, frame: Frame, received: int, now: float) -> Sequence[Outgoing]:
         """Read a frame of so many bytes, decide, and return what is to be sent for it."""
         reason = frame.read(received)
+        if reason is None and frame.protocol and not frame.fragment:
+            return self.carry_out(frame, self.handle(frame, now), now)
+        return self.carry_out(frame, self._unusual(frame, reason, now), now)
+
+    def decide(self, frame: Frame, received: int, now: float) -> Verdict:
+        """Read a frame of so many bytes and decide; `carry_out` comes next."""
+        reason = frame.read(received)
+        if reason is None and frame.protocol and not frame.fragment:
+            return self.handle(frame, now)
+        return self._unusual(frame, reason, now)
+
+    def _unusual(self, frame: Frame, reason: Reason | None, now: float) -> Verdict:
+        """What is damaged, none of the director's business, or a fragment."""
         if reason is not None:
-            self.drops[reason] += 1
-            return ()
-        if not frame.protocol:
-            return ()
-        return self._carry_out(frame, self.handle(frame, now), now)
+            return Drop(reason)
+        if not frame.fragment:
+            return ACCEPT
+        whole = self._reassembler.add(frame.packet(), now)
+        if whole is None:
+            return ACCEPT
+        if isinstance(whole, Reason):
+            return Drop(whole)
+        reason = frame.replace(whole)
+        if reason is not None:
+            return Drop(reason)
+        return self._whole(frame, now)
+
+    def _whole(self, frame: Frame, now: float) -> Verdict:
+        """A packet that was put together; only now it shows what it carries."""
+        return self.handle(frame, now) if frame.protocol and not frame.fragment else ACCEPT
 
     def handle(self, frame: Frame, now: float) -> Verdict:
-        """Decide about a frame that `Frame.read` has found in order."""
+        """Decide about a packet that `Frame.read` has found in order and whole."""
         key = frame.key
-        connection = self.table.inbound.get(key)
+        if not key:
+            return self._icmp(frame, now)
+        connection = self._inbound[key[-3] + key[5]].get(key)
         if connection is None:
-            connection = self.table.outbound.get(key)
+            connection = self._outbound[key[-1] + key[-5]].get(key)
             if connection is not None:
                 return self._reply(connection, frame, now)
-            return self._unknown(frame, now) if key else self._icmp(frame)
-        server = connection.server
-        if frame.protocol == _TCP:
-            state = connection.state
-            flags = frame.flags
-            if flags & SYN and not flags & RST and tcp_states.REUSABLE[state]:
-                self._end(connection)
-                return self._unknown(frame, now)
-            if not server.available:
+            return self._unknown(frame, now)
+        if connection.machine.opens[frame.event] and self._gives_way(connection):
+            return self._replace(connection, frame, now)
+        return self._request(connection, frame, now)
+
+    def _request(self, connection: Connection, frame: Frame, now: float) -> Verdict:
+        """A packet from the client of a connection."""
+        binding = connection.binding
+        server = binding.server
+        if not server.available:
+            if not self.services.serves(frame.family):
+                return ACCEPT  # without a service there is no director
+            if not self._opener.settings.expire_nodest_conn:
                 return Drop(Reason.SERVER_GONE)
-            transitions = INPUT_ONLY if connection.flags & _NO_OUTPUT else INPUT
-            new_state = transitions[flags][state]
-            if new_state != state:
-                self._enter(connection, new_state, now)
-            else:
-                timeout = self._tcp_timeouts[state]
-                connection.expires = now + timeout
-                if timeout != connection.timeout:
-                    self._change_timeout(connection, timeout)
+            return self._replace(connection, frame, now)
+        if self._shut and connection.virtual[0] in self._shut:
+            return ACCEPT
+        machine = connection.machine
+        state = connection.state
+        transitions = machine.input_only if connection.flags & _NO_OUTPUT else machine.input
+        new_state = transitions[frame.event][state]
+        if new_state != state:
+            self.registry.enter(connection, new_state, now)
         else:
-            if not server.available:
-                return Drop(Reason.SERVER_GONE)
-            timeout = self._udp_timeout
+            timeout = machine.timeouts[state]
             connection.expires = now + timeout
             if timeout != connection.timeout:
-                self._change_timeout(connection, timeout)
+                self.registry.change_timeout(connection, timeout)
         statistics = server.statistics
         statistics.in_packets += 1
         statistics.in_bytes += frame.length
         connection.packets += 1
         if now >= connection.report_at:
-            self._report(connection, now)
-        return server.to_server
+            self.registry.report(connection, now)
+        if connection.dialogue is not None:
+            return self._dialogue(connection, frame, now, to_server=True)
+        return binding.to_server
 
     def _reply(self, connection: Connection, frame: Frame, now: float) -> Verdict:
-        server = connection.server
-        if frame.protocol == _TCP:
-            state = connection.state
-            new_state = OUTPUT[frame.flags][state]
-            if new_state != state:
-                self._enter(connection, new_state, now)
-            else:
-                timeout = self._tcp_timeouts[state]
-                connection.expires = now + timeout
-                if timeout != connection.timeout:
-                    self._change_timeout(connection, timeout)
+        """A packet from the real server of a connection."""
+        binding = connection.binding
+        if frame.ttl <= 1:
+            return binding.to_client or ACCEPT  # it goes no further, and so counts for nothing
+        server = binding.server
+        if not server.available and not self.services.serves(frame.family):
+            return ACCEPT  # without a service there is no director
+        machine = connection.machine
+        state = connection.state
+        new_state = machine.output[frame.event][state]
+        if new_state != state:
+            self.registry.enter(connection, new_state, now)
         else:
-            timeout = self._udp_timeout
+            timeout = machine.timeouts[state]
             connection.expires = now + timeout
             if timeout != connection.timeout:
-                self._change_timeout(connection, timeout)
+                self.registry.change_timeout(connection, timeout)
         if server.available:
             statistics = server.statistics
             statistics.out_packets += 1
             statistics.out_bytes += frame.length
-        return server.to_client
+        parent = connection.parent
+        if parent is not None and machine.established < 0:
+            self.registry.assure(connection)
+        if connection.dialogue is not None:
+            return self._dialogue(connection, frame, now, to_server=False)
+        return binding.to_client or ACCEPT
+
+    def _replace(self, connection: Connection, frame: Frame, now: float) -> Verdict:
+        """A packet that is of its connection no more.
+
+        While another server is chosen the old connection still counts, as in the kernel,
+        where its end comes with the next tick.
+        """
+        self.registry.take_out(connection)
+        verdict = self._unknown(frame, now)
+        self.registry.let_go(connection)
+        return verdict
+
+    def _gives_way(self, connection: Connection) -> bool:
+        """Whether a packet that looks like the start of a connection replaces this one."""
+        settings = self._opener.settings
+        if settings.expire_nodest_conn and not connection.server.weight:
+            return True
+        mode = settings.conn_reuse_mode
+        if not mode or connection.parent is not None:
+            return False
+        machine = connection.machine
+        return machine.reusable[connection.state] or (
+            bool(mode & REUSE_FIN_WAIT)
+            and machine.protocol == _TCP
+            and connection.state == TcpState.FIN_WAIT
+            and bool(connection.flags & _NO_OUTPUT)
+        )
+
+    def _dialogue(
+        self, connection: Connection, frame: Frame, now: float, *, to_server: bool
+    ) -> Verdict:
+        """A segment of an FTP control connection, which may have to be rewritten."""
+        dialogue = connection.dialogue
+        assert isinstance(dialogue, FtpDialogue)
+        read = self._ftp.request if to_server else self._ftp.reply
+        reason = read(connection, dialogue, frame, now)
+        if reason is not None:
+            return Drop(reason)
+        binding = connection.binding
+        return binding.to_server if to_server else binding.to_client or ACCEPT
+
+    # Packets of no connection
 
     def _unknown(self, frame: Frame, now: float) -> Verdict:
-        """A packet without connection: a new one, if it is for a service and may open one."""
+        """A packet that is of no connection as it stands."""
+        key = frame.key
+        table = self._table
+        if table.unknown_ports:
+            connection = table.find(key[:-4] + _NO_PORT + key[-2:])
+            if connection is not None and connection.flags & _NO_CLIENT_PORT:
+                table.learn_client_port(connection, key[-4:-2])
+                return self._request(connection, frame, now)
+        connection = table.find(reversed_key(key))
+        if connection is not None and connection.binding.method is not ForwardMethod.NAT:
+            # A reply that passes here although it need not; now both halves are seen.
+            connection.flags &= ~_NO_OUTPUT
+            return self._reply(connection, frame, now)
+        if frame.protocol in _SECURED:
+            return ACCEPT
+        opened = self._opener.open(key, frame, now)
+        if isinstance(opened, Connection):
+            return self._first(opened, frame, now)
+        if opened is NO_SERVICE:
+            return self._from_server(frame, now)
+        return opened
+
+    def _first(self, connection: Connection, frame: Frame, now: float) -> Verdict:
+        """The packet that has opened a connection."""
+        verdict = self._request(connection, frame, now)
+        if connection.second < 0:
+            self.registry.unbind(connection)  # one packet, and in no table
+        return verdict
+
+    def _from_server(self, frame: Frame, now: float) -> Verdict:
+        """A packet of no connection and no service: perhaps a real server speaks first."""
         key = frame.key
         size = (len(key) - 6) // 2
-        service = self._by_key.get(key[:2] + key[2 + size : 2 + 2 * size] + key[-2:])
-        if service is None:
-            sender = key[1:2] + key[2 : 2 + size] + key[-4:-2]
-            if self._nat_servers[sender] > 0 and not self.network.is_local(
-                key[2 + size : 2 + 2 * size]
-            ):
-                return Drop(Reason.UNKNOWN_REPLY)
+        source, destination = key[2 : 2 + size], key[2 + size : 2 + 2 * size]
+        server = self.services.nat_server(key[1], source, int.from_bytes(key[-4:-2]))
+        if server is None or self.network.is_local(destination):
             return ACCEPT
-        if frame.protocol == _TCP and (not frame.flags & SYN or frame.flags & RST):
-            return Drop(Reason.NO_CONNECTION)
-        if not service.held:
-            return Drop(Reason.NOT_MASTER)
-        if self.table.full:
-            return Drop(Reason.TABLE_FULL)
-        server = service.scheduler.schedule(key)
-        if server is None:
-            return Drop(Reason.NO_SERVER, icmp.PORT_UNREACHABLE)
-        self._open(key, server, now)
-        server.statistics.connections += 1
-        return self.handle(frame, now)
+        if key[1] == _UDP and server.service.options.engine and server.service.port and server.port:
+            return self._first_from_server(frame, server, now)
+        if not self._opener.settings.nat_icmp_send or self._is_reset(frame):
+            return Drop(Reason.UNKNOWN_REPLY)
+        if frame.ttl <= 1:  # as one that passes through, it comes no further
+            return Drop(Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED)
+        return Drop(Reason.UNKNOWN_REPLY, icmp.PORT_UNREACHABLE, passing=True)
 
-    def _icmp(self, frame: Frame) -> Verdict:
+    def _first_from_server(self, frame: Frame, server: RealServer, now: float) -> Verdict:
+        """A datagram that opens a connection from the real server's side (SIP)."""
+        key, service = frame.key, server.service
+        size = (len(key) - 6) // 2
+        client, port = key[2 + size : 2 + 2 * size], int.from_bytes(key[-2:])
+        if service.address in self._opener.elsewhere:
+            return Drop(Reason.NOT_MASTER)
+        if self._table.full:
+            return Drop(Reason.TABLE_FULL)
+        request = connection_key(_UDP, client, port, service.address, service.port)
+        opened = self._opener.open_persistent(service, request, frame, now, server=server)
+        if not isinstance(opened, Connection):
+            return opened
+        verdict = self._reply(opened, frame, now)
+        if opened.second < 0:
+            self.registry.unbind(opened)
+        return verdict
+
+    def _is_reset(self, frame: Frame) -> bool:
+        """Whether a packet ends a connection, so that it must not be answered."""
+        if frame.protocol == _TCP:
+            return bool(frame.event & RST)
+        return frame.protocol == Protocol.SCTP and frame.event == SctpEvent.ABORT
+
+    # ICMP
+
+    def _icmp(self, frame: Frame, now: float) -> Verdict:
         if not icmp_errors.is_error(frame):
             return ACCEPT
-        inner = icmp_errors.tunnelled(frame)
-        if inner is not None:
-            return self._tunnel_error(frame, inner)
+        quoted = icmp_errors.tunnelled(frame)
+        if quoted is not None:
+            verdict = self._tunnel_error(frame, quoted)
+            if verdict is not None:
+                return verdict
         key = icmp_errors.related_key(frame)
         if key is None:
             return ACCEPT
-        connection = self.table.inbound.get(key)
+        connection = self._table.find(key)
         if connection is not None:
-            towards: Verdict = ErrorToServer(connection)
-        else:
-            connection = self.table.outbound.get(key)
-            if connection is None:
-                return ACCEPT
-            towards = ErrorToClient(connection)
-        server = connection.server
-        if server.method is ForwardMethod.NAT and not icmp_errors.checksum_is_right(frame):
+            return self._error(ErrorToServer(connection), frame)
+        connection = self._table.find_reply(key)
+        if connection is not None:
+            return self._error(ErrorToClient(connection), frame)
+        key = icmp_errors.quoted_key(frame) if self._opener.settings.schedule_icmp else None
+        if key is None:
+            return ACCEPT
+        opened = self._opener.open(key, frame, now, quoted=True)
+        if isinstance(opened, Connection):
+            if opened.second < 0:
+                self.registry.unbind(opened)
+            return self._error(ErrorToServer(opened), frame)
+        return ACCEPT if opened is NO_SERVICE else opened
+
+    def _error(self, verdict: ErrorToServer | ErrorToClient, frame: Frame) -> Verdict:
+        """An ICMP error about a packet of a connection."""
+        binding = verdict.connection.binding
+        if binding.method is ForwardMethod.NAT and not icmp_errors.checksum_is_right(frame):
             return Drop(Reason.ICMP_CHECKSUM)
+        server = binding.server
         if server.available:
             statistics = server.statistics
-            if isinstance(towards, ErrorToServer):
+            if isinstance(verdict, ErrorToServer):
                 statistics.in_packets += 1
                 statistics.in_bytes += frame.length
+                if binding.method is not ForwardMethod.NAT:
+                    verdict.connection.packets += 1
             else:
                 statistics.out_packets += 1
                 statistics.out_bytes += frame.length
-        return towards
+        return verdict
 
-    def _tunnel_error(self, frame: Frame, inner: int) -> Verdict:
-        """An error about a tunnel packet, if it is one that this director sent."""
-        source, destination = icmp_errors.tunnel_ends(frame)
-        key = icmp_errors.original_key(frame, inner)
-        connection = self.table.inbound.get(key) if key is not None else None
+    def _tunnel_error(self, frame: Frame, quoted: QuotedTunnel) -> Verdict | None:
+        """An error about a tunnel packet; None if it is none that this director sent."""
+        if not self.services.has_tunnel(quoted.destination, quoted.type, quoted.port):
+            return None
+        key = icmp_errors.original_key(frame, quoted)
+        connection = self._table.find(key) if key is not None else None
         if (
             connection is None
-            or connection.server.method is not ForwardMethod.TUNNEL
-            or connection.server.address != destination
-            or not self.network.is_local(source)
+            or connection.binding.method is not ForwardMethod.TUNNEL
+            or connection.server.address != quoted.destination
+            or not self.network.is_local(quoted.source)
         ):
-            return ACCEPT
+            return None
         if not icmp_errors.checksum_is_right(frame):
             return Drop(Reason.ICMP_CHECKSUM)
-        if connection.server.available:
-            statistics = connection.server.statistics
-            statistics.out_packets += 1
-            statistics.out_bytes += frame.length
-        return TunnelError(connection, inner)
+        return TunnelError(connection, quoted)
 
-    # Connections
+    # Time
 
-    def _open(self, key: bytes, server: RealServer, now: float) -> Connection:
-        connection = Connection(key, server, server.connection_flags, _INITIAL_TIMEOUT)
-        connection.expires = now + _INITIAL_TIMEOUT
-        if server.method is ForwardMethod.NAT:
-            connection.reply_key = reply_key(key, server.address, server.port)
-        if self._reporting is None or key[1] == Protocol.TCP:
-            connection.report_at = _NEVER
-        if self._reporting is not None and self._reporting.when == "threshold":
-            connection.report_at = 0.0  # every packet looks at the count
-        server.inactive += 1
-        self.table.add(connection)
-        return connection
+    def housekeep(self, now: float) -> bool:
+        """Do a bounded part of what time brings; returns whether more is waiting.
 
-    def _enter(self, connection: Connection, state: int, now: float) -> None:
-        """Change a TCP state, with the time-out and counts that go with it."""
-        connection.state = state
-        connection.timeout = timeout = self._tcp_timeouts[state]
-        connection.expires = now + timeout
-        self.table.hasten(connection)
-        if tcp_states.ACTIVE[state] != connection.active:
-            self._count_as(connection, active=tcp_states.ACTIVE[state])
-        reporting = self._reporting
-        if reporting is not None and self._is_worth_telling(connection):
-            if reporting.when == "established":
-                self._report(connection, now)
-            elif state != tcp_states.TcpState.ESTABLISHED and state != connection.told_state:
-                self._tell(connection)
-
-    def _change_timeout(self, connection: Connection, timeout: float) -> None:
-        """Take over a time-out that was set since; a shorter one moves the end nearer."""
-        connection.timeout = timeout
-        self.table.hasten(connection)
-
-    def _count_as(self, connection: Connection, *, active: bool) -> None:
-        server = connection.server
-        if active:
-            connection.flags &= ~_INACTIVE
-            server.active += 1
-            server.inactive -= 1
-        else:
-            connection.flags |= _INACTIVE
-            server.active -= 1
-            server.inactive += 1
-
-    def _end(self, connection: Connection) -> None:
-        """Remove a connection from the table and from its server's counts."""
-        self.table.remove(connection)
-        server = connection.server
-        if connection.active:
-            server.active -= 1
-        else:
-            server.inactive -= 1
-        if not server.available and not server.active and not server.inactive:
-            identity = (server.service.key, server.address, server.port)
-            if self._removed.get(identity) is server:
-                del self._removed[identity]
-        if connection.told_state != UNTOLD:
-            key = connection.key
-            self.untold[key] = ConnectionEnded(key, connection.virtual[0])
-
-    def expire(self, now: float) -> None:
-        """End connections whose time is over, at most `EXPIRE_BATCH` in one call."""
-        for connection in self.table.expired(now, EXPIRE_BATCH):
-            self._end(connection)
-
-    @property
-    def deadline(self) -> float | None:
-        """When `expire` next has work."""
-        return self.table.deadline
-
-    # What backups are told, and what a backup is told
-
-    def _report(self, connection: Connection, now: float) -> None:
-        """Report a connection, if the rule for reports says so at this packet."""
-        reporting = self._reporting
-        assert reporting is not None, "report_at is never reached without reporting"
-        if reporting.when == "threshold":
-            self._report_by_count(connection, reporting)
-            return
-        if not self._is_worth_telling(connection):
-            return
-        connection.report_at = now + connection.timeout * REFRESH_PART
-        self._tell(connection)
-
-    def _is_worth_telling(self, connection: Connection) -> bool:
-        """Whether backups are told of connections in this state."""
-        return (
-            connection.protocol != Protocol.TCP
-            or tcp_states.TOLD[connection.state]
-            or connection.server.service.in_transition
-        )
-
-    def _report_by_count(self, connection: Connection, reporting: Reporting) -> None:
-        if not self._is_worth_telling(connection):
-            return
-        count = connection.packets
-        if reporting.period:
-            due = count % reporting.period == reporting.threshold
-        else:
-            due = count == reporting.threshold
-        if due:
-            self._tell(connection)
-
-    def _tell(self, connection: Connection) -> None:
-        connection.told_state = connection.state
-        self.untold[connection.key] = connection
-
-    def take_changes(self) -> list[ConnectionChange]:
-        """What has changed since the last call: the newest word about each connection."""
-        changes: list[ConnectionChange] = [
-            ConnectionChanged(change.record()) if isinstance(change, Connection) else change
-            for change in self.untold.values()
-        ]
-        self.untold.clear()
-        return changes
-
-    def tell_all(self, addresses: Collection[bytes]) -> None:
-        """Report what was not told yet of these virtual addresses, half-open ones too.
-
-        A node that gives up its addresses calls this, so that its successor knows even
-        connections in the middle of their handshake.
+        Each call takes some milliseconds at most, so that a caller can let frames pass
+        between two.
         """
-        if self._reporting is None:
-            return
-        for connection in self.table.inbound.values():
-            if connection.told_state != connection.state and connection.virtual[0] in addresses:
-                self._tell(connection)
+        self.registry.expire(now)
+        behind = self._estimator.run(now, ESTIMATES_IN_ONE_GO)
+        if self._removals_seen != self.services.removals:
+            self._removals_seen = self.services.removals
+            if self._opener.settings.expire_nodest_conn:
+                self._chores.append(self._end_orphans())
+        if self._chores_at is None or now >= self._chores_at:
+            self._chores_at = now + CHORE_INTERVAL
+            self._begin_chores(now)
+        elif self._chores:
+            try:
+                next(self._chores[0])
+            except StopIteration:
+                self._chores.popleft()
+        deadline = self._table.deadline
+        return behind or bool(self._chores) or (deadline is not None and deadline <= now)
 
-    def records(self, addresses: Collection[bytes]) -> Iterator[ConnectionRecord]:
-        """All connections of these virtual addresses, read while the table goes on changing."""
-        for key in list(self.table.inbound):
-            connection = self.table.inbound.get(key)
-            if connection is not None and connection.virtual[0] in addresses:
-                yield connection.record()
+    def add_chore(self, chore: Iterator[None]) -> None:
+        """Have something done in the time between frames, in parts that take a moment each."""
+        self._chores.append(chore)
 
-    def apply(self, record: ConnectionRecord, now: float) -> Reason | None:
-        """Take over what another director told; returns why it cannot be.
+    def _rated(self) -> Iterator[VirtualService | RealServer | ServiceTable]:
+        """Everything that has rates."""
+        for service in self.services:
+            yield service
+            yield from service.servers
+        yield self.services
 
-        A record for a connection that has moved to another server replaces it. Only where
-        this node opens connections itself, an inactive one does not: there it is the late
-        end of one that was replaced (as in the kernel). A copy follows its source.
-        """
-        if record.protocol == Protocol.TCP and not 0 <= record.state < _TCP_STATES:
-            return Reason.MALFORMED
-        key = record.key
-        connection = self.table.inbound.get(key)
-        if connection is not None and (
-            connection.server.address != record.server
-            or connection.server.port != record.server_port
-        ):
-            if record.flags & _INACTIVE and connection.server.service.held:
-                return None
-            self._end(connection)
-            self.untold.pop(key, None)
-            connection = None
-        if connection is None:
-            server = self._server_for(record)
-            if server is None:
-                return Reason.SERVER_GONE
-            if self.table.full:
-                return Reason.TABLE_FULL
-            connection = self._open(key, server, now)
-            connection.flags |= _SYNC
-        connection.state = connection.told_state = record.state
-        connection.timeout = record.timeout
-        connection.expires = now + record.timeout * (1 + REFRESH_PART)
-        connection.generation = self._generation
-        self.table.hasten(connection)
-        active = not record.flags & _INACTIVE
-        if connection.active != active:
-            self._count_as(connection, active=active)
-        if self._reporting is not None and self._reporting.when == "established":
-            connection.report_at = now
-        return None
+    def _begin_chores(self, now: float) -> None:
+        self._reassembler.expire(now)
+        self._defence.update(self._defence.settings)
+        self._follow_defence()
+        if len(self._chores) > CHORES_MAX:
+            return  # behind; what is due comes again
+        self._chores.append(self.services.sweep(now))
+        self._chores.append(self._defence.drop_entries(now))
 
-    def _server_for(self, record: ConnectionRecord) -> RealServer | None:
-        family = 4 if len(record.virtual) == 4 else 6
-        service = self._by_key.get(
-            bytes((family, record.protocol)) + record.virtual + record.virtual_port.to_bytes(2)
-        )
-        if service is None:
-            return None
-        return service.server(record.server, record.server_port)
+    def _end_orphans(self) -> Iterator[None]:
+        """End the connections of servers that were removed (``expire_nodest_conn``)."""
+        for part in self._table.slices():
+            for connection in part:
+                orphan = connection.second >= 0 and not connection.server.available
+                if orphan and not connection.children:
+                    self._end_with_parent(connection)
+            yield
 
-    def forget(self, key: bytes) -> None:
-        """Remove a connection that its source has ended."""
-        connection = self.table.inbound.get(key)
-        if connection is not None:
-            self._end(connection)
-            self.untold.pop(key, None)
-
-    def begin_snapshot(self) -> int:
-        """A new generation: what `apply` names from now on belongs to it."""
-        self._generation += 1
-        return self._generation
-
-    def sweep(self, generation: int, addresses: Collection[bytes]) -> int:
-        """Forget connections of these addresses that a snapshot has not named."""
-        unconfirmed = [
-            connection.key
-            for connection in self.table.inbound.values()
-            if connection.generation < generation and connection.virtual[0] in addresses
-        ]
-        for key in unconfirmed:
-            self.forget(key)
-        return len(unconfirmed)
+    def _end_with_parent(self, connection: Connection) -> None:
+        """End a connection, and then what has no other child, be it assured or not."""
+        parent = connection.parent
+        self.registry.delete(connection)
+        if parent is not None and not parent.children and parent.second >= 0:
+            self.registry.delete(parent)

@@ -13,7 +13,9 @@ checked before it is used.
 import struct
 from typing import Final
 
+from lvsha.datapath import sctp_states
 from lvsha.datapath.reasons import Reason
+from lvsha.datapath.reassembly import Reassembled
 from lvsha.model import Protocol
 from lvsha.wire import ipv6, vnet
 
@@ -35,16 +37,26 @@ _PREFIX6: Final = tuple(bytes((6, protocol)) for protocol in range(256))
 _TCP: Final = int(Protocol.TCP)
 _UDP: Final = int(Protocol.UDP)
 _ICMP: Final = int(Protocol.ICMP)
+_SCTP: Final = int(Protocol.SCTP)
+_SECURED: Final = frozenset({int(Protocol.ESP), int(Protocol.AH)})
+_REASSEMBLED: Final = frozenset(
+    {int(Protocol.TCP), int(Protocol.UDP), int(Protocol.SCTP), int(Protocol.ICMP)}
+)
+_KEY_EXCHANGE_PORTS: Final = (500).to_bytes(2) * 2
+"""The ports of ISAKMP (RFC 2408), whose connection AH and ESP follow."""
 _PREFIX4_TCP: Final = _PREFIX4[_TCP]
 _FRAGMENT_BITS: Final = 0x3FFF
 _PLAIN_IPV4: Final = 0x45
 _IPV4_END: Final = L3 + 20
+_IPV4_HEADER: Final = slice(L3, _IPV4_END)
 _IPV4_FRAME_MIN: Final = vnet.LENGTH_BYTES + ETHERNET_BYTES + 20
 _read_ipv4: Final = _IPV4.unpack_from
 _from_bytes: Final = int.from_bytes
 _TCP_MIN: Final = 20
 _UDP_MIN: Final = 8
 _ICMP_MIN: Final = 8
+_SECURED_MIN: Final = 8
+_SCTP_MIN: Final = 12
 
 
 class Frame:
@@ -59,18 +71,27 @@ class Frame:
         length: of the IP packet, in bytes.
         ttl: time to live or hop limit.
         key: connection key of this direction (`lvsha.model.connection_key`); empty for ICMP.
-        flags: the TCP flag byte; 0 for others.
+            That of AH and ESP is the key of their key exchange.
+        event: what the packet means to its protocol's state machine: TCP's flag byte, an
+            SCTP event; 0 for others.
+        fragment: the frame holds a fragment, of which `read` has found no more than that.
+        special: the packet has IPv4 options, was put together from fragments, or is of SCTP
+            and its checksum is still partial.
+        arrived: how it was put together; None where it came whole.
     """
 
     __slots__ = (
+        "arrived",
         "buffer",
         "end",
+        "event",
         "family",
-        "flags",
+        "fragment",
         "key",
         "l4",
         "length",
         "protocol",
+        "special",
         "ttl",
         "view",
     )
@@ -79,13 +100,25 @@ class Frame:
         self.buffer = bytearray(vnet.LENGTH_BYTES + FRAME_MAX)
         self.view = memoryview(self.buffer)
         self.end = 0
-        self.family = self.protocol = self.l4 = self.length = self.ttl = self.flags = 0
+        self.family = self.protocol = self.l4 = self.length = self.ttl = self.event = 0
+        self.fragment = self.special = False
+        self.arrived: Reassembled | None = None
         self.key = b""
 
     def load(self, data: bytes, header: bytes = vnet.NOTHING) -> None:
         """Put an Ethernet frame into the buffer, as a replay or a test does."""
         self.buffer[: len(header) + len(data)] = header + data
         self.read(len(header) + len(data))
+
+    def replace(self, whole: Reassembled) -> Reason | None:
+        """Put a packet that is complete now into the place of its last fragment, and read it."""
+        packet = whole.packet
+        self.buffer[: len(vnet.NOTHING)] = vnet.NOTHING
+        self.buffer[L3 : L3 + len(packet)] = packet
+        reason = self.read(L3 + len(packet))
+        self.special = True
+        self.arrived = whole
+        return reason
 
     def packet(self) -> bytes:
         """The IP packet, from its header on."""
@@ -114,23 +147,29 @@ class Frame:
         """Read the frame of ``received`` bytes (virtio header included) in the buffer.
 
         Returns:
-            Why the frame must be dropped; None where it may go on. A frame that is not
-            TCP, UDP or ICMP over IP has `protocol` 0 and is none of the director's business.
+            Why the frame must be dropped; None where it may go on. A frame of none of the
+            protocols that have connections has `protocol` 0 and is none of the director's
+            business.
         """
         buffer = self.buffer
         self.end = received
-        self.protocol = self.flags = 0
+        self.protocol = self.event = 0
+        self.fragment = self.special = False
+        self.arrived = None
         (ethertype, version_ihl, length, fragment, ttl, protocol, tail, tcp) = _read_ipv4(
             buffer, L2
         )
         if ethertype != ETHERTYPE_IPV4:
-            return self._read_ipv6() if ethertype == ETHERTYPE_IPV6 else None
+            if ethertype == ETHERTYPE_IPV6:
+                return self._read_ipv6()
+            # A frame that ends before its type shows that of an earlier one.
+            return Reason.TRUNCATED if received < L3 else None
         if version_ihl != _PLAIN_IPV4:
             return self._read_ipv4_options()
         if L3 + length > received or received < _IPV4_FRAME_MIN:
             return Reason.TRUNCATED
         # A correct header sums to 0xFFFF, which is 0 modulo 65535.
-        if _from_bytes(buffer[L3:_IPV4_END], "big") % 0xFFFF:
+        if _from_bytes(buffer[_IPV4_HEADER], "big") % 0xFFFF:
             return Reason.MALFORMED
         self.family = 4
         self.ttl = ttl
@@ -141,7 +180,7 @@ class Frame:
         if protocol == _TCP:
             if length < 20 + _TCP_MIN or tcp < 0x5000:
                 return Reason.MALFORMED
-            self.flags = tcp & 0xFF
+            self.event = tcp & 0xFF
             self.protocol = _TCP
             self.key = _PREFIX4_TCP + tail
             return None
@@ -150,17 +189,25 @@ class Frame:
                 return Reason.MALFORMED
             self.protocol = protocol
             self.key = _PREFIX4[protocol] + tail
-        elif protocol == _ICMP:
-            self.protocol = protocol
-            self.key = b""
-            return Reason.MALFORMED if length < 20 + _ICMP_MIN else None
-        return None
+            return None
+        return self._read_transport(_PREFIX4[protocol], protocol, slice(L3 + 12, L3 + 20))
 
     def _fragment(self, protocol: int) -> Reason | None:
-        """Fragments of transports that a director forwards are dropped; others pass by."""
-        if protocol in {Protocol.TCP, Protocol.UDP}:
+        """A fragment says too little; those of AH and ESP need no more than addresses."""
+        if protocol in _SECURED:
+            return self._read_secured(protocol)
+        if protocol in _REASSEMBLED and not (self.family == 6 and protocol == _ICMP):
             self.protocol = protocol
-            return Reason.FRAGMENT
+            self.fragment = True
+        return None
+
+    def _read_secured(self, protocol: int) -> Reason | None:
+        """AH and ESP: their addresses, and the ports of the key exchange before them."""
+        first, last = (12, 20) if self.family == 4 else (8, 40)
+        prefix = _PREFIX4 if self.family == 4 else _PREFIX6
+        addresses = bytes(self.view[L3 + first : L3 + last])
+        self.protocol = protocol
+        self.key = prefix[_UDP] + addresses + _KEY_EXCHANGE_PORTS
         return None
 
     def _read_ipv4_options(self) -> Reason | None:
@@ -181,6 +228,7 @@ class Frame:
         self.ttl = buffer[L3 + 8]
         self.length = length
         self.l4 = L3 + header_bytes
+        self.special = header_bytes > 20
         if int.from_bytes(buffer[L3 + 6 : L3 + 8]) & _FRAGMENT_BITS:
             return self._fragment(protocol)
         return self._read_transport(_PREFIX4[protocol], protocol, slice(L3 + 12, L3 + 20))
@@ -198,7 +246,7 @@ class Frame:
         self.ttl = hop_limit
         self.l4 = L3 + ipv6.HEADER_BYTES
         if next_header == Protocol.TCP and payload >= _TCP_MIN and tcp >= 0x5000:
-            self.flags = tcp & 0xFF
+            self.event = tcp & 0xFF
             self.protocol = Protocol.TCP
             self.key = _PREFIX6[Protocol.TCP] + tail
             return None
@@ -207,20 +255,31 @@ class Frame:
             return Reason.MALFORMED
         protocol, self.l4 = found
         if protocol == ipv6.FRAGMENT:
-            carried = self.buffer[self.l4] if self.l4 < self.end else 0
+            carried = self.buffer[self.l4] if self.l4 < L3 + length else 0
             return self._fragment(carried)
         return self._read_transport(_PREFIX6[protocol], protocol, slice(L3 + 8, L3 + 40))
 
     def _read_transport(self, prefix: bytes, protocol: int, addresses: slice) -> Reason | None:
         """Ports and flags at `l4`, wherever options or extension headers have put it."""
         room = L3 + self.length - self.l4
-        if protocol == Protocol.TCP:
+        if protocol == _TCP:
             if room < _TCP_MIN or self.buffer[self.l4 + 12] < 0x50:
                 return Reason.MALFORMED
-            self.flags = self.buffer[self.l4 + 13]
-        elif protocol == Protocol.UDP:
+            self.event = self.buffer[self.l4 + 13]
+        elif protocol == _UDP:
             if room < _UDP_MIN:
                 return Reason.MALFORMED
+        elif protocol == _SCTP:
+            event = None
+            if room >= _SCTP_MIN:
+                event = sctp_states.event_of(self.buffer, self.l4, L3 + self.length)
+            if event is None:
+                return Reason.MALFORMED
+            self.event = event
+            if self.buffer[0] & vnet.NEEDS_CHECKSUM:
+                self.special = True
+        elif protocol in _SECURED:
+            return Reason.MALFORMED if room < _SECURED_MIN else self._read_secured(protocol)
         elif protocol == (Protocol.ICMP if self.family == 4 else Protocol.ICMPV6):
             self.protocol = protocol
             self.key = b""

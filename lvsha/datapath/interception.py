@@ -1,10 +1,10 @@
-"""Keep the host's own stack from answering the frames of virtual services.
+"""Keep the host's own stack from answering what is the director's.
 
 The virtual address is a real address of the host, so its stack would answer a client's SYN
 with a reset. An nftables chain at the ``netdev`` ingress of each interface drops, for the
 stack, what the director's packet sockets have already seen: packets to a virtual service,
-and replies of NAT real servers that are on their way through. Everything else passes: ssh,
-ping, routing, health checks, VRRP.
+and replies of NAT real servers that are on their way through (`lvsha.datapath.claims`).
+Everything else passes: ssh, ping, routing, health checks, VRRP.
 
 The rules must outlive the process. A director that dies and lets its stack answer would
 reset every connection that its peer has just saved. So they are taken away only on
@@ -16,19 +16,15 @@ import errno
 import socket
 import struct
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import trio
 
+from lvsha.datapath import host_link
+from lvsha.datapath.claims import Claims
+from lvsha.datapath.rules import TABLE, ruleset
 from lvsha.errors import HostError
-from lvsha.model import IPv4_BYTES, Protocol, format_address
-
-TABLE: Final = "lvsha"
-_PRIORITY: Final = -500
-"""Before the chains that people write themselves, which stand at 0 or above."""
-
 
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _NETLINK_NETFILTER: Final = 12
@@ -44,82 +40,31 @@ _ATTRIBUTE_HEADER: Final = struct.Struct("=HH")
 _RECEIVE_BYTES: Final = 65_536
 _SETTLING: Final = 0.02
 """Seconds in which the rest of a transaction's messages arrives."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A transport protocol, address and port."""
-
-    protocol: Protocol
-    address: bytes
-    port: int
-
-
-def ruleset(
-    interfaces: Collection[str], services: Collection[Endpoint], servers: Collection[Endpoint]
-) -> str:
-    """The whole table as text for ``nft -f``; loading it replaces the table in one step.
-
-    Args:
-        interfaces: where clients' and real servers' frames arrive.
-        services: the virtual services.
-        servers: NAT real servers; their packets to others than this host are taken away.
-    """
-    lines = [
-        f"add table netdev {TABLE}",
-        f"delete table netdev {TABLE}",
-        f"table netdev {TABLE} {{",
-    ]
-    for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-        for name, endpoints in (("services", services), ("servers", servers)):
-            lines += _set(f"{name}{family}", kind, _of_family(endpoints, family))
-    for number, interface in enumerate(sorted(interfaces)):
-        quoted = interface.replace('"', "")
-        lines += [
-            f"  chain ingress{number} {{",
-            f'    type filter hook ingress device "{quoted}" priority {_PRIORITY}; policy accept;',
-            "    ip daddr . meta l4proto . th dport @services4 drop",
-            "    ip6 daddr . meta l4proto . th dport @services6 drop",
-            "    ip saddr . meta l4proto . th sport @servers4 fib daddr type != local drop",
-            "    ip6 saddr . meta l4proto . th sport @servers6 fib daddr type != local drop",
-            "  }",
-        ]
-    lines.append("}")
-    return "\n".join(lines) + "\n"
-
-
-def _of_family(endpoints: Iterable[Endpoint], family: int) -> list[Endpoint]:
-    return [e for e in endpoints if (len(e.address) == IPv4_BYTES) == (family == 4)]
-
-
-def _set(name: str, kind: str, endpoints: Sequence[Endpoint]) -> list[str]:
-    elements = sorted(
-        {f"{format_address(e.address)} . {e.protocol.name.lower()} . {e.port}" for e in endpoints}
-    )
-    lines = [f"  set {name} {{", f"    type {kind} . inet_proto . inet_service"]
-    if elements:
-        lines.append(f"    elements = {{ {', '.join(elements)} }}")
-    return [*lines, "  }"]
+_DELETE_ALL: Final = "".join(
+    f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in ("netdev", "inet")
+)
 
 
 async def intercept(
-    interfaces: Collection[str], services: Collection[Endpoint], servers: Collection[Endpoint]
+    interfaces: Collection[str], claims: Claims, remember: float | None = None
 ) -> None:
-    """Load the rules, in place of those that are there.
+    """Load the rules (`lvsha.datapath.rules.ruleset`), in place of those that are there.
 
     Raises:
         HostError: nft is missing or refuses.
     """
-    await _nft(ruleset(interfaces, services, servers))
+    # The text of many services takes a while to write.
+    await _nft(await trio.to_thread.run_sync(ruleset, interfaces, claims, remember))
 
 
 async def release() -> None:
-    """Take the rules away; it is no error if there are none.
+    """Take rules and routes away; it is no error if there are none.
 
     Raises:
-        HostError: nft is missing or refuses.
+        HostError: nft is missing, or the kernel refuses.
     """
-    await _nft(f"add table netdev {TABLE}\ndelete table netdev {TABLE}\n")
+    await _nft(_DELETE_ALL)
+    await host_link.release()
 
 
 class RuleWatcher:

@@ -31,6 +31,13 @@ HOPS_MAX: Final = 65_536
 """Next hops; when full, those without a link-layer address are forgotten."""
 
 
+def is_loopback(address: bytes) -> bool:
+    """Whether an address is one of 127.0.0.0/8 (RFC 1122, section 3.2.1.3) or ::1."""
+    if len(address) == IPv4_BYTES:
+        return address[0] == 127
+    return address == bytes(15) + b"\x01"
+
+
 @dataclass(frozen=True, slots=True)
 class LinkChange:
     """A link appeared, changed, or went away (``up`` False covers that)."""
@@ -102,6 +109,8 @@ class Link:
 
 Outgoing = tuple[int, bytes | bytearray | memoryview]
 """A link's index and what to send on it: virtio header and Ethernet frame."""
+HOST: Final = 0
+"""In place of a link's index: the packet is for this host's own stack."""
 
 
 class NextHop:
@@ -153,10 +162,11 @@ class Network:
         self._hops: dict[tuple[int, bytes, int, bytes], NextHop] = {}
         self._hops_of: dict[tuple[int, bytes], list[NextHop]] = {}
         self._remembered: dict[bytes, NextHop | None] = {}
+        self._through: dict[int, NextHop] = {}
 
     def is_local(self, address: bytes) -> bool:
         """Whether an address is the host's own."""
-        return address in self._addresses
+        return address in self._addresses or is_loopback(address)
 
     def addresses(self, link: int) -> list[bytes]:
         """The host's addresses on a link."""
@@ -219,8 +229,17 @@ class Network:
 
     def _find(self, destination: bytes) -> NextHop | None:
         route = self._route(destination)
-        if route is None or route.unreachable or destination in self._addresses:
+        if route is None or route.unreachable or self.is_local(destination):
             return None
+        if route.gateway:
+            # All clients may be behind it, and more of them than can be remembered.
+            hop = self._through.get(id(route))
+            if hop is None and (hop := self._find_through(route, destination)) is not None:
+                self._through[id(route)] = hop
+            return hop
+        return self._find_through(route, destination)
+
+    def _find_through(self, route: RouteChange, destination: bytes) -> NextHop | None:
         link = self.links.get(route.link)
         if link is None:
             return None
@@ -245,7 +264,7 @@ class Network:
         size = len(destination) * 8
         number = int.from_bytes(destination)
         table = self._routes[4 if len(destination) == IPv4_BYTES else 6]
-        for length in sorted(table, reverse=True):
+        for length in table:  # the longest first
             prefix = (number >> size - length << size - length).to_bytes(len(destination))
             for route in table[length].get(prefix, ()):
                 link = self.links.get(route.link)
@@ -275,6 +294,7 @@ class Network:
 
     def _forget(self) -> None:
         self._remembered.clear()
+        self._through.clear()
         self.generation += 1
 
     def _apply_link(self, change: LinkChange) -> None:
@@ -306,8 +326,12 @@ class Network:
         hop.waiting.clear()
 
     def _apply_route(self, change: RouteChange) -> None:
-        table = self._routes[4 if len(change.prefix) == IPv4_BYTES else 6]
-        routes = table.setdefault(change.prefix_length, {}).setdefault(change.prefix, [])
+        family = 4 if len(change.prefix) == IPv4_BYTES else 6
+        table = self._routes[family]
+        if change.prefix_length not in table:
+            table[change.prefix_length] = {}
+            table = self._routes[family] = dict(sorted(table.items(), reverse=True))
+        routes = table[change.prefix_length].setdefault(change.prefix, [])
         routes[:] = [route for route in routes if not _same_route(route, change)]
         if change.present:
             routes.append(change)

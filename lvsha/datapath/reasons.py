@@ -16,7 +16,7 @@ class Reason(IntEnum):
     TRUNCATED = 2
     """The frame ends before its headers do."""
     FRAGMENT = 3
-    """A fragment; lvsha does not reassemble."""
+    """A fragment that cannot be used: too short, or of a protocol that has no connections."""
     NO_CONNECTION = 4
     """A packet for a service that belongs to no connection and may not open one."""
     NO_SERVER = 5
@@ -55,3 +55,25 @@ class Reason(IntEnum):
     """A super-frame whose segmentation fields do not fit its headers."""
     STALE = 22
     """A frame that waited while this process was stopped; its sender has long gone on."""
+    FRAGMENT_OVERLAP = 23
+    """A datagram of which two fragments claim the same bytes."""
+    FRAGMENT_TIMEOUT = 24
+    """A datagram of which fragments were missing for too long."""
+    FRAGMENTS_FULL = 25
+    """Fragments forgotten because too many wait for the rest of their datagram."""
+    FRAGMENT_MALFORMED = 26
+    """A fragment whose place or length cannot be."""
+    DEFENCE = 27
+    """A packet that would open a connection, dropped at random (``drop_packet``)."""
+    NO_CALL_ID = 28
+    """A SIP packet without the Call-ID by which its service keeps a dialogue together."""
+    FTP_DATA = 29
+    """A new connection from port 20, from which only an FTP server opens one, to a client."""
+    TRANSPORT_CHECKSUM = 30
+    """A segment of an FTP control connection whose checksum is wrong."""
+    PAYLOAD_TOO_LONG = 31
+    """An FTP answer that no longer fits into its packet when it is rewritten."""
+    IP_OPTIONS = 32
+    """IPv4 options that contradict themselves."""
+    SOURCE_ROUTED = 33
+    """A packet whose sender says by which routers it is to go."""

@@ -7,6 +7,9 @@ checksum. A packet then costs two reads and four writes.
 What always holds: rewriting there and back is the identity, apart from the time to live,
 and a checksum that was right before is right after. A checksum that is still partial (see
 `lvsha.wire.vnet`) covers the pseudo-header only, so a port does not change it.
+
+SCTP is the exception. Its checksum is a CRC, made anew when a port changes; and a partial
+one must be completed here, because the virtio header can only ask for an Internet checksum.
 """
 
 import struct
@@ -14,7 +17,7 @@ from typing import Final
 
 from lvsha.datapath.flow import L3, Frame
 from lvsha.model import IPv4_BYTES, Protocol
-from lvsha.wire import ipv4, ipv6, vnet
+from lvsha.wire import crc32c, vnet
 from lvsha.wire.checksum import (
     checksum,
     difference,
@@ -32,6 +35,8 @@ _write_one: Final = _ONE.pack_into
 _TTL_AT: Final = L3 + 8
 _HOP_LIMIT_AT: Final = L3 + 7
 _TCP: Final = int(Protocol.TCP)
+_UDP: Final = int(Protocol.UDP)
+_SCTP: Final = int(Protocol.SCTP)
 _TTL_STEP: Final = 0x0100
 _TTL_CHANGE: Final = 0xFFFF - _TTL_STEP
 """What counting the time to live down by one adds to the sum of the header."""
@@ -54,27 +59,57 @@ def count_down(frame: Frame) -> None:
     _write_two(buffer, _TTL_AT, ttl_protocol - _TTL_STEP, (field + (field >= 0xFFFF)) & 0xFFFF)
 
 
+def complete_sctp(frame: Frame) -> None:
+    """Compute an SCTP packet's checksum, whether it was wrong, partial or right.
+
+    The virtio header then no longer says that something is missing: the kernel would add
+    an Internet checksum, for the mark that a CRC was meant does not cross a packet socket.
+    """
+    buffer = frame.buffer
+    l4 = frame.l4
+    field_at = l4 + crc32c.CHECKSUM_AT
+    buffer[field_at : field_at + 4] = crc32c.checksum(frame.view[l4 : L3 + frame.length])
+    buffer[0] &= ~vnet.NEEDS_CHECKSUM
+
+
+def count_up(frame: Frame) -> None:
+    """Give back what `count_down` took, for a packet that does not leave this host."""
+    buffer = frame.buffer
+    if frame.family == 6:
+        buffer[_HOP_LIMIT_AT] += 1
+        return
+    ttl_protocol, field = _read_two(buffer, _TTL_AT)
+    field -= _TTL_STEP
+    _write_two(buffer, _TTL_AT, ttl_protocol + _TTL_STEP, (field - (field < 0)) & 0xFFFF)
+
+
 class Translation:
     """Write another address and port: network address translation in one direction.
+
+    Of TCP, UDP and SCTP; of every other protocol, as AH and ESP, only the address changes.
 
     Args:
         old: the address and port that packets carry.
         new: those that they shall carry; of the same family.
         source: whether these are the source's or the destination's.
+
+    Attributes:
+        address: the one that is written.
     """
 
     __slots__ = (
-        "_address",
         "_address_at",
         "_address_change",
         "_change",
         "_header_change",
         "_port",
         "_port_at",
+        "_port_changes",
+        "address",
     )
 
     def __init__(self, old: tuple[bytes, int], new: tuple[bytes, int], *, source: bool) -> None:
-        self._address = new[0]
+        self.address = new[0]
         self._port = new[1].to_bytes(2)
         size = len(new[0])
         first = L3 + (12 if size == IPv4_BYTES else 8)
@@ -82,6 +117,7 @@ class Translation:
             slice(first, first + size) if source else slice(first + size, first + 2 * size)
         )
         self._port_at = 0 if source else 2
+        self._port_changes = old[1] != new[1]
         self._address_change = difference(old[0], new[0])
         # Together with the time to live that is counted down.
         self._header_change = (self._address_change + _TTL_CHANGE) % 0xFFFF
@@ -97,13 +133,17 @@ class Translation:
             _write_two(buffer, _TTL_AT, ttl_protocol - _TTL_STEP, ~total & 0xFFFF)
         else:
             buffer[_HOP_LIMIT_AT] -= 1
-        buffer[self._address_at] = self._address
+        buffer[self._address_at] = self.address
         l4 = frame.l4
+        protocol = frame.protocol
+        if protocol != _TCP:
+            if protocol == _UDP:
+                self._finish_udp(frame, l4)
+            elif protocol == _SCTP:
+                self._finish_sctp(frame, l4)
+            return
         port_at = l4 + self._port_at
         buffer[port_at : port_at + 2] = self._port
-        if frame.protocol != _TCP:
-            self._finish_udp(frame, l4)
-            return
         field_at = l4 + _TCP_CHECKSUM
         (field,) = _read_one(buffer, field_at)
         if buffer[0] & vnet.NEEDS_CHECKSUM:
@@ -115,6 +155,8 @@ class Translation:
     def _finish_udp(self, frame: Frame, l4: int) -> None:
         """UDP differs in that zero says "no checksum"; the kernel then computes one."""
         buffer = frame.buffer
+        port_at = l4 + self._port_at
+        buffer[port_at : port_at + 2] = self._port
         field_at = l4 + _UDP_CHECKSUM
         (field,) = _read_one(buffer, field_at)
         if buffer[0] & vnet.NEEDS_CHECKSUM:
@@ -123,49 +165,14 @@ class Translation:
             value = update(field, self._change) or 0xFFFF
         else:
             datagram = frame.view[l4 : L3 + frame.length]
-            pseudo = pseudo_header_sum(frame.source, frame.destination, Protocol.UDP, len(datagram))
+            pseudo = pseudo_header_sum(frame.source, frame.destination, _UDP, len(datagram))
             value = checksum(datagram, pseudo) or 0xFFFF
         _write_one(buffer, field_at, value)
 
-
-def wrap(packet: bytes, source: bytes, destination: bytes, identification: int) -> bytes:
-    """Put a packet into a tunnel packet (RFC 2003 for IPv4, RFC 2473 for IPv6).
-
-    The outer time to live and the don't-fragment bit are the inner ones (the kernel's
-    ``pmtu_disc`` is on); congestion marks go by RFC 6040 as the kernel has it: an inner
-    "congestion experienced" is not repeated outside.
-
-    Args:
-        packet: the inner packet, of either family, its time to live already counted down.
-        source: the director's address towards the real server.
-        destination: the real server.
-        identification: for the outer IPv4 header where it may be fragmented.
-    """
-    inner_is_ipv6 = packet[0] >> 4 == 6
-    if inner_is_ipv6:
-        tos = int.from_bytes(packet[0:2]) >> 4 & 0xFF
-        ttl = packet[7]
-        dont_fragment = 0
-    else:
-        tos = packet[1]
-        ttl = packet[8]
-        dont_fragment = int.from_bytes(packet[6:8]) & ipv4.DONT_FRAGMENT
-    if tos & _ECN_MASK == _ECN_CE:
-        tos = tos & ~_ECN_MASK | _ECN_ECT0
-    protocol = Protocol.IPV6 if inner_is_ipv6 else Protocol.IPIP
-    if len(destination) == IPv4_BYTES:
-        outer = ipv4.emit(
-            ipv4.Ipv4Header(
-                source,
-                destination,
-                protocol,
-                ipv4.HEADER_BYTES + len(packet),
-                ttl,
-                tos,
-                0 if dont_fragment else identification,
-                dont_fragment,
-            )
-        )
-    else:
-        outer = ipv6.emit(ipv6.Ipv6Header(source, destination, protocol, len(packet), ttl, tos))
-    return outer + packet
+    def _finish_sctp(self, frame: Frame, l4: int) -> None:
+        """SCTP's checksum does not cover the addresses; with the same port it stays."""
+        buffer = frame.buffer
+        if self._port_changes or buffer[0] & vnet.NEEDS_CHECKSUM:
+            port_at = l4 + self._port_at
+            buffer[port_at : port_at + 2] = self._port
+            complete_sctp(frame)

@@ -1,13 +1,21 @@
-"""Turn a super-frame into the packets that the wire would have carried.
+"""Cut packets: super-frames into what the wire would have carried, datagrams into fragments.
 
 The kernel hands over up to 64 KiB at once and leaves checksums to the hardware. Where such
 a packet is to be put into a tunnel, no card can finish it any more, so it is cut and its
 checksums are computed here (RFC 9293 for TCP; UDP as the kernel's UDP_L4 segmentation
 does it). The IPv4 identification counts up from segment to segment, as a card does.
+
+A datagram that came in fragments leaves in fragments, even where the link could carry it
+whole: none is larger than the largest that came, since it was cut for a path that may not
+carry more, and where they still fit, the cuts stay where the sender made them. That is how
+the kernel sends a packet whose fragments are still a list of buffers to it. IPv4 fragments
+keep the identification of the packet; IPv6 fragments get a new one.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
+from lvsha.datapath.reassembly import Reassembled
 from lvsha.errors import WireError
 from lvsha.model import Protocol
 from lvsha.wire import ipv4, ipv6, vnet
@@ -36,6 +44,8 @@ def split(packet: bytes, header: vnet.VnetHeader, l4: int, protocol: int) -> lis
     if kind == vnet.GSO_NONE:
         if not header.flags & vnet.NEEDS_CHECKSUM:
             return [packet]
+        if protocol not in _CHECKSUM_OFFSET:
+            raise WireError(f"a partial checksum of protocol {protocol}")
         return [_finish(bytearray(packet), l4, protocol)]
     if protocol == Protocol.TCP and kind in {vnet.GSO_TCPV4, vnet.GSO_TCPV6}:
         payload_at = l4 + (packet[l4 + 12] >> 4) * 4
@@ -113,6 +123,73 @@ def _finish(segment: bytearray, l4: int, protocol: int) -> bytes:
     return bytes(segment)
 
 
-def plain_fragments(packet: bytes, mtu: int) -> list[bytes]:
-    """Cut a finished IPv4 packet for a smaller link; see `lvsha.wire.ipv4.fragment`."""
-    return [packet] if len(packet) <= mtu else ipv4.fragment(packet, mtu)
+def plain_fragments(packet: bytes, mtu: int, identification: int = 0) -> list[bytes]:
+    """Cut a finished packet for a smaller link, if it is too long for it.
+
+    Args:
+        packet: of IPv4, or an IPv6 packet of the director's own: a tunnel packet.
+        mtu: of the link.
+        identification: for IPv6 fragments.
+
+    Raises:
+        WireError: the MTU leaves no room for 8 bytes of payload.
+    """
+    if len(packet) <= mtu:
+        return [packet]
+    if packet[0] >> 4 == 4:
+        return ipv4.fragment(packet, mtu)
+    named_at, at = ipv6.unfragmentable_part(packet)
+    room = mtu - at - ipv6.FRAGMENT_HEADER_BYTES
+    return ipv6.cut(packet, named_at, at, _even(len(packet) - at, room), identification)
+
+
+def refragment(packet: bytes, mtu: int, arrived: Reassembled, identification: int) -> list[bytes]:
+    """Cut what became of a reassembled datagram: translated, routed on, or put into a tunnel.
+
+    Args:
+        packet: finished. A length that was changed otherwise than by headers in front, as
+            by a rewritten FTP answer, needs ``arrived`` without ``pieces``.
+        mtu: of the path that it takes.
+        arrived: how the datagram came.
+        identification: for IPv6 fragments.
+
+    Raises:
+        WireError: not a packet, or the MTU leaves no room for 8 bytes of payload.
+    """
+    limit = min(mtu, arrived.largest)
+    if packet[:1] and packet[0] >> 4 == 6:
+        if len(packet) <= limit:
+            return [packet]
+        named_at, at = ipv6.unfragmentable_part(packet)
+        room = max(limit, ipv6.MTU_MIN) - at - ipv6.FRAGMENT_HEADER_BYTES
+        lengths = _as_they_came(len(packet) - at, arrived.pieces, room)
+        return ipv6.cut(
+            packet, named_at, at, lengths or _even(len(packet) - at, room), identification
+        )
+    header = ipv4.parse(packet)
+    keep = bool(header.flags & ipv4.DONT_FRAGMENT)
+    length = header.total_length - header.header_bytes
+    lengths = _as_they_came(length, arrived.pieces, limit - header.header_bytes)
+    if lengths:
+        return ipv4.cut(packet, lengths, dont_fragment=keep)
+    return ipv4.fragment(packet, limit, dont_fragment=keep)
+
+
+def _as_they_came(length: int, pieces: Sequence[int], room: int) -> list[int]:
+    """The cuts of the sender, what is new in front of them joined to the first.
+
+    Empty where a piece would not fit, or where the second would not start at a multiple
+    of 8 bytes.
+    """
+    later = list(pieces[1:])
+    first = length - sum(later)
+    if not later or first <= 0 or first & 7 or max(first, *later) > room:
+        return []
+    return [first, *later]
+
+
+def _even(length: int, room: int) -> list[int]:
+    room &= ~7
+    if room < 8:
+        raise WireError("no room for a fragment")
+    return [min(room, length - at) for at in range(0, length, room)]

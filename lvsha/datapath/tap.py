@@ -65,19 +65,24 @@ Instruction = tuple[int, int, int, int]
 """Code, steps to jump if true, steps to jump if false, operand."""
 
 
-def socket_filter(virtual: Collection[bytes], servers: Collection[bytes]) -> list[Instruction]:
+def socket_filter(
+    addresses: tuple[Collection[bytes], Collection[bytes]] | None,
+) -> list[Instruction]:
     """A filter that passes what may concern a director.
 
-    That is TCP and UDP to a virtual address, TCP and UDP from a NAT real server, and ICMP
-    errors. Of IPv6 addresses only the last word is compared; the director looks closer.
+    That is TCP, UDP, SCTP, AH and ESP, whole or in fragments, to some addresses or from
+    some, and ICMP errors. Of IPv6 addresses only the last word is compared; the director
+    looks closer.
 
     Args:
-        virtual: the addresses of virtual services.
-        servers: the addresses of real servers whose replies come back through NAT.
+        addresses: those of virtual services, to which packets go; and those of real servers,
+            and of services whose replies pass elsewhere, from which they come. None for all.
     """
-    named = len(virtual) + len(servers) <= FILTER_ADDRESSES_MAX
-    ipv6 = _ipv6_part(_addresses_part(16, 22, virtual, servers) if named else [_accept()])
-    ipv4 = _ipv4_part(_addresses_part(4, 26, virtual, servers) if named else [_accept()])
+    if addresses is None or sum(map(len, addresses)) > FILTER_ADDRESSES_MAX:
+        parts6 = parts4 = [_accept()]
+    else:
+        parts6, parts4 = _addresses_part(16, 22, *addresses), _addresses_part(4, 26, *addresses)
+    ipv6, ipv4 = _ipv6_part(parts6), _ipv4_part(parts4)
     start: list[Instruction] = [
         (_LOAD_WORD, 0, 0, _PACKET_TYPE),
         (_JUMP_EQUAL, 1, 0, _PACKET_HOST),
@@ -130,20 +135,26 @@ def _addresses_part(
 
 
 def _ipv4_part(addresses: Sequence[Instruction]) -> list[Instruction]:
-    return [
-        (_LOAD_BYTE, 0, 0, 23),
-        (_JUMP_EQUAL, 9, 0, Protocol.TCP),
-        (_JUMP_EQUAL, 8, 0, Protocol.UDP),
-        (_JUMP_EQUAL, 1, 0, Protocol.ICMP),
-        _reject(),
+    protocols = (Protocol.TCP, Protocol.UDP, Protocol.SCTP, Protocol.ESP, Protocol.AH)
+    icmp = [
         (_LOAD_X_HEADER_LENGTH, 0, 0, 14),
         (_LOAD_BYTE_INDEXED, 0, 0, 14),
         (_JUMP_EQUAL, 2, 0, 3),
         (_JUMP_EQUAL, 1, 0, 4),
         (_JUMP_EQUAL, 0, 1, 11),
         _accept(),
-        # An ICMP message of another type falls through; its addresses decide nothing
-        # wrong, because the director looks at the type again.
+    ]
+    return [
+        (_LOAD_BYTE, 0, 0, 23),
+        *(
+            (_JUMP_EQUAL, len(protocols) - position + 1 + len(icmp), 0, protocol)
+            for position, protocol in enumerate(protocols)
+        ),
+        (_JUMP_EQUAL, 1, 0, Protocol.ICMP),
+        _reject(),
+        *icmp,
+        # An ICMP message of another type falls through, and so does a later fragment of one;
+        # their addresses decide nothing wrong, because the director looks at them again.
         *addresses,
     ]
 
@@ -195,6 +206,14 @@ class Tap:
             raise
         self.receive_into = self.socket.recv_into
         self.send = self.socket.send
+
+    def attach(self, instructions: Sequence[Instruction]) -> None:
+        """Put another filter in the place of this one.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        _attach(self.socket, instructions)
 
     def lost(self) -> int:
         """Frames that the kernel could not queue since the last call."""

@@ -6,6 +6,10 @@ direct routing and tunnels only the client's half, for which there is a table of
 each event, a column for each state, the cell is the next state. They are expanded once
 into one row for each of the 256 values of the flag byte, so that a step is two look-ups.
 
+There are two sets of tables. The secure ones serve while ``secure_tcp`` is in force: with
+NAT a connection is established only by a packet of the real server, not by the client's
+word alone, and a SYN seen from one side only waits in SYNACK. Time-outs are the same.
+
 The first of RST, SYN, FIN, ACK that a segment has is its event; a segment with none of
 them closes the connection. A SYN+ACK counts as SYN.
 
@@ -59,6 +63,25 @@ _INPUT_ONLY: Final = """
     rst  CL CL CL SR CL CL CL CL LA LI CL
 """
 
+_SECURE_INPUT: Final = """
+    syn  SR ES ES SR SR SR SR SR SR SR SA
+    fin  CL CW SS TW TW TW CL CW LA LI SA
+    ack  ES ES SS SR FW TW CL CW CL LI SA
+    rst  CL CL CL SR CL CL CL CL LA LI CL
+"""
+_SECURE_OUTPUT: Final = """
+    syn  SS ES SS SA SS SS SS SS SS LI SA
+    fin  TW FW SS TW FW TW CL TW LA LI TW
+    ack  ES ES SS ES FW TW CL CW LA ES ES
+    rst  CL CL SS CL CL TW CL CL CL CL CL
+"""
+_SECURE_INPUT_ONLY: Final = """
+    syn  SA ES ES SR SA SA SA SA SA SA SA
+    fin  CL FW SS TW FW TW CL CW LA LI TW
+    ack  ES ES SS ES FW TW CL CW CL LI ES
+    rst  CL CL CL SR CL CL CL CL LA LI CL
+"""
+
 Transitions = tuple[bytes, ...]
 """Indexed by the flag byte, then by the state."""
 
@@ -82,12 +105,28 @@ def _expand(table: str) -> Transitions:
 INPUT: Final = _expand(_INPUT)
 OUTPUT: Final = _expand(_OUTPUT)
 INPUT_ONLY: Final = _expand(_INPUT_ONLY)
+SECURE_INPUT: Final = _expand(_SECURE_INPUT)
+SECURE_OUTPUT: Final = _expand(_SECURE_OUTPUT)
+SECURE_INPUT_ONLY: Final = _expand(_SECURE_INPUT_ONLY)
+
+OPENS: Final = tuple(bool(flags & SYN) for flags in range(256))
+"""Whether a segment with these flags looks like the start of a connection."""
+
+MAY_OPEN: Final = tuple(bool(flags & SYN) and not flags & RST for flags in range(256))
+"""Whether it may open one. A SYN+ACK may: behind direct routing and tunnels it can be the
+first that a director sees of a connection that a server opens, as of FTP's data."""
+
+MAY_OPEN_SLOPPY: Final = tuple(not flags & RST for flags in range(256))
+"""The same under ``sloppy_tcp``, which takes over connections in the middle."""
 
 _ACTIVE_STATES: Final = frozenset(
     {TcpState.ESTABLISHED, TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.SYNACK}
 )
 ACTIVE: Final = tuple(state in _ACTIVE_STATES for state in TcpState)
 """Whether a state counts among a real server's active connections."""
+
+NAMES: Final = tuple(state.name for state in TcpState)
+"""As the listings print them."""
 
 REUSABLE: Final = tuple(state in {TcpState.TIME_WAIT, TcpState.CLOSE} for state in TcpState)
 """States in which a SYN opens a new connection (``conn_reuse_mode`` 1, the default)."""

@@ -11,11 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, assert_never
 
-from lvsha.datapath import icmp_errors, rewrite, segmentation
+from lvsha.datapath import icmp_errors, ip_options, rewrite, segmentation, tunnels
 from lvsha.datapath.connections import Connection
-from lvsha.datapath.flow import ETHERTYPE_IPV4, ETHERTYPE_IPV6, L2, L3, Frame
-from lvsha.datapath.network import Network, NextHop, Outgoing
+from lvsha.datapath.flow import (
+    ETHERNET_BYTES,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    L2,
+    L3,
+    Frame,
+)
+from lvsha.datapath.network import HOST, Network, NextHop, Outgoing, is_loopback
 from lvsha.datapath.reasons import Reason
+from lvsha.datapath.reassembly import Reassembled
 from lvsha.datapath.services import RealServer, ToClient, ToServer
 from lvsha.datapath.verdicts import (
     Accept,
@@ -39,6 +47,10 @@ ANSWERS_BURST: Final = 50
 """ICMP errors of our own, as the kernel limits its own (icmp_msgs_per_sec, _burst)."""
 
 _TCP: Final = int(Protocol.TCP)
+_METHOD_TUNNEL: Final = ForwardMethod.TUNNEL  # to look a member up takes its time
+_MAC_ADDRESSES: Final = slice(L2, L2 + 12)
+_ICMP: Final = frozenset({int(Protocol.ICMP), int(Protocol.ICMPV6)})
+_CHECKSUM_FIELDS: Final = {int(Protocol.TCP): 16, int(Protocol.UDP): 6}
 _read_gso_size: Final = struct.Struct("=H").unpack_from
 _NOTHING: Final[tuple[Outgoing, ...]] = ()
 _ROOM_MIN: Final = 68
@@ -53,6 +65,10 @@ class Transmitter:
         network: where the ways are looked up.
         drops: counts what could not be sent.
         answers_per_second: the limit of ICMP errors that are sent.
+
+    Attributes:
+        pmtu_discovery: whether tunnel packets say "don't fragment" (``pmtu_disc``).
+        clock_offset: seconds from the caller's clock to universal time, for timestamps.
     """
 
     def __init__(
@@ -67,70 +83,181 @@ class Transmitter:
         self._answers_left = float(ANSWERS_BURST)
         self._answers_at = 0.0
         self._identification = 0
+        self.pmtu_discovery = True
+        self.clock_offset = 0.0
 
     def carry_out(self, frame: Frame, verdict: Verdict, now: float) -> Sequence[Outgoing]:
         """What is to be sent because of a frame; windows on its buffer, to be sent at once."""
         # Nearly every frame is one of these two, and a match statement takes its time.
-        if isinstance(verdict, ToServer):
-            return self._to_server(frame, verdict.server, now)
-        if isinstance(verdict, ToClient):
-            return self._to_client(frame, verdict.server, now)
+        if type(verdict) is ToServer:
+            return self._to_server(frame, verdict, now)
+        if type(verdict) is ToClient:
+            return self._to_client(frame, verdict, now)
         match verdict:
             case Accept():
                 return _NOTHING
-            case Drop(reason, answer):
+            case Drop(reason, answer, passing):
+                if answer is not None and frame.special:
+                    # The kernel looks at options first, and such a packet comes no further.
+                    refused = self._update_options(frame, frame.destination, now)
+                    if refused is not None:
+                        return refused
                 self._drops[reason] += 1
-                return _NOTHING if answer is None else self._answer(frame, answer, now)
+                if answer is None:
+                    return _NOTHING
+                if passing:
+                    rewrite.count_down(frame)
+                return self._answer(frame, answer, now)
             case ErrorToServer(connection):
-                return self._error_to_server(frame, connection.server, now)
+                return self._error_to_server(frame, connection, now)
             case ErrorToClient(connection):
                 return self._error_to_client(frame, connection)
-            case TunnelError(connection, inner):
-                return self._tunnel_error(frame, connection.server, inner, now)
+            case TunnelError(connection, quoted):
+                return self._tunnel_error(frame, connection.server, quoted, now)
         assert_never(verdict)
 
     def _hop_of(self, server: RealServer) -> NextHop | None:
         network = self._network
         if server.generation != network.generation:
-            server.hop = network.hop(server.address)
+            # What is bypassed has no server, and each packet a way of its own.
+            bypassed = server.method is ForwardMethod.BYPASS
+            server.hop = None if bypassed else network.hop(server.address)
             server.generation = network.generation
         return server.hop
 
-    def _to_server(self, frame: Frame, server: RealServer, now: float) -> Sequence[Outgoing]:
+    def _to_server(self, frame: Frame, verdict: ToServer, now: float) -> Sequence[Outgoing]:
+        server = verdict.server
         hop = server.hop
         if server.generation != self._network.generation:
             hop = self._hop_of(server)
         if hop is None:
-            return self._no_way(frame, server.address, now)
-        if frame.ttl <= 1:
-            return self._refuse(frame, Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED, now)
-        if server.method is ForwardMethod.TUNNEL:
-            return self._tunnel(frame, server, hop, now)
-        if frame.length > hop.mtu and self._longest(frame) > hop.mtu:
-            return self._oversized(frame, server.request, hop, now)
-        if server.request is None:
+            return self._no_hop(frame, verdict, now)
+        if (
+            frame.special
+            or frame.ttl <= 1
+            or frame.length > hop.mtu
+            or verdict.method is _METHOD_TUNNEL
+        ):
+            return self._specially_to_server(frame, verdict, hop, now)
+        translation = verdict.translation
+        if translation is None:
             rewrite.count_down(frame)
         else:
-            server.request.apply(frame)
+            translation.apply(frame)
         return self._send(frame, hop)
 
-    def _to_client(self, frame: Frame, server: RealServer, now: float) -> Sequence[Outgoing]:
+    def _specially_to_server(
+        self, frame: Frame, verdict: ToServer, hop: NextHop, now: float
+    ) -> Sequence[Outgoing]:
+        """A request that has to be looked at more closely, or that goes into a tunnel."""
+        server, translation = verdict.server, verdict.translation
+        about = server if translation is None else None
+        if frame.special:
+            if frame.protocol == Protocol.SCTP:
+                rewrite.complete_sctp(frame)  # no card can do that later
+            refused = self._update_options(frame, frame.destination, now, about=about)
+            if refused is not None:
+                return refused
+        if frame.ttl <= 1:
+            return self._refuse(frame, Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED, now, about)
+        if verdict.method is _METHOD_TUNNEL:
+            return self._tunnel(frame, server, hop, now)
+        if frame.special or (frame.length > hop.mtu and self._longest(frame) > hop.mtu):
+            return self._unusual(frame, translation, hop, now, about)
+        if translation is None:
+            rewrite.count_down(frame)
+        else:
+            translation.apply(frame)
+        return self._send(frame, hop)
+
+    def _no_hop(self, frame: Frame, verdict: ToServer, now: float) -> Sequence[Outgoing]:
+        """A server without a next hop: on this host, where the packet goes, or nowhere."""
+        address = verdict.server.address
+        if verdict.method is ForwardMethod.BYPASS:
+            address = frame.destination
+            hop = self._network.hop(address)
+            if hop is not None:
+                if frame.ttl <= 1:
+                    return self._refuse(frame, Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED, now)
+                return self._unusual(frame, None, hop, now)
+            if self._network.is_local(address):
+                self._drops[Reason.SERVER_IS_LOCAL] += 1
+                return _NOTHING
+        elif self._network.is_local(address):
+            return self._to_host(frame, verdict)
+        return self._no_way(frame, address, now, verdict.server)
+
+    def _to_host(self, frame: Frame, verdict: ToServer) -> Sequence[Outgoing]:
+        """A real server on this host gets the packet as it is, but for translation."""
+        if verdict.translation is not None:
+            if is_loopback(verdict.server.address):
+                self._drops[Reason.SERVER_IS_LOCAL] += 1
+                return _NOTHING
+            # Its time to live stays; it may be 0, or 255, and must fit in between as well.
+            if frame.ttl:
+                verdict.translation.apply(frame)
+                rewrite.count_up(frame)
+            else:
+                rewrite.count_up(frame)
+                verdict.translation.apply(frame)
+        return ((HOST, frame.view[: frame.end]),)
+
+    def _to_client(self, frame: Frame, verdict: ToClient, now: float) -> Sequence[Outgoing]:
         client = frame.key[6:10] if frame.family == 4 else frame.key[18:34]
         hop = self._network.hop(client)
         if hop is None:
             return self._no_way(frame, client, now)
         if frame.ttl <= 1:
             return self._refuse(frame, Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED, now)
+        if frame.special:
+            return self._special_to_client(frame, verdict, hop, now)
         if frame.length > hop.mtu and self._longest(frame) > hop.mtu:
-            return self._oversized(frame, server.reply, hop, now)
-        assert server.reply is not None, "only NAT has replies through the director"
-        server.reply.apply(frame)
+            return self._unusual(frame, verdict.translation, hop, now)
+        verdict.translation.apply(frame)
         return self._send(frame, hop)
+
+    def _special_to_client(
+        self, frame: Frame, verdict: ToClient, hop: NextHop, now: float
+    ) -> Sequence[Outgoing]:
+        """A reply with options records the virtual address, as which it leaves."""
+        towards_server = self._hop_of(verdict.server)
+        stamped = towards_server.source if towards_server is not None else None
+        refused = self._update_options(frame, verdict.translation.address, now, stamped)
+        if refused is not None:
+            return refused
+        return self._unusual(frame, verdict.translation, hop, now)
+
+    def _update_options(
+        self,
+        frame: Frame,
+        own: bytes,
+        now: float,
+        stamped: bytes | None = None,
+        about: RealServer | None = None,
+    ) -> Sequence[Outgoing] | None:
+        """Bring IPv4 options up to date; what is sent instead where they forbid forwarding."""
+        if frame.family != 4 or frame.l4 == L3 + ipv4.HEADER_BYTES:
+            return None
+        header = ip_options.forward(
+            frame.view[L3 : frame.l4],
+            own,
+            int((now + self.clock_offset) * 1000),
+            stamped=stamped,
+            is_local=self._network.is_local,
+        )
+        if not isinstance(header, ip_options.Refused):
+            frame.buffer[L3 : frame.l4] = header
+            return None
+        if header.pointer is None:
+            self._drops[Reason.SOURCE_ROUTED] += 1
+            return _NOTHING
+        answer = icmp.wrong_option(header.pointer)
+        return self._refuse(frame, Reason.IP_OPTIONS, answer, now, about)
 
     def _send(self, frame: Frame, hop: NextHop) -> Sequence[Outgoing]:
         hop.used = True
         if hop.header:
-            frame.buffer[L2 : L2 + 12] = hop.header
+            frame.buffer[_MAC_ADDRESSES] = hop.header
             return ((hop.link, frame.view[: frame.end]),)
         return self._hold(hop, bytes(frame.view[: frame.end]))
 
@@ -165,29 +292,41 @@ class Transmitter:
         return segmentation.segment_length(frame.length, gso_type, gso_size, headers)
 
     def _may_fragment(self, frame: Frame) -> bool:
+        """Whether a packet that is too long is cut; an ICMP error must not cause another."""
+        if frame.protocol in _ICMP:
+            return True
         flags = int.from_bytes(frame.buffer[L3 + 6 : L3 + 8])
         return frame.family == 4 and not flags & ipv4.DONT_FRAGMENT
 
-    def _oversized(
+    def _unusual(
         self,
         frame: Frame,
         translation: rewrite.Translation | None,
         hop: NextHop,
         now: float,
+        about: RealServer | None = None,
     ) -> Sequence[Outgoing]:
-        """A packet above the MTU: fragmented where IPv4 allows it, else refused."""
-        if not self._may_fragment(frame):
-            return self._too_big(frame, hop.mtu, now)
+        """A packet that may have to leave in fragments, or be refused for its size."""
+        if self._is_too_long(frame, hop.mtu) and not self._may_fragment(frame):
+            return self._too_big(frame, hop.mtu, now, about)
         if translation is None:
             rewrite.count_down(frame)
         else:
             translation.apply(frame)
-        return self._in_pieces(self._packets(frame), hop)
+        return self._in_pieces(self._packets(frame), hop, arrived=frame.arrived)
 
-    def _too_big(self, frame: Frame, mtu: int, now: float) -> Sequence[Outgoing]:
+    def _is_too_long(self, frame: Frame, mtu: int) -> bool:
+        """Whether a packet does not fit; of an IPv6 one the fragments in which it came."""
+        if frame.arrived is not None and frame.family == 6:
+            return frame.arrived.largest > mtu
+        return frame.length > mtu and self._longest(frame) > mtu
+
+    def _too_big(
+        self, frame: Frame, mtu: int, now: float, about: RealServer | None
+    ) -> Sequence[Outgoing]:
         """The kernel quotes the packet with its time to live already counted down."""
         rewrite.count_down(frame)
-        return self._refuse(frame, Reason.TOO_BIG, icmp.too_big(mtu), now)
+        return self._refuse(frame, Reason.TOO_BIG, icmp.too_big(mtu), now, about)
 
     def _packets(self, frame: Frame) -> list[bytes]:
         """The finished packets in a frame; empty, and counted, where it contradicts itself."""
@@ -201,68 +340,103 @@ class Transmitter:
             return []
 
     def _in_pieces(
-        self, packets: Sequence[bytes], hop: NextHop, mtu: int | None = None
+        self,
+        packets: Sequence[bytes],
+        hop: NextHop,
+        mtu: int | None = None,
+        arrived: Reassembled | None = None,
     ) -> Sequence[Outgoing]:
-        """Send finished packets, an IPv4 one in fragments where the path asks for it."""
+        """Send finished packets, in fragments where the path asks for it or they came so."""
         sent: list[Outgoing] = []
         for packet in packets:
-            for piece in self._fragments(packet, hop.mtu if mtu is None else mtu):
+            for piece in self._fragments(packet, hop.mtu if mtu is None else mtu, arrived):
                 sent += self._send_finished(piece, hop)
         return sent
 
-    def _fragments(self, packet: bytes, mtu: int) -> list[bytes]:
+    def _fragments(
+        self, packet: bytes, mtu: int, arrived: Reassembled | None = None
+    ) -> list[bytes]:
         """A packet, cut where it must be; empty, and counted, where it cannot be.
 
-        That is IPv6, or an MTU below the 68 bytes that RFC 791 demands.
+        That is with an MTU below the 68 bytes that RFC 791 demands.
         """
         try:
-            return segmentation.plain_fragments(packet, mtu)
+            if arrived is not None:
+                return segmentation.refragment(packet, mtu, arrived, self._next_number())
+            return segmentation.plain_fragments(packet, mtu, self._next_number())
         except WireError:
             self._drops[Reason.TOO_BIG] += 1
             return []
 
+    def _next_number(self) -> int:
+        """Another identification for packets and fragments of the director's own."""
+        self._identification = self._identification + 1 & 0xFFFF_FFFF
+        return self._identification
+
     def _tunnel(
         self, frame: Frame, server: RealServer, hop: NextHop, now: float
     ) -> Sequence[Outgoing]:
-        outer_bytes = _outer_bytes(server)
-        mtu = min(hop.mtu, server.path_mtu) if now < server.path_mtu_until else hop.mtu
-        room = mtu - outer_bytes
-        if room < _ROOM_MIN:
+        tunnel, partial = server.tunnel, self._partial_checksum(frame)
+        outer_is_ipv6 = len(server.address) != IPv4_BYTES
+        overhead = tunnel.overhead(outer_is_ipv6, partial is not None)
+        mtu = self._tunnel_mtu(server, hop, now)
+        room = mtu - overhead
+        if room < (ipv6.MTU_MIN if outer_is_ipv6 else _ROOM_MIN):
             self._drops[Reason.TOO_BIG] += 1
             return _NOTHING
-        fits = self._longest(frame) <= room
-        if not fits and not self._may_fragment(frame):
-            return self._too_big(frame, room, now)
+        forbidden = not self._may_fragment(frame) and (self.pmtu_discovery or frame.family == 6)
+        if forbidden and self._is_too_long(frame, room):
+            return self._too_big(frame, room, now, server)
         rewrite.count_down(frame)
-        # The outer packet is what is fragmented, as in the kernel. But an outer IPv6 packet
-        # must not be, and no packet is longer than its length field can say.
-        inner_max = room if outer_bytes == ipv6.HEADER_BYTES else _LENGTH_MAX - outer_bytes
-        wrapped = []
-        for packet in self._packets(frame):
-            for piece in self._fragments(packet, inner_max):
-                self._identification = self._identification + 1 & 0xFFFF
-                wrapped.append(
-                    rewrite.wrap(piece, hop.source, server.address, self._identification)
-                )
-        return self._in_pieces(wrapped, hop, mtu)
+        packets = [frame.packet()] if partial is not None else self._packets(frame)
+        # No packet is longer than its length field can say; the outer one is what is cut.
+        wrapped = [
+            tunnels.encapsulate(
+                piece,
+                tunnel,
+                hop.source,
+                server.address,
+                self._next_number() & 0xFFFF,
+                partial=partial,
+                pmtu_disc=self.pmtu_discovery,
+            )
+            for packet in packets
+            for piece in self._fragments(packet, _LENGTH_MAX - overhead)
+        ]
+        return self._in_pieces(wrapped, hop, mtu, frame.arrived)
 
-    def _error_to_server(self, frame: Frame, server: RealServer, now: float) -> Sequence[Outgoing]:
+    def _tunnel_mtu(self, server: RealServer, hop: NextHop, now: float) -> int:
+        """The MTU of the path to a real server, as far as it is known."""
+        return min(hop.mtu, server.path_mtu) if now < server.path_mtu_until else hop.mtu
+
+    def _partial_checksum(self, frame: Frame) -> tunnels.PartialChecksum | None:
+        """Where a packet's checksum is still partial, if it may be left to a real server."""
+        buffer = frame.buffer
+        if buffer[vnet.GSO_TYPE_AT] or not buffer[0] & vnet.NEEDS_CHECKSUM:
+            return None
+        start, field = frame.l4 - L3, _CHECKSUM_FIELDS.get(frame.protocol)
+        return None if field is None else tunnels.PartialChecksum(start, start + field)
+
+    def _error_to_server(
+        self, frame: Frame, connection: Connection, now: float
+    ) -> Sequence[Outgoing]:
         """An ICMP error is translated for NAT and goes as it is with the other methods."""
+        binding = connection.binding
+        if binding.method is not ForwardMethod.NAT:
+            return self._to_server(frame, binding.to_server, now)
+        server = binding.server
         hop = self._hop_of(server)
         if hop is None:
+            if self._network.is_local(server.address):
+                packet = icmp_errors.translate(frame, server.address, binding.port, to_server=True)
+                return ((HOST, vnet.NOTHING + bytes(ETHERNET_BYTES) + packet),)
             return self._no_way(frame, server.address, now)
         if frame.ttl <= 1:
             self._drops[Reason.TTL_EXCEEDED] += 1
             return _NOTHING
         rewrite.count_down(frame)
-        if server.method is ForwardMethod.NAT:
-            packet = icmp_errors.translate(frame, server.address, server.port, to_server=True)
-            return self._in_pieces([packet], hop)
-        if server.method is ForwardMethod.TUNNEL:
-            self._identification = self._identification + 1 & 0xFFFF
-            packet = rewrite.wrap(frame.packet(), hop.source, server.address, self._identification)
-            return self._in_pieces([packet], hop)
-        return self._send(frame, hop)
+        packet = icmp_errors.translate(frame, server.address, binding.port, to_server=True)
+        return self._in_pieces([packet], hop)
 
     def _error_to_client(self, frame: Frame, connection: Connection) -> Sequence[Outgoing]:
         """An ICMP error about a translated request comes from the virtual address."""
@@ -279,40 +453,78 @@ class Transmitter:
         return self._in_pieces([packet], hop)
 
     def _tunnel_error(
-        self, frame: Frame, server: RealServer, inner: int, now: float
+        self, frame: Frame, server: RealServer, quoted: icmp_errors.QuotedTunnel, now: float
     ) -> Sequence[Outgoing]:
         """Learn a smaller path MTU, and tell the sender of the original packet."""
-        quoted = bytes(frame.view[inner : L3 + frame.length])
+        original = bytes(frame.view[quoted.inner : L3 + frame.length])
         mtu = icmp_errors.told_mtu(frame)
         if mtu is None:
-            kind = (frame.buffer[frame.l4], frame.buffer[frame.l4 + 1])
-            return self._tell(icmp.IcmpError("about a tunnel", kind, kind), quoted, now)
+            return self._relay(icmp_errors.relayed(frame, quoted), original, server, now)
         smallest = PATH_MTU_MIN if frame.family == 4 else ipv6.MTU_MIN
         server.path_mtu = max(mtu, smallest)
         server.path_mtu_until = now + PATH_MTU_SECONDS
-        if frame.family == 4 and not int.from_bytes(quoted[6:8]) & ipv4.DONT_FRAGMENT:
+        if quoted.inner_family == 4 and not int.from_bytes(original[6:8]) & ipv4.DONT_FRAGMENT:
             return _NOTHING  # from now on it is fragmented
-        return self._tell(icmp.too_big(server.path_mtu - _outer_bytes(server)), quoted, now)
+        overhead = server.tunnel.overhead(len(server.address) != IPv4_BYTES)
+        return self._relay(icmp.too_big(server.path_mtu - overhead), original, server, now)
 
-    def _no_way(self, frame: Frame, destination: bytes, now: float) -> Sequence[Outgoing]:
+    def _relay(
+        self, error: icmp.IcmpError, original: bytes, server: RealServer, now: float
+    ) -> Sequence[Outgoing]:
+        """Tell a client what became of its packet in the tunnel.
+
+        The kernel counts what it reads of the original, and then the error as it leaves.
+        """
+        if server.available:
+            server.statistics.out_packets += 1
+            server.statistics.out_bytes += len(original)
+        return self._tell(error, original, now, server)
+
+    def _no_way(
+        self, frame: Frame, destination: bytes, now: float, about: RealServer | None = None
+    ) -> Sequence[Outgoing]:
         if self._network.is_local(destination):
-            self._drops[Reason.SERVER_IS_LOCAL] += 1
-            return _NOTHING
-        return self._refuse(frame, Reason.NO_ROUTE, icmp.HOST_UNREACHABLE, now)
+            return ((HOST, frame.view[: frame.end]),)
+        return self._refuse(frame, Reason.NO_ROUTE, icmp.HOST_UNREACHABLE, now, about)
 
     def _refuse(
-        self, frame: Frame, reason: Reason, answer: icmp.IcmpError, now: float
+        self,
+        frame: Frame,
+        reason: Reason,
+        answer: icmp.IcmpError,
+        now: float,
+        about: RealServer | None = None,
     ) -> Sequence[Outgoing]:
         self._drops[reason] += 1
-        return self._answer(frame, answer, now)
+        return self._answer(frame, answer, now, about)
 
-    def _answer(self, frame: Frame, answer: icmp.IcmpError, now: float) -> Sequence[Outgoing]:
-        if frame.protocol in {Protocol.ICMP, Protocol.ICMPV6}:
+    def _answer(
+        self,
+        frame: Frame,
+        answer: icmp.IcmpError,
+        now: float,
+        about: RealServer | None = None,
+    ) -> Sequence[Outgoing]:
+        if frame.protocol in _ICMP:
             return _NOTHING
-        return self._tell(answer, frame.packet(), now)
+        return self._tell(answer, frame.packet(), now, about)
 
-    def _tell(self, answer: icmp.IcmpError, packet: bytes, now: float) -> Sequence[Outgoing]:
-        """Tell a packet's sender, from the address it wrote to where that is ours."""
+    def _tell(
+        self,
+        answer: icmp.IcmpError,
+        packet: bytes,
+        now: float,
+        about: RealServer | None = None,
+    ) -> Sequence[Outgoing]:
+        """Tell a packet's sender, from the address it wrote to where that is ours.
+
+        Args:
+            answer: what.
+            packet: about which.
+            now: the clock.
+            about: whose connection the packet is of, where the answer counts as one of its
+                packets to the client; as in the kernel, that is not so with NAT.
+        """
         if packet[0] >> 4 == 4:
             sender, own = packet[12:16], packet[16:20]
         else:
@@ -322,7 +534,11 @@ class Transmitter:
         if not self._network.is_local(own):
             hop = self._network.hop(sender)
             own = hop.source if hop is not None else own
-        return self._send_packet(icmp.emit(answer, packet, own, sender), sender)
+        error = icmp.emit(answer, packet, own, sender)
+        if about is not None and about.available:
+            about.statistics.out_packets += 1
+            about.statistics.out_bytes += len(error)
+        return self._send_packet(error, sender)
 
     def _may_answer(self, now: float) -> bool:
         gained = (now - self._answers_at) * self._answer_rate
@@ -332,8 +548,3 @@ class Transmitter:
             return False
         self._answers_left -= 1
         return True
-
-
-def _outer_bytes(server: RealServer) -> int:
-    """The length of the outer header of a tunnel to a real server."""
-    return ipv4.HEADER_BYTES if len(server.address) == IPv4_BYTES else ipv6.HEADER_BYTES

@@ -7,6 +7,7 @@ server (`ToServer`, `ToClient`) are built with it and handed out for every packe
 from dataclasses import dataclass
 
 from lvsha.datapath.connections import Connection
+from lvsha.datapath.icmp_errors import QuotedTunnel
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.services import ToClient, ToServer
 from lvsha.wire.icmp import IcmpError
@@ -19,10 +20,15 @@ class Accept:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drop:
-    """Forget the frame, for a counted reason; tell its sender if there is an answer."""
+    """Forget the frame, for a counted reason; tell its sender if there is an answer.
+
+    ``passing``: it was on its way through this host, so the answer quotes it with its time
+    to live counted down.
+    """
 
     reason: Reason
     answer: IcmpError | None = None
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,13 +47,10 @@ class ErrorToClient:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TunnelError:
-    """Tell a client of an ICMP error about the tunnel packet that carried its request.
-
-    ``inner`` is the offset of the request in the frame that quotes it.
-    """
+    """Tell a client of an ICMP error about the tunnel packet that carried its request."""
 
     connection: Connection
-    inner: int
+    quoted: QuotedTunnel
 
 
 Verdict = Accept | Drop | ToServer | ToClient | ErrorToServer | ErrorToClient | TunnelError

@@ -75,10 +75,12 @@ class ConnectionTable(Protocol):
         """Remove the connections of this sync id that were not applied since the begin."""
         ...
 
-    def records(self, sync_id: int) -> Iterator[ConnectionRecord]:
+    def records(self, sync_id: int) -> Iterator[ConnectionRecord | None]:
         """All connections of this sync id, each as it is when it is read.
 
-        The table changes between two reads; that must not disturb the iterator.
+        The table changes between two reads; that must not disturb the iterator. None among
+        them says that the iterator has looked at some hundred connections of other sync ids
+        or of this one, so that whoever reads knows what it costs.
         """
         ...
 

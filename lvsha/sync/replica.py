@@ -286,7 +286,7 @@ class Replica:
                 )
         return self._performed([*self._source.tell(changes, now)], now)
 
-    def snapshot(self, records: Iterator[ConnectionRecord], now: float) -> list[Action]:
+    def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
         """The answer to `ProvideSnapshot`.
 
         The iterator is read a little in each tick. It must yield each connection as it is

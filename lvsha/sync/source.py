@@ -49,6 +49,7 @@ SNAPSHOT_PAUSE_MIN: Final = 0.1
 SNAPSHOT_PAUSE_MAX: Final = 10.0
 # A table whose records all wait in the queue must not make one step read all of it.
 SNAPSHOT_READS_PER_TICK: Final = 4096
+SLICE_READS: Final = 250
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ class Source:
         self._tick_end = float("-inf")
         self._live_sent = 0
         self._snapshot_sent = 0
-        self._records: Iterator[ConnectionRecord] | None = None
+        self._records: Iterator[ConnectionRecord | None] | None = None
         self._held: tuple[bytes, bytes] | None = None
         self._snapshot_begin = 0
         self._snapshot_begun = float("-inf")
@@ -182,8 +183,12 @@ class Source:
         self._wanted = True
         return self._provide(now)
 
-    def snapshot(self, records: Iterator[ConnectionRecord], now: float) -> list[Action]:
-        """Begin to send these records; they are read as they are sent."""
+    def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
+        """Begin to send these records; they are read as they are sent.
+
+        A None among them counts as `SLICE_READS` records; it says that so many connections
+        were looked at which are not to be sent.
+        """
         if self.role is not Role.LEAD or self._records is not None:
             return []
         self._wanted = False
@@ -268,7 +273,7 @@ class Source:
         return actions
 
     def _read(
-        self, records: Iterator[ConnectionRecord], reads: int
+        self, records: Iterator[ConnectionRecord | None], reads: int
     ) -> tuple[list[bytes], int, bool]:
         """Read records for one datagram; how many reads are left; whether none followed."""
         room = entries_room(self.origin, self._datagram_max)
@@ -279,9 +284,13 @@ class Source:
             room -= len(self._held[1])
             self._held = None
         while reads > 0:
-            record = next(records, None)
-            if record is None:
+            try:
+                record = next(records)
+            except StopIteration:
                 return entries, reads, True
+            if record is None:
+                reads -= SLICE_READS
+                continue
             reads -= 1
             key = record.key
             if key in self._queue:

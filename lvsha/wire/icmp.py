@@ -17,6 +17,7 @@ HEADER_BYTES: Final = 8
 V4_UNREACHABLE: Final = 3
 V4_QUENCH: Final = 4
 V4_TIME_EXCEEDED: Final = 11
+V4_PARAMETER_PROBLEM: Final = 12
 V4_ERRORS: Final = frozenset({V4_UNREACHABLE, V4_QUENCH, V4_TIME_EXCEEDED})
 """Types that the kernel's director relates to a connection; parameter problems are not."""
 
@@ -25,6 +26,7 @@ V4_FRAGMENTATION_NEEDED: Final = (V4_UNREACHABLE, 4)
 V6_UNREACHABLE: Final = 1
 V6_TOO_BIG: Final = 2
 V6_TIME_EXCEEDED: Final = 3
+V6_PARAMETER_PROBLEM: Final = 4
 V6_ERROR_MAX: Final = 127
 
 V4_QUOTE_MAX: Final = 576 - ipv4.HEADER_BYTES - HEADER_BYTES
@@ -38,7 +40,10 @@ _TYPE_OF_SERVICE: Final = 0x1E
 
 @dataclass(frozen=True, slots=True)
 class IcmpError:
-    """An error to report: type and code for each family, and the MTU where one is told."""
+    """An error to report: type and code for each family.
+
+    ``mtu`` is the last word of the header: the MTU, where one is told.
+    """
 
     name: str
     v4: tuple[int, int]
@@ -54,6 +59,16 @@ TIME_EXCEEDED: Final = IcmpError("time exceeded", (V4_TIME_EXCEEDED, 0), (V6_TIM
 def too_big(mtu: int) -> IcmpError:
     """Fragmentation needed (RFC 1191) or packet too big (RFC 4443, section 3.2)."""
     return IcmpError("packet too big", V4_FRAGMENTATION_NEEDED, (V6_TOO_BIG, 0), mtu)
+
+
+def wrong_option(pointer: int) -> IcmpError:
+    """Parameter problem (RFC 792): the byte at ``pointer`` of the IPv4 header is wrong.
+
+    The pointer is the first byte of the header's last word.
+    """
+    return IcmpError(
+        "parameter problem", (V4_PARAMETER_PROBLEM, 0), (V6_PARAMETER_PROBLEM, 0), pointer << 24
+    )
 
 
 def may_be_told(sender: bytes) -> bool:

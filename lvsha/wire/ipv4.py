@@ -5,6 +5,7 @@ lvsha's own: around ICMP answers, around tunnelled packets, and of fragments.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,32 +76,52 @@ def emit(header: Ipv4Header) -> bytes:
     return blank[:10] + checksum(blank).to_bytes(2) + blank[12:]
 
 
-def fragment(packet: bytes, mtu: int) -> list[bytes]:
-    """Cut a packet into fragments of at most ``mtu`` bytes (RFC 791, section 3.2).
-
-    Options go into the first fragment, those marked "copied" into each.
+def fragment(packet: bytes, mtu: int, *, dont_fragment: bool = False) -> list[bytes]:
+    """Cut a packet into fragments of at most ``mtu`` bytes (RFC 791, section 3.2); see `cut`.
 
     Raises:
         WireError: not a packet, or the MTU leaves no room for 8 bytes of payload.
     """
     header = parse(packet)
+    length = len(packet[header.header_bytes : header.total_length])
+    room = (mtu - header.header_bytes) & ~7
+    if room < 8:
+        raise WireError(f"an MTU of {mtu} bytes leaves no room for a fragment")
+    lengths = [min(room, length - at) for at in range(0, length, room)] or [0]
+    return cut(packet, lengths, dont_fragment=dont_fragment)
+
+
+def cut(packet: bytes, lengths: Sequence[int], *, dont_fragment: bool = False) -> list[bytes]:
+    """Cut a packet into fragments that carry ``lengths`` bytes of its payload, in order.
+
+    Options go into the first fragment. The later ones have room for them too, as the kernel
+    cuts: those not marked "copied" are no-operations there. Each fragment says "don't
+    fragment" if ``dont_fragment``, whatever the packet says.
+
+    Raises:
+        WireError: not a packet, or the lengths are not those of its payload, or its end
+            would lie past the last place that a fragment can name.
+    """
+    header = parse(packet)
     payload = packet[header.header_bytes : header.total_length]
     options = packet[HEADER_BYTES : header.header_bytes]
-    copied = _copied_options(options)
-    more_after = header.flags & MORE_FRAGMENTS
+    if sum(lengths) != len(payload) or any(length & 7 for length in lengths[:-1]):
+        raise WireError("cuts that are not those of the payload")
     offset = header.flags & OFFSET_MASK
+    if offset + len(payload) // 8 > OFFSET_MASK + 1:
+        raise WireError("a fragment that ends past the largest packet")
+    fixed = header.flags & MORE_FRAGMENTS | (DONT_FRAGMENT if dont_fragment else 0)
     fragments: list[bytes] = []
     position = 0
-    while position < len(payload):
-        used = options if position == 0 else copied
-        room = (mtu - HEADER_BYTES - len(used)) & ~7
-        if room < 8:
-            raise WireError(f"an MTU of {mtu} bytes leaves no room for a fragment")
-        piece = payload[position : position + room]
-        last = position + len(piece) >= len(payload)
-        flags = (offset + position // 8) | (more_after if last else MORE_FRAGMENTS)
-        fragments.append(_with_options(header, flags, used, piece))
-        position += len(piece)
+    for length in lengths:
+        end = position + length
+        flags = fixed | offset + position // 8
+        if end < len(payload):
+            flags |= MORE_FRAGMENTS
+        fragments.append(_with_options(header, flags, options, payload[position:end]))
+        if position == 0:
+            options = _for_later_fragments(options)
+        position = end
     return fragments
 
 
@@ -125,15 +146,18 @@ def _with_options(header: Ipv4Header, flags: int, options: bytes, payload: bytes
     return bytes(blank) + payload
 
 
-def _copied_options(options: bytes) -> bytes:
-    kept = bytearray()
+def _for_later_fragments(options: bytes) -> bytes:
+    """Options of the same length, in which those that are not copied do nothing."""
+    kept = bytearray(options)
     position = 0
     while position < len(options) and options[position] != _OPTION_END:
         kind = options[position]
-        length = 1 if kind == _OPTION_NOP else int.from_bytes(options[position + 1 : position + 2])
-        if length < 1 or (kind != _OPTION_NOP and length < 2):
-            break
-        if kind & _OPTION_COPIED:
-            kept += options[position : position + length]
+        length = 1
+        if kind != _OPTION_NOP:
+            length = int.from_bytes(options[position + 1 : position + 2])
+            if length < 2 or position + length > len(options):
+                break
+        if not kind & _OPTION_COPIED:
+            kept[position : position + length] = bytes((_OPTION_NOP,)) * length
         position += length
-    return bytes(kept) + bytes(-len(kept) % 4)
+    return bytes(kept)

@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lvsha.datapath import state_machines
 from lvsha.datapath.connections import Connection, ConnectionTable, reply_key
-from lvsha.datapath.services import RealServer, VirtualService
+from lvsha.datapath.services import (
+    Binding,
+    RealServer,
+    ServerOptions,
+    ServiceIdentity,
+    ServiceOptions,
+    VirtualService,
+)
 from lvsha.model import ForwardMethod, connection_key
 
 V, S, C = b"\xc0\x00\x02\x01", b"\x0a\x01\x00\x02", b"\xc6\x33\x64\x07"
@@ -20,9 +28,13 @@ class Entry:
     expires: float
 
 
-def _server() -> RealServer:
-    service = VirtualService("web", 6, V, 80, "rr")
-    return RealServer(service, S, 8080, 1, ForwardMethod.NAT)
+TCP = state_machines.tcp()
+
+
+def _binding() -> Binding:
+    service = VirtualService("web", ServiceIdentity(4, 6, V, 80), ServiceOptions())
+    server = RealServer(service, S, 8080, ServerOptions(ForwardMethod.NAT))
+    return server.bind(V, 80, 8080)
 
 
 def _check_wheel(table: ConnectionTable) -> None:
@@ -51,14 +63,14 @@ operations = st.lists(
 def test_what_ends_and_when_is_what_a_scan_would_find(
     steps: list[tuple[str, int, float, int]],
 ) -> None:
-    table, server, now = ConnectionTable(1000), _server(), 1000.0
+    table, binding, now = ConnectionTable(1000), _binding(), 1000.0
     twin: dict[bytes, Entry] = {}
     for operation, client, amount, batch in steps:
         key = connection_key(6, C, 40000 + client, V, 80)
         entry = twin.get(key)
         match operation:
             case "open" if entry is None:
-                connection = Connection(key, server, 0, amount)
+                connection = Connection(key, binding, TCP, 0, amount)
                 connection.reply_key = reply_key(key, S, 8080)
                 connection.expires = now + amount
                 table.add(connection)
@@ -77,8 +89,11 @@ def test_what_ends_and_when_is_what_a_scan_would_find(
                 now += amount
                 _sweep(table, twin, now, batch)
         _check_wheel(table)
-        assert set(table.inbound) == set(twin)
-        assert set(table.outbound) == {e.connection.reply_key for e in twin.values()}
+        assert {c.key for c in table.connections()} == set(twin)
+        assert all(table.find(key) is entry.connection for key, entry in twin.items())
+        assert {key for shard in table.outbound for key in shard} == {
+            e.connection.reply_key for e in twin.values()
+        }
         assert len(table) == len(twin)
         deadline = table.deadline
         assert all(deadline is not None and deadline <= e.expires + 1 for e in twin.values())

@@ -6,14 +6,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvsha.datapath.flow import Frame
+from lvsha.datapath.sctp_states import SctpEvent
 from lvsha.model import connection_key
 from tests import packets
 
-TRANSPORTS = {packets.TCP: 20, packets.UDP: 8}
+SCTP, ESP, AH = 132, 50, 51
+TRANSPORTS = {packets.TCP: 20, packets.UDP: 8, SCTP: 16, ESP: 8, AH: 8}
+FRAGMENT = b"a fragment"
+"""In place of the key of what is only one."""
+SCTP_EVENTS = {
+    6: SctpEvent.ABORT,
+    7: SctpEvent.SHUTDOWN,
+    8: SctpEvent.SHUTDOWN_ACK,
+    9: SctpEvent.ERROR,
+    14: SctpEvent.SHUTDOWN_COMPLETE,
+    1: SctpEvent.INIT,
+    2: SctpEvent.INIT_ACK,
+    10: SctpEvent.COOKIE_ECHO,
+    11: SctpEvent.COOKIE_ACK,
+}
+"""All other chunks are data to a director."""
+COOKIES = {SctpEvent.COOKIE_ECHO, SctpEvent.COOKIE_ACK}
 C4, V4, C6, V6 = "198.51.100.7", "192.0.2.1", "2001:db8::7", "2001:db8:f::1"
 EXTENSION = bytes((packets.TCP, 0, 1, 4, 0, 0, 0, 0))
 
+
+def _sctp(*chunks: bytes) -> bytes:
+    return (6000).to_bytes(2) + (5000).to_bytes(2) + bytes(8) + b"".join(chunks)
+
+
 VALID = (
+    packets.ip(C4, V4, SCTP, _sctp(b"\x01\x00\x00\x04")),
+    packets.ip(C6, V6, SCTP, _sctp(b"\x0a\x00\x00\x05x\x00\x00\x00", b"\x06\x00\x00\x04")),
+    packets.ip(C4, V4, ESP, bytes(24)),
+    packets.ip(C6, V6, AH, bytes(24)),
+    packets.ip(C4, V4, ESP, bytes(24), fragment=0x2001),
+    packets.ip(C6, V6, 44, bytes((ESP, 0, 0, 1, 0, 0, 0, 9)) + bytes(24)),
     packets.tcp(C4, 40000, V4, 80, packets.SYN, b"abc"),
     packets.tcp(C4, 40000, V4, 80, packets.ACK, ip_options=b"\x94\x04\x00\x00"),
     packets.udp(C4, 40000, V4, 53, b"question"),
@@ -29,7 +57,7 @@ VALID = (
 
 
 def naive(ethernet: bytes) -> tuple[int, bytes, int] | None:
-    """Protocol, key and TCP flags of a frame that a director may go on with; else None."""
+    """Protocol, key and event of a frame that a director may go on with; else None."""
     ethertype, packet = int.from_bytes(ethernet[12:14]), ethernet[14:]
     if ethertype == 0x0800 and len(packet) >= 20 and packet[0] >> 4 == 4:
         header_bytes = (packet[0] & 15) * 4
@@ -38,9 +66,9 @@ def naive(ethernet: bytes) -> tuple[int, bytes, int] | None:
             return None
         if packets.internet_checksum(packet[:header_bytes]) not in {0, 0xFFFF}:
             return None
-        if int.from_bytes(packet[6:8]) & 0x3FFF:
-            return None
         protocol, source, destination = packet[9], packet[12:16], packet[16:20]
+        if int.from_bytes(packet[6:8]) & 0x3FFF:
+            return fragment(protocol, source, destination)
         transport, icmp = packet[header_bytes:length], packets.ICMP
     elif ethertype == 0x86DD and len(packet) >= 40 and packet[0] >> 4 == 6:
         length = 40 + int.from_bytes(packet[4:6])
@@ -55,6 +83,8 @@ def naive(ethernet: bytes) -> tuple[int, bytes, int] | None:
                 protocol, transport = transport[0], transport[(transport[1] + 1) * 8 :]
         if protocol in {0, 43, 60}:
             return None
+        if protocol == 44:
+            return fragment(transport[0] if transport else 0, source, destination)
     else:
         return None
     if protocol == icmp:
@@ -63,9 +93,38 @@ def naive(ethernet: bytes) -> tuple[int, bytes, int] | None:
         return None
     if protocol == packets.TCP and transport[12] >> 4 < 5:
         return None
+    if protocol in {ESP, AH}:
+        return protocol, key_exchange(source, destination), 0
     ports = struct.unpack("!HH", transport[:4])
     key = connection_key(protocol, source, ports[0], destination, ports[1])
-    return protocol, key, transport[13] if protocol == packets.TCP else 0
+    return protocol, key, event(protocol, transport)
+
+
+def event(protocol: int, transport: bytes) -> int:
+    """What a packet means to the state machine of its protocol."""
+    if protocol == packets.TCP:
+        return transport[13]
+    if protocol != SCTP:
+        return 0
+    found = SCTP_EVENTS.get(transport[12], SctpEvent.DATA)
+    length = int.from_bytes(transport[14:16])
+    following = 12 + (length + 3) // 4 * 4
+    if found in COOKIES and length >= 4 and transport[following:][:1] == b"\x06":
+        return SctpEvent.ABORT_AFTER_COOKIE if len(transport) >= following + 4 else found
+    return found
+
+
+def key_exchange(source: bytes, destination: bytes) -> bytes:
+    return connection_key(packets.UDP, source, 500, destination, 500)
+
+
+def fragment(protocol: int, source: bytes, destination: bytes) -> tuple[int, bytes, int] | None:
+    """What is known of a fragment: those of AH and ESP need no more than addresses."""
+    if protocol in {ESP, AH}:
+        return protocol, key_exchange(source, destination), 0
+    if protocol in {packets.TCP, packets.UDP, packets.ICMP, SCTP}:
+        return protocol, FRAGMENT, 0
+    return None
 
 
 def read(frame: Frame, ethernet: bytes) -> tuple[int, bytes, int] | None:
@@ -74,7 +133,7 @@ def read(frame: Frame, ethernet: bytes) -> tuple[int, bytes, int] | None:
     reason = frame.read(len(data))
     if reason is not None or not frame.protocol:
         return None
-    return frame.protocol, frame.key, frame.flags
+    return frame.protocol, FRAGMENT if frame.fragment else frame.key, frame.event
 
 
 @given(st.sampled_from(VALID), st.lists(st.tuples(st.integers(0, 70), st.integers(0, 255))))

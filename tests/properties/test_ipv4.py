@@ -57,6 +57,32 @@ def test_only_wire_error_escapes(data: bytes, mtu: int) -> None:
         ipv6.parse(data)
     with contextlib.suppress(WireError):
         ipv4.fragment(data, mtu)
+    with contextlib.suppress(WireError):
+        ipv4.cut(data, [8, mtu])
+    with contextlib.suppress(WireError):
+        ipv6.parse_fragment_header(data, mtu)
+    with contextlib.suppress(WireError):
+        ipv6.cut(data, 6, mtu, [8, mtu], 1)
+
+
+@given(st.binary(max_size=120))
+def test_the_parts_of_a_hostile_packet_lie_within_it(data: bytes) -> None:
+    with contextlib.suppress(WireError):
+        named_at, at = ipv6.unfragmentable_part(data)
+        assert 6 <= named_at < at <= len(data)
+    found = ipv6.find_fragment_header(data)
+    if found is not None:
+        assert data[found[0]] == ipv6.FRAGMENT
+        with contextlib.suppress(WireError):
+            ipv6.parse_fragment_header(data, found[1])
+
+
+@given(st.integers(0, 255), st.integers(0, 0x1FFF), st.booleans(), st.integers(0, 0xFFFF_FFFF))
+def test_a_fragment_header_survives_emit_and_parse(
+    next_header: int, place: int, more: bool, identification: int
+) -> None:
+    header = ipv6.FragmentHeader(next_header, place * 8, more, identification)
+    assert ipv6.parse_fragment_header(ipv6.emit_fragment_header(header), 0) == header
 
 
 @given(st.binary(min_size=40, max_size=400), st.data())

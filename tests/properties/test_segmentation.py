@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvsha.datapath import segmentation
+from lvsha.datapath.reassembly import Reassembled
 from lvsha.errors import WireError
 from lvsha.wire import vnet
 from tests import packets
@@ -89,3 +90,17 @@ def test_hostile_segmentation_fields_end_in_wire_error_or_packets(
     with contextlib.suppress(WireError):
         for packet in segmentation.split(whole, header, 40 if ipv6 else 20, protocol):
             assert faults(packet) == []
+
+
+@given(
+    st.binary(max_size=120) | st.binary(max_size=80).map(lambda tail: b"\x60" + tail),
+    st.integers(0, 200),
+    st.integers(0, 200),
+    st.lists(st.integers(0, 60), max_size=4),
+)
+def test_cutting_garbage_again_ends_in_wire_error_or_packets(
+    packet: bytes, mtu: int, largest: int, pieces: list[int]
+) -> None:
+    arrived = Reassembled(b"", largest, False, tuple(pieces))
+    with contextlib.suppress(WireError):
+        assert segmentation.refragment(packet, mtu, arrived, 1)

@@ -2,10 +2,11 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers.sctp import SCTP, SCTPChunkData
 
 from lvsha.datapath.flow import L3, Frame
-from lvsha.datapath.rewrite import Translation, count_down, wrap
-from lvsha.model import format_address
+from lvsha.datapath.rewrite import Translation, count_down
+from lvsha.model import Protocol, format_address
 from tests import packets
 from tests.reader import dissect, faults
 
@@ -79,6 +80,55 @@ def test_translation_makes_right_packets_and_is_undone_by_its_inverse(
     assert restored == packet
 
 
+@given(families, st.booleans(), st.booleans(), st.data())
+def test_translation_of_sctp_makes_right_packets_and_is_undone_by_its_inverse(
+    size: int, source: bool, partial: bool, draw: st.DataObject
+) -> None:
+    chunk = SCTPChunkData(data=draw.draw(payloads))
+    segment = bytes(SCTP(sport=draw.draw(ports), dport=draw.draw(ports), tag=7) / chunk)
+    whole = packets.ip(
+        _addresses(draw, size), _addresses(draw, size), Protocol.SCTP, segment, ttl=9
+    )
+    l4 = 20 if size == 4 else 40
+    frame = Frame()
+    begun = whole[: l4 + 8] + bytes(4) + whole[l4 + 12 :] if partial else whole
+    frame.load(packets.ethernet(begun), packets.vnet_header(partial=partial))
+    frame.protocol, frame.l4 = int(Protocol.SCTP), L3 + l4
+    old = _ends(frame, whole)[0 if source else 1]
+    new = (draw.draw(st.binary(min_size=size, max_size=size)), draw.draw(ports))
+    Translation(old, new, source=source).apply(frame)
+    changed = frame.packet()
+    assert faults(changed) == []
+    read = dissect(changed)
+    assert (read.src if source else read.dst) == format_address(new[0])
+    assert (read[SCTP].sport if source else read[SCTP].dport) == new[1]
+    read[SCTP].delfieldval("chksum")
+    assert bytes(read[SCTP]) == changed[l4:]
+    assert frame.buffer[0] == 0
+    Translation(new, old, source=source).apply(frame)
+    assert _plus_ttl(frame.packet(), 2) == whole
+
+
+@given(
+    families, st.booleans(), st.sampled_from([Protocol.AH, Protocol.ESP]), st.binary(), st.data()
+)
+def test_translation_without_ports_touches_nothing_behind_the_header(
+    size: int, source: bool, protocol: Protocol, body: bytes, draw: st.DataObject
+) -> None:
+    packet = packets.ip(_addresses(draw, size), _addresses(draw, size), protocol, body, ttl=9)
+    frame = Frame()
+    frame.load(packets.ethernet(packet))
+    frame.protocol, frame.l4 = int(protocol), L3 + (20 if size == 4 else 40)
+    old = (frame.source if source else frame.destination, draw.draw(ports))
+    new = (draw.draw(st.binary(min_size=size, max_size=size)), draw.draw(ports))
+    Translation(old, new, source=source).apply(frame)
+    assert (frame.source if source else frame.destination) == new[0]
+    assert frame.packet().endswith(body)
+    assert size == 16 or packets.internet_checksum(frame.packet()[:20]) == 0
+    Translation(new, old, source=source).apply(frame)
+    assert _plus_ttl(frame.packet(), 2) == packet
+
+
 @given(families, st.booleans(), st.data())
 def test_a_partial_checksum_becomes_that_of_the_new_address(
     size: int, tcp: bool, draw: st.DataObject
@@ -103,17 +153,3 @@ def test_counting_down_changes_only_the_time_to_live(
     count_down(frame)
     assert _plus_ttl(frame.packet(), 1) == packet
     assert frame.family == 6 or faults(frame.packet()[:20] + packet[20:]) == faults(packet)
-
-
-@given(families, families, st.booleans(), st.data())
-def test_a_tunnel_packet_is_right_and_holds_its_packet_unchanged(
-    inner: int, outer: int, tcp: bool, draw: st.DataObject
-) -> None:
-    packet = _packet(draw, inner, tcp=tcp)
-    here, there = _addresses(draw, outer), _addresses(draw, outer)
-    made = wrap(packet, packets.address(here), packets.address(there), 77)
-    assert made.endswith(packet)
-    assert faults(made) == faults(packet)
-    read = dissect(made)
-    assert (read.src, read.dst) == (here, there)
-    assert (read.ttl if outer == 4 else read.hlim) == (packet[8] if inner == 4 else packet[7])

@@ -9,13 +9,15 @@ import structlog
 import trio
 import trio.testing
 
+from lvsha.build import build_director
 from lvsha.config import Pair, parse_pair
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.network import LinkChange, NetworkChange, Outgoing
 from lvsha.errors import ConfigError, HostError
 from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
 from lvsha.model import VrrpState, parse_address
-from lvsha.node import TRANSITION, Node, build_director
+from lvsha.node import TRANSITION, Node
 from lvsha.sync.messages import Role
 from tests.simulation.pair_traffic import Client, Traffic
 from tests.simulation.pair_world import Life, Machine, World
@@ -113,8 +115,8 @@ def living(machine: Machine) -> Life:
 
 def holds(life: Life) -> tuple[bool, bool]:
     """Whether new connections are opened, and whether it is in transition."""
-    (service,) = life.node.director.services.values()
-    return service.held, service.in_transition
+    director = life.node.director
+    return director.holds(VIRTUAL), VIRTUAL in director.registry.in_transition
 
 
 def state(machine: Machine) -> VrrpState:
@@ -145,7 +147,7 @@ def test_an_unknown_scheduler_is_refused_by_its_key() -> None:
 def test_a_director_holds_no_address_that_a_virtual_router_moves() -> None:
     elsewhere = SERVICE.replace('"http"', '"local"').replace("2.10", "2.30")
     director = build_director(pair(ROUTER, SERVICE, elsewhere, SYNC, BOTH))
-    held = {name: service.held for name, service in director.services.items()}
+    held = {service.name: director.holds(service.address) for service in director.services}
     assert held == {"http": False, "local": True}
 
 
@@ -161,7 +163,7 @@ def test_a_director_has_the_servers_ports_methods_and_weights_of_the_file() -> N
             { address = "10.1.0.12", port = 8443, method = "nat" },
         ]
     """
-    (made,) = build_director(pair(ROUTER, service, SYNC, BOTH)).services.values()
+    (made,) = build_director(pair(ROUTER, service, SYNC, BOTH)).services
     assert {(str(server), server.method.name, server.weight) for server in made.servers} == {
         ("10.1.0.11:443", "DIRECT_ROUTE", 7),
         ("10.1.0.12:8443", "NAT", 1),
@@ -169,9 +171,9 @@ def test_a_director_has_the_servers_ports_methods_and_weights_of_the_file() -> N
 
 
 def test_nothing_is_reported_where_nobody_is_told() -> None:
-    assert build_director(TWO)._reporting is not None
-    assert build_director(pair(ROUTER, SERVICE, BOTH))._reporting is None
-    assert build_director(pair(SERVICE, SYNC, BOTH))._reporting is None
+    assert build_director(TWO).registry._reporting is not None
+    assert build_director(pair(ROUTER, SERVICE, BOTH)).registry._reporting is None
+    assert build_director(pair(SERVICE, SYNC, BOTH)).registry._reporting is None
 
 
 # From start to end
@@ -501,10 +503,15 @@ async def connected(world: World) -> Client:
     return client
 
 
+def found(machine: Machine, client: Client) -> Connection | None:
+    """A client's connection at a node."""
+    return living(machine).node.director.registry.table.find(client.key)
+
+
 def servers(world: World, client: Client) -> list[str]:
     """The real server of a connection at each node."""
     return [
-        str(living(machine).node.director.table.inbound[client.key].server)
+        str(connection.server) if (connection := found(machine, client)) else "none"
         for machine in world.machines.values()
     ]
 
@@ -533,7 +540,7 @@ def test_connections_of_a_node_without_sync_are_told_to_nobody_and_do_not_pile_u
         client = traffic.open(world.pair.services[0])
         await trio.sleep(1.0)
         assert client.established
-        assert not life.node.director.untold
+        assert not life.node.director.registry.untold
 
     play(scenario, pair(ROUTER, SERVICE, EAST))
 
@@ -546,10 +553,11 @@ def test_a_half_open_connection_is_told_when_its_director_hands_over() -> None:
         young = traffic.open(world.pair.services[0])
         young.distance = 1.0
         await trio.sleep(0.1)
-        assert young.key in living(east).node.director.table.inbound
-        assert young.key not in living(west).node.director.table.inbound
+        assert found(east, young) is not None
+        assert found(west, young) is None
         living(east).stop.set()
         await trio.sleep(0.1)
+        assert found(west, young) is not None
         assert len(set(servers(world, young))) == 1
 
     play(scenario)

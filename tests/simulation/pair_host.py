@@ -20,6 +20,7 @@ from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.network import NetworkChange
+from lvsha.datapath.surprises import Surprises
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.transport import BATCH_MAX, ReceivedMessage
 from lvsha.model import ConnectionFlag
@@ -111,6 +112,7 @@ class SimulatedForwarder:
         stale_after: float,
     ) -> None:
         self.counters = Counters()
+        self.surprises = Surprises()
         self.interfaces = tuple(interfaces)
         self.stale_after = stale_after
         self.director = director
@@ -141,6 +143,9 @@ class SimulatedForwarder:
     async def network_changed(self) -> None:
         await self._changed.wait()
 
+    def services_changed(self) -> None:
+        """There are no rules to load here."""
+
     def deliver(self, frame: bytes) -> None:
         self._waiting.append(frame)
         self._arrived.set()
@@ -166,7 +171,8 @@ class SimulatedForwarder:
             self._frame.view[: len(data)] = data
             for index, left in self.director.process(self._frame, len(data), trio.current_time()):
                 outgoing.append((index, bytes(left)))
-            connection = self.director.table.inbound.get(self._frame.key)
+            key = self._frame.key
+            connection = self.director.registry.table.find(key) if key else None
             if connection is not None and not connection.flags & ConnectionFlag.SYNC:
                 world.opened.add(identity(connection))
         self._tell_changes()
@@ -178,7 +184,7 @@ class SimulatedForwarder:
             self._life.machine.transmit(index, data)
 
     def _tell_changes(self) -> None:
-        if self.director.untold:
+        if self.director.registry.untold:
             self._on_change()
 
     async def _stay_alive(self) -> None:
@@ -195,9 +201,9 @@ class SimulatedForwarder:
     async def _housekeep(self) -> None:
         while True:
             await trio.sleep(EXPIRY_INTERVAL)
-            now = trio.current_time()
-            while (deadline := self.director.deadline) is not None and deadline <= now:
-                self.director.expire(now)
+            more = True
+            while more:
+                more = self.director.housekeep(trio.current_time())
                 self._tell_changes()
 
 

@@ -148,6 +148,8 @@ class Client:
 
     def __init__(self, traffic: "Traffic", number: int, service: Service, source: int) -> None:
         dice = traffic.world.dice
+        assert service.address is not None, "no service of a simulated pair is of a mark"
+        self.virtual = (service.address.packed, service.default_port)
         self.number = number
         self.service = service
         self.phase: Phase = "opening"
@@ -174,9 +176,7 @@ class Client:
     @property
     def key(self) -> bytes:
         """The key of the connection in a director's table."""
-        return connection_key(
-            6, self.address, self._port, self.service.address.packed, self.service.port
-        )
+        return connection_key(6, self.address, self._port, *self.virtual)
 
     @property
     def established(self) -> bool:
@@ -196,7 +196,7 @@ class Client:
         if self.phase in {"closed", "given up"}:
             return
         _, server, request = got.words
-        if got.source != self.service.address.packed or got.source_port != self.service.port:
+        if (got.source, got.source_port) != self.virtual:
             raise BrokenPromiseError(f"client {self.number} is answered by a stranger: {got}")
         if self._waiting != int(request):
             return
@@ -257,11 +257,9 @@ class Client:
         self._timer = self._traffic.world.after(delay, again)
 
     def _send(self, flags: int) -> None:
-        virtual = self.service.address.packed
+        virtual, port = self.virtual
         payload = f"{self.number} {self.server} {self._request}".encode()
-        packet = tcp(
-            text(self.address), self._port, text(virtual), self.service.port, flags, payload
-        )
+        packet = tcp(text(self.address), self._port, text(virtual), port, flags, payload)
         self._traffic.gateway.send(virtual, packet)
 
 

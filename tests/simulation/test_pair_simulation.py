@@ -268,10 +268,10 @@ class Simulation:
     ) -> str | None:
         assert machine.life is not None
         node = machine.life.node
-        for service in node.director.services.values():
-            is_its_own = service.address == router.addresses[0].address.ip.packed
-            settled = not service.in_transition and service.held is (machine is master)
-            if is_its_own and not settled:
+        for placed in router.addresses:
+            address = placed.address.ip.packed
+            in_transition = address in node.director.registry.in_transition
+            if in_transition or node.director.holds(address) is not (machine is master):
                 return "has not ended its transition"
         replica = next((r for r in node._replicas if r.sync_id == router.sync_id), None)
         if replica is None or not replica.complete:
@@ -292,7 +292,7 @@ class Simulation:
     def _is_everywhere(self, client: Client) -> bool:
         """Whether all directors have a connection as established with its server."""
         server = next((s for s in self.traffic.servers if s.name == client.server), None)
-        found = [director.table.inbound.get(client.key) for _, director in self._directors()]
+        found = [director.registry.table.find(client.key) for _, director in self._directors()]
         return all(
             server is not None
             and connection is not None
@@ -309,7 +309,7 @@ class Simulation:
                 assert client.heard_at is not None
                 if client.heard_at + within < now and not self._is_everywhere(client):
                     found = ", ".join(
-                        f"{machine.name} has {_show(director.table.inbound.get(client.key))}"
+                        f"{machine.name} has {_show(director.registry.table.find(client.key))}"
                         for machine, director in self._directors()
                     )
                     return (
@@ -325,14 +325,14 @@ class Simulation:
             virtual = {placed.address.ip.packed for placed in router.addresses}
             (master,) = self.world.masters(router.name)
             source = {
-                key: connection
-                for key, connection in directors[master].table.inbound.items()
+                connection.key: connection
+                for connection in directors[master].registry.table.connections()
                 if connection.virtual[0] in virtual
             }
             for machine, director in directors.items():
                 copy = {
-                    key: connection
-                    for key, connection in director.table.inbound.items()
+                    connection.key: connection
+                    for connection in director.registry.table.connections()
                     if connection.virtual[0] in virtual
                 }
                 for key in source.keys() | copy.keys():
@@ -356,17 +356,18 @@ class Simulation:
     def _check_director(self, name: str, director: Director) -> None:
         active: Counter[RealServer] = Counter()
         inactive: Counter[RealServer] = Counter()
-        table = director.table
-        for connection in table.inbound.values():
+        table = director.registry.table
+        for connection in table.connections():
             (active if connection.active else inactive)[connection.server] += 1
             if identity(connection) not in self.world.opened:
                 raise BrokenPromiseError(f"{name} has a connection that no director opened")
-        for service in director.services.values():
+        for service in director.services:
             for server in service.servers:
                 counted = server.active, server.inactive
                 if counted != (active[server], inactive[server]):
                     raise BrokenPromiseError(f"{name} counts {counted} at {server}")
-        if len(table) > TABLE_MAX or len(table.outbound) > len(table):
+        replies = sum(map(len, table.outbound))
+        if len(table) > TABLE_MAX or replies > len(table):
             raise BrokenPromiseError(f"{name} has {len(table)} connections")
 
     def _check_holders(self) -> None:

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from lvsha.connection_store import ConnectionStore
-from lvsha.datapath.director import REFRESH_PART
+from lvsha.datapath.connections import SLICE
+from lvsha.datapath.registry import REFRESH_PART
+from lvsha.datapath.tcp_states import SYN
 from lvsha.model import (
     ConnectionChanged,
     ConnectionEnded,
@@ -11,7 +13,8 @@ from lvsha.model import (
     ForwardMethod,
     parse_address,
 )
-from tests.laboratory import Laboratory
+from tests import packets
+from tests.laboratory import C4, Laboratory
 
 WEB, MAIL, LOCAL = "192.0.2.10", "192.0.2.20", "192.0.2.30"
 WEB_ID, MAIL_ID = 51, 52
@@ -42,9 +45,9 @@ def record(virtual: str = WEB, port: int = 40000, server: str = "10.1.0.11") -> 
     )
 
 
-def make() -> tuple[ConnectionStore, Laboratory, Clock]:
+def make(connections_max: int = 5) -> tuple[ConnectionStore, Laboratory, Clock]:
     """Three services, two of them on addresses that virtual routers move."""
-    laboratory = Laboratory(vips=[WEB, MAIL, LOCAL], connections_max=5)
+    laboratory = Laboratory(vips=[WEB, MAIL, LOCAL], connections_max=connections_max)
     for address in (WEB, MAIL, LOCAL):
         laboratory.server(laboratory.service(address))
     clock = Clock()
@@ -53,14 +56,20 @@ def make() -> tuple[ConnectionStore, Laboratory, Clock]:
 
 
 def ports(store: ConnectionStore, sync_id: int) -> list[int]:
-    return sorted(record.client_port for record in store.records(sync_id))
+    return sorted(r.client_port for r in store.records(sync_id) if r is not None)
+
+
+def finish(laboratory: Laboratory) -> None:
+    """Let the director do all its chores."""
+    while laboratory.director.housekeep(laboratory.now):
+        pass
 
 
 def test_a_record_enters_the_table_at_the_time_of_the_clock() -> None:
     store, laboratory, clock = make()
     clock.now = 5000.0
     store.apply(record())
-    (connection,) = laboratory.director.table.inbound.values()
+    (connection,) = laboratory.director.registry.table.connections()
     assert connection.expires == 5000.0 + 900.0 * (1 + REFRESH_PART)
     assert store.counters.snapshot() == {}
 
@@ -76,7 +85,7 @@ def test_what_cannot_be_taken_over_is_counted_by_its_reason() -> None:
         "records_refused_server_gone": 1,
         "records_refused_table_full": 1,
     }
-    assert len(laboratory.director.table) == 5
+    assert len(laboratory.director.registry.table) == 5
 
 
 def test_each_sync_id_has_its_own_connections_and_count() -> None:
@@ -96,25 +105,26 @@ def test_a_connection_that_its_source_ended_is_forgotten() -> None:
     store.apply(record())
     store.forget(record().key)
     store.forget(record().key)
-    assert len(laboratory.director.table) == 0
-    assert not laboratory.director.untold
+    assert len(laboratory.director.registry.table) == 0
+    assert not laboratory.director.registry.untold
 
 
 def test_a_snapshot_sweeps_only_its_own_sync_id() -> None:
-    store, _, _ = make()
+    store, laboratory, _ = make()
     for port in (1, 2):
         store.apply(record(WEB, port))
     store.apply(record(MAIL, 3))
     store.begin_snapshot(WEB_ID)
     store.apply(record(WEB, 2))
     store.end_snapshot(WEB_ID)
+    finish(laboratory)
     assert ports(store, WEB_ID) == [2]
     assert ports(store, MAIL_ID) == [3]
     assert store.counters["connections_swept"] == 1
 
 
 def test_snapshots_of_two_sync_ids_may_overlap() -> None:
-    store, _, _ = make()
+    store, laboratory, _ = make()
     for virtual, port in ((WEB, 1), (WEB, 2), (MAIL, 3), (MAIL, 4)):
         store.apply(record(virtual, port))
     store.begin_snapshot(WEB_ID)
@@ -122,18 +132,78 @@ def test_snapshots_of_two_sync_ids_may_overlap() -> None:
     store.begin_snapshot(MAIL_ID)
     store.apply(record(MAIL, 3))
     store.end_snapshot(WEB_ID)
+    finish(laboratory)
     assert (ports(store, WEB_ID), ports(store, MAIL_ID)) == ([1], [3, 4])
     store.end_snapshot(MAIL_ID)
+    finish(laboratory)
     assert ports(store, MAIL_ID) == [3]
 
 
 def test_a_second_begin_begins_anew() -> None:
-    store, _, _ = make()
+    store, laboratory, _ = make()
     store.begin_snapshot(WEB_ID)
     store.apply(record(WEB, 1))
     store.begin_snapshot(WEB_ID)
     store.end_snapshot(WEB_ID)
+    finish(laboratory)
     assert ports(store, WEB_ID) == []
+
+
+def test_a_sweep_is_done_in_parts_and_counted_as_it_goes_on() -> None:
+    store, laboratory, _ = make(connections_max=2000)
+    for port in range(1, 1501):
+        store.apply(record(WEB, port))
+    store.begin_snapshot(WEB_ID)
+    store.end_snapshot(WEB_ID)
+    assert store.counters["connections_swept"] == 0
+    for _ in range(2):
+        laboratory.director.housekeep(laboratory.now)
+    assert 0 < store.counters["connections_swept"] <= 2 * SLICE
+    assert store.count(WEB_ID) == 1500 - store.counters["connections_swept"] > 0
+    finish(laboratory)
+    assert store.counters["connections_swept"] == 1500
+    assert len(laboratory.director.registry.table) == 0
+
+
+def test_what_is_applied_or_opened_while_a_sweep_goes_on_stays() -> None:
+    store, laboratory, _ = make(connections_max=2000)
+    for port in range(1, 1501):
+        store.apply(record(WEB, port))
+    store.begin_snapshot(WEB_ID)
+    laboratory.send("client", packets.tcp(C4, 40001, WEB, 80, SYN))
+    store.end_snapshot(WEB_ID)
+    laboratory.send("client", packets.tcp(C4, 40002, WEB, 80, SYN))
+    store.apply(record(WEB, 1500))
+    store.apply(record(WEB, 40003))
+    finish(laboratory)
+    assert ports(store, WEB_ID) == [1500, 40001, 40002, 40003]
+
+
+def test_a_sweep_begins_anew_when_the_next_snapshot_ends_first() -> None:
+    store, laboratory, _ = make(connections_max=2000)
+    for port in range(1, 1501):
+        store.apply(record(WEB, port))
+    for named in (range(1, 1501), range(1, 11)):
+        store.begin_snapshot(WEB_ID)
+        for port in named:
+            store.apply(record(WEB, port))
+        store.end_snapshot(WEB_ID)
+        for _ in range(3):
+            laboratory.director.housekeep(laboratory.now)
+    finish(laboratory)
+    assert ports(store, WEB_ID) == list(range(1, 11))
+    assert store.counters["connections_swept"] == 1490
+    assert not laboratory.director.housekeep(laboratory.now)
+
+
+def test_reading_says_how_much_of_other_sync_ids_it_has_passed() -> None:
+    store, _, _ = make(connections_max=2000)
+    for port in range(1, 1501):
+        store.apply(record(WEB, port))
+    store.apply(record(MAIL, 7))
+    passed = list(store.records(MAIL_ID))
+    assert [r.client_port for r in passed if r is not None] == [7]
+    assert passed.count(None) >= 1501 // SLICE
 
 
 def test_an_end_without_a_begin_sweeps_nothing() -> None:

@@ -1,18 +1,36 @@
 import pytest
 
-from lvsha.datapath.connections import Connection, ConnectionTable, reply_key
-from lvsha.datapath.services import RealServer, VirtualService
+from lvsha.datapath import connections, state_machines
+from lvsha.datapath.connections import SLICE, Connection, ConnectionTable, reply_key
+from lvsha.datapath.services import (
+    RealServer,
+    ServerOptions,
+    ServiceIdentity,
+    ServiceOptions,
+    VirtualService,
+)
 from lvsha.model import ConnectionFlag, ForwardMethod, connection_key, parse_address
 
 C4, V4, S4 = map(parse_address, ("198.51.100.7", "192.0.2.1", "10.1.0.2"))
 C6, V6, S6 = map(parse_address, ("2001:db8::7", "2001:db8:f::1", "fd00::2"))
 
 
-def make(port: int, expires: float, *, timeout: float = 60.0) -> Connection:
-    service = VirtualService("web", 6, V4, 80, "rr")
-    server = RealServer(service, S4, 8080, 1, ForwardMethod.NAT)
-    key = connection_key(6, C4, port, V4, 80)
-    connection = Connection(key, server, server.connection_flags, timeout)
+TCP = state_machines.tcp()
+
+
+def make_server(virtual: bytes = V4, server: bytes = S4) -> RealServer:
+    identity = ServiceIdentity(4 if len(virtual) == 4 else 6, 6, virtual, 80)
+    service = VirtualService("web", identity, ServiceOptions())
+    return RealServer(service, server, 8080, ServerOptions(ForwardMethod.NAT))
+
+
+def make(
+    port: int, expires: float, *, timeout: float = 60.0, flags: int = 0, client: bytes = C4
+) -> Connection:
+    server = make_server()
+    key = connection_key(6, client, port, V4, 80)
+    binding = server.bind(V4, 80, 8080)
+    connection = Connection(key, binding, TCP, server.connection_flags | flags, timeout)
     connection.reply_key = reply_key(key, S4, 8080)
     connection.expires = expires
     return connection
@@ -30,10 +48,10 @@ def sweep(table: ConnectionTable, now: float, limit: int = 100) -> list[Connecti
 def test_a_connection_tells_both_its_ends_from_its_key(
     client: bytes, virtual: bytes, server: bytes
 ) -> None:
-    service = VirtualService("web", 6, virtual, 80, "rr")
-    real = RealServer(service, server, 8080, 1, ForwardMethod.NAT)
+    real = make_server(virtual, server)
     key = connection_key(6, client, 40000, virtual, 80)
-    connection = Connection(key, real, 0, 3)
+    connection = Connection(key, real.bind(virtual, 80, 8080), TCP, 0, 3)
+    assert connection.server is real
     assert connection.protocol == 6
     assert connection.client == (client, 40000)
     assert connection.virtual == (virtual, 80)
@@ -46,10 +64,11 @@ def test_a_connection_tells_both_its_ends_from_its_key(
 def test_both_directions_are_found_and_both_go() -> None:
     table, connection = ConnectionTable(10), make(1, 1060.0)
     table.add(connection)
-    assert table.inbound[connection.key] is connection
-    assert table.outbound[connection.reply_key] is connection
+    assert table.find(connection.key) is connection
+    assert table.find_reply(connection.reply_key) is connection
     table.remove(connection)
-    assert (len(table), table.inbound, table.outbound) == (0, {}, {})
+    assert (len(table), list(table.connections())) == (0, [])
+    assert not any((*table.inbound, *table.outbound))
 
 
 def test_a_reply_key_that_a_later_connection_took_over_stays_with_it() -> None:
@@ -58,7 +77,7 @@ def test_a_reply_key_that_a_later_connection_took_over_stays_with_it() -> None:
     table.add(old)
     table.add(new)
     table.remove(old)
-    assert table.outbound[new.reply_key] is new
+    assert table.find_reply(new.reply_key) is new
 
 
 def test_the_table_is_full_at_its_limit() -> None:
@@ -114,6 +133,47 @@ def test_a_sweep_looks_at_no_more_than_its_limit_and_goes_on_later() -> None:
     assert table.deadline == 1011.0
     assert len(sweep(table, 1011.0, limit=100)) == 6
     assert table.deadline is None
+
+
+def test_a_crowded_second_has_several_sets_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "CROWD", 3)
+    table = ConnectionTable(100)
+    crowd = [make(port, 1010.0) for port in range(10)]
+    for connection in crowd:
+        table.add(connection)
+    table.remove(crowd[0])
+    table.postpone(crowd[1], 1020.0)
+    crowd[2].expires = 1005.0
+    table.hasten(crowd[2])
+    assert sweep(table, 1006.0) == [crowd[2]]
+    assert len(sweep(table, 1011.0, limit=4)) == 4
+    assert {*sweep(table, 1011.0)} < {*crowd[3:]}
+    assert len(table) == 1
+    assert sweep(table, 1021.0) == [crowd[1]]
+    assert table.deadline is None
+
+
+def test_slices_are_bounded_even_if_all_clients_use_one_port() -> None:
+    table = ConnectionTable(10_000)
+    for number in range(3000):
+        client = (0x0A000000 + number * 256).to_bytes(4)
+        table.add(make(5060, 1010.0, client=client))
+    parts = list(table.slices())
+    assert [len(part) for part in parts] == [SLICE] * (3000 // SLICE)
+    assert len({connection for part in parts for connection in part}) == 3000
+
+
+@pytest.mark.parametrize(("ports", "addresses"), [(0, 1), (1, 0), (1, 1)])
+def test_clients_are_spread_over_the_shards(ports: int, addresses: int) -> None:
+    table = ConnectionTable(10_000)
+    for number in range(2560):
+        client = (0x0A000000 + number * addresses).to_bytes(4)
+        table.add(make(5060 + number * ports, 1010.0, client=client))
+    for shards in (table.inbound, table.outbound):
+        assert max(map(len, shards)) <= 20
+        assert sum(map(len, shards)) == 2560
 
 
 def test_only_the_flag_says_whether_a_connection_is_active() -> None:

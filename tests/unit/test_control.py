@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from lvsha import control
-from lvsha.control import ControlServer, ask, lock_namespace, socket_path
-from lvsha.errors import HostError
+from lvsha.control import ControlServer, WithArguments, ask, lock_namespace, socket_path
+from lvsha.errors import ConfigError, HostError
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,42 @@ def test_a_command_is_answered() -> None:
         assert answer == {"connections": 3}
 
     serving(server, work)
+
+
+def test_a_command_may_take_arguments() -> None:
+    server = ControlServer({"echo": WithArguments(lambda arguments: [arguments])})
+
+    async def work() -> None:
+        def asked() -> None:
+            assert ask("echo", {"words": ["-L"]}) == [{"words": ["-L"]}]
+            assert ask("echo", {}) == [{}]
+            assert ask("echo") == [{}]
+
+        await trio.to_thread.run_sync(asked)
+        assert await exchange(b'{"command": "echo", "arguments": 3}\n') == {"result": [{}]}
+
+    serving(server, work)
+
+
+def test_a_command_that_takes_none_ignores_arguments() -> None:
+    async def work() -> None:
+        assert await exchange(b'{"command": "status", "arguments": {"a": 1}}\n') == {"result": 1}
+
+    serving(ControlServer({"status": lambda: 1}), work)
+
+
+def test_what_a_handler_refuses_is_told() -> None:
+    def refuse(_: object) -> object:
+        raise ConfigError("drop_entry: expected 0 to 3")
+
+    server = ControlServer({"settings": WithArguments(refuse)})
+
+    async def work() -> None:
+        answer = await exchange(b'{"command": "settings", "arguments": {}}\n')
+        assert answer == {"error": "drop_entry: expected 0 to 3"}
+
+    serving(server, work)
+    assert server.counters["requests_refused"] == 1
 
 
 def test_the_socket_is_its_owners_alone_and_goes_with_the_server() -> None:

@@ -11,10 +11,23 @@ import typer.main
 from pydantic import BaseModel
 
 from lvsha import cli
-from lvsha.config import Limits, Node, Pair, Server, Service, Sync, Timeouts, VirtualRouter
+from lvsha.config import (
+    Limits,
+    Mark,
+    Node,
+    Pair,
+    Scheduling,
+    Server,
+    Service,
+    Sync,
+    Timeouts,
+    VirtualRouter,
+)
+from lvsha.config_services import TunnelTable
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.schedulers import SCHEDULERS
 from lvsha.model import VrrpState
+from lvsha.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -51,7 +64,11 @@ def shown(default: object) -> str:
         ("`[[virtual_routers]]`", VirtualRouter),
         ("`[[services]]`", Service),
         ("`[sync]`", Sync),
+        ("A tunnel", TunnelTable),
+        ("`[[marks]]`", Mark),
         ("`[timeouts]`", Timeouts),
+        ("`[ipvs]`", Settings),
+        ("`[scheduling]`", Scheduling),
         ("`[limits]`", Limits),
         ("`[nodes.NAME]`", Node),
     ],

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from lvsha.build import build_director
 from lvsha.config import Pair, load_pair
 from lvsha.model import ForwardMethod
-from lvsha.node import build_director
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))

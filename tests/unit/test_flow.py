@@ -2,6 +2,7 @@ import pytest
 
 from lvsha.datapath.flow import L3, Frame
 from lvsha.datapath.reasons import Reason
+from lvsha.datapath.sctp_states import SctpEvent
 from lvsha.model import connection_key
 from lvsha.wire import vnet
 from tests import packets
@@ -24,12 +25,12 @@ def key(protocol: int, source: str, source_port: int, there: str, port: int) -> 
 
 
 @pytest.mark.parametrize(("here", "there"), [(C4, V4), (C6, V6)])
-def test_a_segment_gives_its_key_flags_and_lengths(here: str, there: str) -> None:
+def test_a_segment_gives_its_key_event_and_lengths(here: str, there: str) -> None:
     packet = packets.tcp(here, 40000, there, 80, packets.SYN | packets.ACK, b"abc", ttl=7)
     frame, reason = read(packet)
     assert reason is None
     assert frame.key == key(6, here, 40000, there, 80)
-    assert (frame.protocol, frame.flags, frame.ttl) == (6, 0x12, 7)
+    assert (frame.protocol, frame.event, frame.ttl) == (6, 0x12, 7)
     assert frame.length == len(packet)
     assert frame.packet() == packet
     assert (frame.source, frame.destination) == (packets.address(here), packets.address(there))
@@ -37,10 +38,10 @@ def test_a_segment_gives_its_key_flags_and_lengths(here: str, there: str) -> Non
 
 
 @pytest.mark.parametrize(("here", "there"), [(C4, V4), (C6, V6)])
-def test_a_datagram_gives_its_key_and_no_flags(here: str, there: str) -> None:
+def test_a_datagram_gives_its_key_and_no_event(here: str, there: str) -> None:
     frame, reason = read(packets.udp(here, 4000, there, 53))
     assert reason is None
-    assert (frame.key, frame.flags) == (key(17, here, 4000, there, 53), 0)
+    assert (frame.key, frame.event) == (key(17, here, 4000, there, 53), 0)
 
 
 def test_ipv4_options_and_ipv6_extension_headers_move_the_transport() -> None:
@@ -60,8 +61,8 @@ def test_icmp_has_no_key(here: str, there: str) -> None:
 
 @pytest.mark.parametrize(
     "packet",
-    [packets.ip(C4, V4, 47, bytes(20)), packets.ip(C6, V6, 50, bytes(20))],
-    ids=["GRE", "ESP"],
+    [packets.ip(C4, V4, 47, bytes(20)), packets.ip(C6, V6, 33, bytes(20))],
+    ids=["GRE", "DCCP"],
 )
 def test_another_protocol_is_none_of_a_directors_business(packet: bytes) -> None:
     frame, reason = read(packet)
@@ -94,20 +95,62 @@ def test_padding_behind_the_packet_belongs_to_the_frame_and_not_to_the_packet() 
     assert (reason, frame.length, frame.end) == (None, 28, L3 + 46)
 
 
+@pytest.mark.parametrize("protocol", [50, 51], ids=["ESP", "AH"])
+@pytest.mark.parametrize(("here", "there"), [(C4, V4), (C6, V6)])
+def test_secured_packets_have_the_key_of_their_key_exchange(
+    here: str, there: str, protocol: int
+) -> None:
+    frame, reason = read(packets.ip(here, there, protocol, bytes(8)))
+    assert (reason, frame.protocol) == (None, protocol)
+    assert (frame.key, frame.event) == (key(17, here, 500, there, 500), 0)
+    assert read(packets.ip(here, there, protocol, bytes(7)))[1] is Reason.MALFORMED
+
+
+@pytest.mark.parametrize(("here", "there"), [(C4, V4), (C6, V6)])
+def test_an_sctp_packet_gives_its_key_and_the_event_of_its_first_chunk(
+    here: str, there: str
+) -> None:
+    common = (6000).to_bytes(2) + (5000).to_bytes(2) + bytes(8)
+    for chunk, event in (
+        (bytes((1, 0, 0, 4)), SctpEvent.INIT),
+        (bytes((6, 0, 0, 4)), SctpEvent.ABORT),
+        (bytes((10, 0, 0, 4)) + bytes((6, 0, 0, 4)), SctpEvent.ABORT_AFTER_COOKIE),
+    ):
+        frame, reason = read(packets.ip(here, there, 132, common + chunk))
+        assert (reason, frame.protocol, frame.event) == (None, 132, event)
+        assert frame.key == key(132, here, 6000, there, 5000)
+    assert read(packets.ip(here, there, 132, common[:11]))[1] is Reason.MALFORMED
+
+
 @pytest.mark.parametrize("fragment", [0x2000, 0x0001, 0x2001], ids=["first", "last", "in between"])
-def test_fragments_are_refused_for_tcp_and_udp_only(fragment: int) -> None:
-    for protocol in (6, 17):
-        packet = packets.ip(C4, V4, protocol, bytes(32), fragment=fragment, dont_fragment=False)
-        assert read(packet)[1] is Reason.FRAGMENT
-    assert read(packets.ip(C4, V4, 1, bytes(32), fragment=fragment))[1] is None
+@pytest.mark.parametrize("protocol", [1, 6, 17, 132])
+def test_a_fragment_is_known_as_one_and_nothing_more_is_read(protocol: int, fragment: int) -> None:
+    packet = packets.ip(C4, V4, protocol, bytes(32), fragment=fragment, dont_fragment=False)
+    frame, reason = read(packet)
+    assert (reason, frame.fragment, frame.protocol) == (None, True, protocol)
+    assert (frame.event, frame.packet()) == (0, packet)
 
 
-def test_ipv6_fragments_are_refused_for_tcp_and_udp_only() -> None:
+def test_fragments_of_what_has_no_connections_are_none_of_a_directors_business() -> None:
+    frame, reason = read(packets.ip(C4, V4, 47, bytes(32), fragment=0x2000))
+    assert (reason, frame.protocol, frame.fragment) == (None, 0, False)
+
+
+def test_fragments_of_secured_packets_are_not_put_together() -> None:
+    for here, there in ((C4, V4), (C6, V6)):
+        packet = packets.ip(here, there, 50, bytes(32), fragment=0x2001, dont_fragment=False)
+        if ":" in here:
+            header = bytes((50, 0, 0, 9)) + bytes(4)
+            packet = packets.ip(here, there, 44, header + bytes(16))
+        frame, reason = read(packet)
+        assert (reason, frame.fragment, frame.protocol) == (None, False, 50)
+        assert frame.key == key(17, here, 500, there, 500)
+
+
+def test_an_ipv6_fragment_is_known_as_one() -> None:
     header = bytes((17, 0, 0, 1)) + bytes(4)
-    assert read(packets.ip(C6, V6, 44, header + bytes(16)))[1] is Reason.FRAGMENT
-    header = bytes((58, 0, 0, 1)) + bytes(4)
     frame, reason = read(packets.ip(C6, V6, 44, header + bytes(16)))
-    assert (reason, frame.protocol) == (None, 0)
+    assert (reason, frame.fragment, frame.protocol) == (None, True, 17)
 
 
 def test_a_fragment_header_beyond_the_packet_is_not_looked_for_in_older_bytes() -> None:

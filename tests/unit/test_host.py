@@ -1,5 +1,6 @@
 """The real host: what it makes, and in which order it cleans up."""
 
+import random
 import tempfile
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_an_interface_that_is_not_there_is_named() -> None:
 
 def test_it_makes_a_forwarder_for_the_director() -> None:
     async def make() -> dict[str, int]:
-        director = Director(connections_max=10)
+        director = Director(connections_max=10, dice=random.Random(1))
         made = LinuxHost().forwarder(director, ["eth0"], lambda: None, stale_after=0.3)
         return made.counters.snapshot()
 

@@ -37,6 +37,15 @@ def test_the_mtu_is_told_where_each_family_looks_for_it() -> None:
     assert packet[44:48] == (1400).to_bytes(4)
 
 
+def test_a_wrong_option_is_pointed_at() -> None:
+    quoted = packets.ip(THERE4, HERE4, 17, bytes(8), options=b"\x07\x03\x03\x00")
+    error = icmp.wrong_option(22)
+    packet = icmp.emit(error, quoted, packets.address(HERE4), packets.address(THERE4))
+    read = dissect(packet)
+    assert faults(packet) == []
+    assert (read.payload.type, read.payload.code, read.payload.ptr) == (12, 0, 22)
+
+
 @pytest.mark.parametrize(("here", "there", "most"), [(HERE4, THERE4, 576), (HERE6, THERE6, 1280)])
 def test_an_error_quotes_no_more_than_its_family_allows(here: str, there: str, most: int) -> None:
     quoted = packets.udp(there, 4000, here, 53, bytes(2000))

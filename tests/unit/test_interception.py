@@ -4,50 +4,10 @@ import subprocess
 import pytest
 import trio
 
-from lvsha.datapath import interception
-from lvsha.datapath.interception import Endpoint, ruleset, table_changes
+from lvsha.datapath import host_link, interception
+from lvsha.datapath.claims import Claims
+from lvsha.datapath.interception import table_changes
 from lvsha.errors import HostError
-from lvsha.model import Protocol, parse_address
-
-V4, V6, S4 = map(parse_address, ("192.0.2.1", "2001:db8::1", "10.1.0.2"))
-SERVICES = [
-    Endpoint(Protocol.TCP, V4, 80),
-    Endpoint(Protocol.UDP, V4, 53),
-    Endpoint(Protocol.TCP, V6, 80),
-]
-
-
-def test_the_table_is_replaced_in_one_step() -> None:
-    lines = ruleset(["eth0"], SERVICES, []).splitlines()
-    # Adding first makes the deletion succeed where there is no table yet.
-    assert lines[:3] == [
-        "add table netdev lvsha",
-        "delete table netdev lvsha",
-        "table netdev lvsha {",
-    ]
-    assert lines[-1] == "}"
-    assert sum(line.count("{") - line.count("}") for line in lines) == 0
-
-
-def test_services_and_servers_stand_in_the_set_of_their_family() -> None:
-    text = ruleset(["eth0"], SERVICES, [Endpoint(Protocol.TCP, S4, 8080)])
-    sets = {part.split(" {")[0]: part for part in text.split("  set ")[1:]}
-    assert "192.0.2.1 . tcp . 80, 192.0.2.1 . udp . 53" in sets["services4"]
-    assert "2001:db8::1 . tcp . 80" in sets["services6"]
-    assert "10.1.0.2 . tcp . 8080" in sets["servers4"]
-    assert "elements" not in sets["servers6"].split("chain")[0]
-
-
-def test_every_interface_has_its_chain() -> None:
-    text = ruleset(["eth1", "eth0.7"], [], [])
-    assert text.count("type filter hook ingress device") == 2
-    assert 'device "eth0.7" priority -500' in text
-    assert 'device "eth1" priority -500' in text
-
-
-def test_a_server_of_two_services_stands_in_its_set_once() -> None:
-    server = Endpoint(Protocol.TCP, S4, 8080)
-    assert ruleset(["eth0"], [], [server, server]).count("10.1.0.2") == 1
 
 
 def fake_nft(
@@ -69,12 +29,25 @@ def fake_nft(
     return given
 
 
-def test_release_takes_the_table_away_whether_or_not_it_is_there(
+def test_release_takes_tables_and_routes_away_whether_or_not_they_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    released = []
+
+    async def release() -> None:
+        await trio.lowlevel.checkpoint()
+        released.append("routes")
+
+    monkeypatch.setattr(host_link, "release", release)
     given = fake_nft(monkeypatch, subprocess.CompletedProcess([], 0, b"", b""))
     trio.run(interception.release)
-    assert given == [b"add table netdev lvsha\ndelete table netdev lvsha\n"]
+    assert b"".join(given).decode().splitlines() == [
+        "add table netdev lvsha",
+        "delete table netdev lvsha",
+        "add table inet lvsha",
+        "delete table inet lvsha",
+    ]
+    assert released == ["routes"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +67,7 @@ def test_what_nft_cannot_do_is_one_sentence(
 ) -> None:
     fake_nft(monkeypatch, result)
     with pytest.raises(HostError, match=words):
-        trio.run(interception.intercept, ["eth0"], SERVICES, [])
+        trio.run(interception.intercept, ["eth0"], Claims())
 
 
 def _message(kind: int, family: int, *attributes: tuple[int, bytes]) -> bytes:

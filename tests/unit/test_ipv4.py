@@ -57,15 +57,48 @@ def test_fragments_carry_multiples_of_eight_bytes_and_together_the_packet() -> N
         assert reassemble(pieces) == PACKET[20:]
 
 
-def test_only_copied_options_go_into_later_fragments() -> None:
-    copied, once = b"\x94\x04\x00\x00", b"\x07\x07\x04\x00\x00\x00\x00\x00"
+def test_options_that_are_not_copied_do_nothing_in_later_fragments() -> None:
+    copied, once = b"\x94\x04\x00\x00", b"\x07\x07\x04\x00\x00\x00\x00"
+    options = once + copied + b"\x00"
     packet = packets.ip(
-        "10.0.0.1", "10.0.0.2", 253, bytes(200), options=copied + once, dont_fragment=False
+        "10.0.0.1", "10.0.0.2", 253, bytes(200), options=options, dont_fragment=False
     )
-    first, second, *_ = ipv4.fragment(packet, 100)
-    assert first[20:32] == copied + once
-    assert second[20:24] == copied
-    assert (second[0] & 15) * 4 == 24
+    first, *later = ipv4.fragment(packet, 100)
+    assert first[20:32] == options
+    assert [piece[20:32] for piece in later] == [b"\x01" * 7 + copied + b"\x00"] * 3
+    assert [len(piece) for piece in (first, *later)] == [96, 96, 96, 40]
+
+
+@pytest.mark.parametrize("options", [b"\x07\x00\x00\x00", b"\x07\x09\x00\x00", b"\x01\x01\x01\x07"])
+def test_options_that_contradict_themselves_are_left_as_they_are(options: bytes) -> None:
+    packet = packets.ip("10.0.0.1", "10.0.0.2", 253, bytes(80), options=options)
+    assert {piece[20:24] for piece in ipv4.fragment(packet, 68)} == {options}
+
+
+def test_fragments_forbid_fragmentation_only_if_told_so() -> None:
+    for packet in (PACKET, packets.udp("10.0.0.1", 1, "10.0.0.2", 2, b"x" * 100)):
+        for wanted in (False, True):
+            pieces = ipv4.fragment(packet, 68, dont_fragment=wanted)
+            assert {piece[6] & 0x40 for piece in pieces} == {0x40 if wanted else 0}
+
+
+def test_a_packet_is_cut_where_it_is_told() -> None:
+    pieces = ipv4.cut(PACKET, [8, 64, 16, 20])
+    assert [len(piece) for piece in pieces] == [28, 84, 36, 40]
+    assert reassemble(pieces) == PACKET[20:]
+
+
+@pytest.mark.parametrize("lengths", [[], [100], [8, 101], [7, 101], [64, 44, 8]])
+def test_cuts_that_do_not_fit_are_a_wire_error(lengths: list[int]) -> None:
+    with pytest.raises(WireError):
+        ipv4.cut(PACKET, lengths)
+
+
+def test_a_fragment_past_the_last_place_is_a_wire_error() -> None:
+    last = packets.ip("10.0.0.1", "10.0.0.2", 253, bytes(16), fragment=0x1FFF)
+    with pytest.raises(WireError):
+        ipv4.cut(last, [8, 8])
+    assert len(ipv4.cut(last[:2] + b"\x00\x1c" + last[4:28], [8])) == 1
 
 
 def test_a_fragment_of_a_fragment_keeps_its_place_and_its_more() -> None:

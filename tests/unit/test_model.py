@@ -44,7 +44,7 @@ def test_endpoints_are_written_as_ipvsadm_writes_them() -> None:
 
 
 def test_numbers_are_the_kernels() -> None:
-    assert [int(method) for method in ForwardMethod] == [0, 2, 3]
+    assert [int(method) for method in ForwardMethod] == [0, 2, 3, 4]
     assert (ConnectionFlag.SYNC, ConnectionFlag.NO_OUTPUT, ConnectionFlag.INACTIVE) == (
         0x20,
         0x80,

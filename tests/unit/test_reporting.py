@@ -2,7 +2,8 @@
 
 import pytest
 
-from lvsha.datapath.director import Reporting
+from lvsha.datapath.connections import SLICE
+from lvsha.datapath.registry import Reporting
 from lvsha.model import ConnectionChanged, ConnectionEnded, Protocol, parse_address
 from tests import packets
 from tests.laboratory import C4, V4, V6, Laboratory
@@ -20,7 +21,7 @@ def build(reporting: Reporting | None, *, udp: bool = False) -> Laboratory:
 def told(laboratory: Laboratory) -> list[str]:
     """The changes since the last time, as words."""
     words = []
-    for change in laboratory.director.take_changes():
+    for change in laboratory.director.registry.take_changes():
         match change:
             case ConnectionChanged(record):
                 words.append(f"state {record.state}")
@@ -36,11 +37,17 @@ def send(laboratory: Laboratory, *flags: int) -> list[str]:
     return told(laboratory)
 
 
+def tell_all(laboratory: Laboratory, addresses: list[bytes]) -> None:
+    """Tell everything, however many pauses that takes."""
+    for _ in laboratory.director.registry.tell_all(addresses):
+        pass
+
+
 def test_without_reporting_nothing_is_told() -> None:
     laboratory = build(None)
     assert send(laboratory, SYN, ACK, FIN | ACK) == []
-    laboratory.director.tell_all([VIP])
-    assert not laboratory.director.untold
+    tell_all(laboratory, [VIP])
+    assert not laboratory.director.registry.untold
 
 
 def test_a_connection_is_told_once_it_is_established_and_not_before() -> None:
@@ -96,23 +103,34 @@ def test_a_connection_that_ended_and_began_anew_is_told_as_new() -> None:
 def test_on_leaving_all_is_told_that_was_not_told_yet_half_open_ones_too() -> None:
     laboratory = build(Reporting())
     send(laboratory, SYN)
-    laboratory.director.tell_all([parse_address(V6)])
+    tell_all(laboratory, [parse_address(V6)])
     assert told(laboratory) == []
-    laboratory.director.tell_all([VIP])
+    tell_all(laboratory, [VIP])
     assert told(laboratory) == ["state 3"]
-    laboratory.director.tell_all([VIP])
+    tell_all(laboratory, [VIP])
     assert told(laboratory) == []
+
+
+def test_on_leaving_many_are_told_with_pauses() -> None:
+    laboratory = build(Reporting())
+    for port in range(1001, 3001):
+        laboratory.send("client", packets.tcp(C4, port, V4, 80, SYN))
+    telling = laboratory.director.registry.tell_all([VIP])
+    next(telling)
+    assert 0 < len(told(laboratory)) <= SLICE
+    assert sum(len(told(laboratory)) for _ in telling) >= 2000 - SLICE
 
 
 def test_a_connection_that_was_taken_over_is_told_with_its_first_packet() -> None:
     source = build(Reporting())
     send(source, SYN)
     laboratory = build(Reporting())
-    source.director.tell_all([VIP])
+    tell_all(source, [VIP])
     send(source, ACK)
-    (record,) = source.director.records([VIP])
-    laboratory.director.apply(record, laboratory.now)
-    assert not laboratory.director.untold
+    record, _ = source.director.replication.records([VIP])
+    assert record is not None
+    laboratory.director.replication.apply(record, laboratory.now)
+    assert not laboratory.director.registry.untold
     assert send(laboratory, ACK) == ["state 1"]
 
 

@@ -1,10 +1,11 @@
 import pytest
 
 from lvsha.datapath import segmentation
+from lvsha.datapath.reassembly import Reassembled
 from lvsha.errors import WireError
 from lvsha.wire import vnet
 from tests import packets
-from tests.reader import dissect, faults
+from tests.reader import dissect, faults, reassemble
 
 C4, V4, C6, V6 = "198.51.100.7", "192.0.2.1", "2001:db8::7", "2001:db8:f::1"
 
@@ -87,3 +88,101 @@ def test_a_datagram_whose_checksum_comes_out_as_zero_says_all_ones() -> None:
     (finished,) = segmentation.split(packets.udp(C4, 1, V4, 2, data), header, 20, 17)
     assert finished[26:28] == b"\xff\xff"
     assert faults(finished) == []
+
+
+def arrival(*pieces: int, largest: int) -> Reassembled:
+    return Reassembled(b"", largest, False, pieces)
+
+
+@pytest.mark.parametrize(
+    ("length", "mtu", "arrived", "expected"),
+    [
+        (120, 1500, arrival(48, 48, 24, largest=68), [68, 68, 44]),
+        (2008, 1500, arrival(1400, 608, largest=1420), [1420, 628]),
+        (1808, 1500, arrival(1200, 608, largest=1220), [1220, 628]),
+        (56, 1500, arrival(8, 32, 16, largest=52), [28, 52, 36]),
+        (140, 1500, arrival(48, 48, 24, largest=68), [68, 68, 64]),
+        (152, 1500, arrival(48, 48, 24, largest=68), [68, 68, 68, 28]),
+        (2040, 1300, arrival(1400, 620, largest=1420), [1300, 780]),
+        (120, 1500, arrival(largest=68), [68, 68, 44]),
+        (120, 60, arrival(48, 48, 24, largest=68), [60, 60, 60]),
+    ],
+    ids=[
+        "smaller than the link could carry",
+        "two",
+        "two others",
+        "not all of one size",
+        "in a tunnel",
+        "in a tunnel, with UDP",
+        "in a tunnel of a small path MTU",
+        "of changed length",
+        "onto a smaller link",
+    ],
+)
+def test_ipv4_leaves_in_fragments_no_larger_than_it_came(
+    length: int, mtu: int, arrived: Reassembled, expected: list[int]
+) -> None:
+    data = bytes(at * 7 & 0xFF for at in range(length))
+    packet = packets.ip(C4, V4, 253, data, dont_fragment=False)
+    pieces = segmentation.refragment(packet, mtu, arrived, 99)
+    assert [len(piece) for piece in pieces] == expected
+    assert reassemble(pieces) == data
+    assert {dissect(piece).id for piece in pieces} == {0x1234}
+
+
+@pytest.mark.parametrize(
+    ("length", "arrived", "expected"),
+    [
+        (120, arrival(48, 48, 24, largest=96), [96, 96, 72]),
+        (2008, arrival(1400, 608, largest=1448), [1448, 656]),
+        (1808, arrival(1200, 608, largest=1248), [1248, 656]),
+        (160, arrival(48, 48, 24, largest=96), [136, 96, 72]),
+        (168, arrival(48, 48, 24, largest=96), [144, 96, 72]),
+        (164, arrival(48, 48, 24, largest=96), [212]),
+        (2048, arrival(1400, 608, largest=1448), [1448, 696]),
+        (120, arrival(largest=96), [168]),
+    ],
+    ids=[
+        "smaller than the link could carry",
+        "two",
+        "two others",
+        "in a tunnel",
+        "in a tunnel of eight bytes more",
+        "in a tunnel that moves the second piece off its place",
+        "in a tunnel, too large for the first",
+        "of changed length",
+    ],
+)
+def test_ipv6_leaves_in_fragments_no_larger_than_it_came_or_1280(
+    length: int, arrived: Reassembled, expected: list[int]
+) -> None:
+    data = bytes(at * 7 & 0xFF for at in range(length))
+    pieces = segmentation.refragment(packets.ip(C6, V6, 253, data), 1500, arrived, 99)
+    assert [len(piece) for piece in pieces] == expected
+    assert b"".join(piece[48:] for piece in pieces) == data
+    marks = [dissect(piece).payload for piece in pieces]
+    assert {(mark.nh, mark.id) for mark in marks} == {(253, 99)}
+    assert [mark.m for mark in marks] == [1] * (len(pieces) - 1) + [0]
+
+
+def test_an_ipv6_datagram_no_longer_than_its_largest_fragment_leaves_whole() -> None:
+    packet = packets.ip(C6, V6, 253, bytes(100))
+    for arrived in (arrival(100, largest=148), arrival(96, 4, largest=140)):
+        assert segmentation.refragment(packet, 1500, arrived, 99) == [packet]
+
+
+def test_fragments_forbid_fragmentation_where_the_packet_does() -> None:
+    for forbidden in (False, True):
+        packet = packets.ip(C4, V4, 253, bytes(120), dont_fragment=forbidden)
+        for arrived in (arrival(48, 72, largest=92), arrival(largest=68)):
+            pieces = segmentation.refragment(packet, 1500, arrived, 99)
+            assert {str(dissect(piece).flags.DF) for piece in pieces} == {str(forbidden)}
+
+
+def test_an_mtu_without_room_is_a_wire_error() -> None:
+    arrived = arrival(48, 72, largest=92)
+    with pytest.raises(WireError):
+        segmentation.refragment(packets.ip(C4, V4, 253, bytes(120)), 27, arrived, 99)
+    for damaged in (b"", b"\x45", b"\x60" + bytes(39)):
+        with pytest.raises(WireError):
+            segmentation.refragment(damaged, 20, arrived, 99)

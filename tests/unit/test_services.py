@@ -23,11 +23,13 @@ def test_only_nat_translates_and_sees_output() -> None:
     others = [
         laboratory.server(service, f"10.1.0.{3 + n}", method=m) for n, m in enumerate((DR, TUN))
     ]
-    assert nat.request is not None
-    assert nat.reply is not None
+    binding = nat.bind(parse_address(V4), 80, 8080)
+    assert binding.to_server.translation is not None
+    assert binding.to_client is not None
     assert nat.connection_flags == ConnectionFlag.INACTIVE
     for server in others:
-        assert (server.request, server.reply) == (None, None)
+        binding = server.bind(parse_address(V4), 80, 80)
+        assert (binding.to_server.translation, binding.to_client) == (None, None)
         assert server.connection_flags == ConnectionFlag.INACTIVE | ConnectionFlag.NO_OUTPUT
 
 
@@ -37,7 +39,7 @@ def test_a_service_finds_its_server_by_address_and_port() -> None:
     server = laboratory.server(service, "fd00:5::2", 8080)
     assert service.server(parse_address("fd00:5::2"), 8080) is server
     assert service.server(parse_address("fd00:5::2"), 80) is None
-    assert service.key == b"\x06\x06" + parse_address(V6) + b"\x00\x50"
+    assert laboratory.director.services.get(service.identity) is service
 
 
 def test_a_service_counts_what_its_past_servers_did() -> None:
@@ -47,7 +49,8 @@ def test_a_service_counts_what_its_past_servers_did() -> None:
     laboratory.send("client", packets.tcp(C4, 1, V4, 80))
     laboratory.send("server", packets.tcp(S4, 80, C4, 1, packets.SYN | packets.ACK))
     expected = Statistics(1, 1, 1, 40, 40)
-    assert server.statistics == service.statistics == expected
-    laboratory.director.remove_server(server)
-    assert service.statistics == expected
-    assert server.statistics == Statistics()
+    assert server.counted() == service.counted() == expected
+    laboratory.remove(server)
+    assert service.counted() == expected
+    assert laboratory.server(service, S4) is server
+    assert server.counted() == service.counted() == expected

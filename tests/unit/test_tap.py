@@ -50,11 +50,21 @@ def addresses(*texts: str) -> set[bytes]:
     return set(map(parse_address, texts))
 
 
-PROGRAM = socket_filter(addresses(V4, V6), addresses(S4, S6))
+PROGRAM = socket_filter((addresses(V4, V6), addresses(S4, S6)))
 
 FOR_THE_DIRECTOR = {
     "TCP to the virtual address": packets.tcp(C4, 1, V4, 80),
     "UDP to the virtual address": packets.udp(C4, 1, V4, 80),
+    "SCTP to the virtual address": packets.ip(C4, V4, 132, bytes(12)),
+    "AH to the virtual address": packets.ip(C4, V4, 51, bytes(24)),
+    "ESP to the virtual address": packets.ip(C4, V4, 50, bytes(24)),
+    "a first fragment": packets.ip(C4, V4, 17, bytes(24), dont_fragment=False, fragment=0x2000),
+    "a later fragment": packets.ip(C4, V4, 17, bytes(24), dont_fragment=False, fragment=3),
+    "a later fragment of ICMP": packets.ip(C4, V4, 1, bytes(24), dont_fragment=False, fragment=3),
+    "SCTP from a NAT server": packets.ip(S4, C4, 132, bytes(12)),
+    "a fragment from a NAT server": packets.ip(
+        S4, C4, 17, bytes(24), dont_fragment=False, fragment=3
+    ),
     "TCP with IP options": packets.tcp(C4, 1, V4, 80, ip_options=b"\x01\x01\x01\x00"),
     "TCP from a NAT server": packets.tcp(S4, 80, C4, 1),
     "UDP from a NAT server": packets.udp(S4, 80, C4, 1),
@@ -64,6 +74,8 @@ FOR_THE_DIRECTOR = {
     "the last of the ICMPv6 errors": packets.icmp("2001:db8:9::9", C6, 127, 0, bytes(48)),
     "TCP to the virtual IPv6 address": packets.tcp(C6, 1, V6, 80),
     "UDP from a NAT server over IPv6": packets.udp(S6, 80, C6, 1),
+    "IPv6 fragment": packets.ip(C6, V6, 44, bytes((17, 0, 0, 9, 0, 0, 0, 1)) + bytes(8)),
+    "ESP over IPv6": packets.ip(C6, V6, 50, bytes(24)),
     "IPv6 extension header": packets.ip(C6, V6, 60, bytes((6, 0)) + bytes(26)),
     "packet too big from anywhere": packets.icmp("2001:db8:9::9", C6, 2, 0, bytes(48)),
 }
@@ -86,6 +98,15 @@ def test_what_may_concern_a_director_passes(packet: bytes) -> None:
 @pytest.mark.parametrize("packet", NOT_FOR_IT.values(), ids=NOT_FOR_IT.keys())
 def test_what_cannot_concern_it_is_kept_out(packet: bytes) -> None:
     assert not passes(PROGRAM, packets.ethernet(packet))
+
+
+NEVER = {"another protocol", "echo request over IPv6", "neighbour solicitation"}
+
+
+@pytest.mark.parametrize("name", [*FOR_THE_DIRECTOR, *NOT_FOR_IT])
+def test_a_filter_for_everybody_looks_at_the_protocol_only(name: str) -> None:
+    packet = {**FOR_THE_DIRECTOR, **NOT_FOR_IT}[name]
+    assert passes(socket_filter(None), packets.ethernet(packet)) is (name not in NEVER)
 
 
 def test_arp_and_other_ethertypes_are_kept_out() -> None:
@@ -113,7 +134,7 @@ def test_a_frame_cut_anywhere_is_passed_or_kept_out_but_never_runs_astray() -> N
 def test_a_filter_never_grows_beyond_what_the_kernel_takes(count: int) -> None:
     virtual = {(0x0A00_0000 + n).to_bytes(4) for n in range(count)}
     virtual |= {bytes(12) + (n + 1).to_bytes(4) for n in range(count)}
-    program = socket_filter(virtual, set())
+    program = socket_filter((virtual, set()))
     assert len(program) <= STEPS_MAX
     for address in sorted(virtual)[:: max(1, count // 50)]:
         text = ".".join(map(str, address)) if len(address) == 4 else f"::{address[12:].hex(':', 2)}"
@@ -123,7 +144,7 @@ def test_a_filter_never_grows_beyond_what_the_kernel_takes(count: int) -> None:
 
 
 def test_every_jump_stays_inside_the_program() -> None:
-    for program in (PROGRAM, socket_filter(set(), set())):
+    for program in (PROGRAM, socket_filter((set(), set())), socket_filter(None)):
         for at, (code, if_true, if_false, operand) in enumerate(program):
             reach = operand if code == 0x05 else max(if_true, if_false)
             assert at + 1 + reach < len(program) or code == 0x06

@@ -1,8 +1,10 @@
 import pytest
+from scapy.layers.inet6 import IPv6, defragment6
 
-from lvsha.datapath.network import LinkChange, NeighbourChange, RouteChange
+from lvsha.datapath.network import AddressChange, LinkChange, NeighbourChange, RouteChange
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.transmit import ANSWERS_BURST
+from lvsha.datapath.tunnels import Tunnel, TunnelChecksum, TunnelType
 from lvsha.model import ForwardMethod, Protocol, parse_address
 from lvsha.wire import vnet
 from tests import packets
@@ -126,12 +128,21 @@ def test_a_tunnel_may_join_the_families(vip: str, server: str, client: str) -> N
     assert dissect(left.packet).dst == server
 
 
-def test_a_large_ipv4_packet_in_an_ipv6_tunnel_is_cut_inside() -> None:
+def joined(pieces: list[Left]) -> bytes:
+    """What the fragments of an IPv6 packet carry together."""
+    assert len(pieces) > 1
+    assert all(len(piece.packet) <= 1500 and faults(piece.packet) == [] for piece in pieces)
+    return bytes(defragment6([IPv6(piece.packet) for piece in pieces]).payload)
+
+
+def test_a_large_ipv4_packet_in_an_ipv6_tunnel_is_cut_outside() -> None:
     laboratory = build(TUN, V4, S6)
-    whole = packets.udp(C4, 1, V4, 80, bytes(3000), dont_fragment=False, ttl=10)
+    payload = bytes(range(250)) * 12
+    whole = packets.udp(C4, 1, V4, 80, payload, dont_fragment=False, ttl=10)
     left = laboratory.send("client", whole)
-    assert all(len(piece.packet) <= 1500 for piece in left)
-    assert reassemble([piece.packet[40:] for piece in left]) == whole[20:]
+    once_less = packets.udp(C4, 1, V4, 80, payload, dont_fragment=False, ttl=9)
+    assert joined(left) == once_less
+    assert {(piece.side, dissect(piece.packet).dst) for piece in left} == {("server", S6)}
 
 
 def test_the_longest_packet_of_all_still_fits_a_tunnel_in_pieces() -> None:
@@ -212,6 +223,57 @@ def test_the_headers_of_a_segment_count_with_their_options(method: ForwardMethod
         assert {left.side for left in laboratory.send("client", partial, header)} == {side}
 
 
+TUNNELS = {
+    "ipip": (Tunnel(), 20),
+    "gre": (Tunnel(TunnelType.GRE), 24),
+    "gue": (Tunnel(TunnelType.GUE, 5555), 32),
+}
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", TUNNELS)
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_a_partial_checksum_is_completed_for_a_tunnel(
+    protocol: Protocol, kind: str, client: str, vip: str, server: str
+) -> None:
+    laboratory = Laboratory()
+    tunnel, outer = TUNNELS[kind]
+    service = laboratory.service(vip, protocol=protocol)
+    laboratory.server(service, server, method=TUN, tunnel=tunnel)
+    make = packets.tcp if protocol is Protocol.TCP else packets.udp
+    l4 = 40 if ":" in vip else 20
+    whole = make(client, 40000, vip, 80, payload=b"odd", ttl=64)
+    header = packets.vnet_header(partial=True, l4=14 + l4, protocol=protocol)
+    partial = packets.with_partial_checksum(whole, l4, protocol)
+    (left,) = laboratory.send("client", partial, header)
+    assert left.vnet == bytes(10)
+    inner = left.packet[outer + (20 if ":" in vip else 0) :]
+    assert inner == make(client, 40000, vip, 80, payload=b"odd", ttl=63)
+
+
+def test_a_partial_checksum_stays_partial_for_a_tunnel_whose_other_end_completes_it() -> None:
+    laboratory = Laboratory()
+    tunnel = Tunnel(TunnelType.GUE, 5555, TunnelChecksum.REMOTE)
+    laboratory.server(laboratory.service(protocol=Protocol.UDP), method=TUN, tunnel=tunnel)
+    partial = packets.with_partial_checksum(packets.udp(C4, 1, V4, 80, b"odd"), 20, packets.UDP)
+    header = packets.vnet_header(partial=True, l4=34, protocol=packets.UDP)
+    (left,) = laboratory.send("client", partial, header)
+    # Where it begins and where its field is, from the inner packet on.
+    assert left.packet[36:40] == (20).to_bytes(2) + (26).to_bytes(2)
+    assert left.packet[40 + 20 :] == partial[20:]
+
+
+def test_an_icmp_error_with_a_partial_checksum_is_dropped_and_counted() -> None:
+    for client, vip, server in ((C4, V4, S4), (C6, V6, S6)):
+        laboratory = build(TUN, vip, server)
+        laboratory.send("client", packets.udp(client, 1, vip, 80))
+        error = packets.icmp(
+            client, vip, 1 if ":" in vip else 3, 3, packets.udp(vip, 80, client, 1)
+        )
+        assert laboratory.send("client", error, packets.vnet_header(partial=True)) == []
+        assert laboratory.drops() == {Reason.BAD_SEGMENTATION: 1}
+
+
 def test_a_super_frame_that_contradicts_itself_is_dropped_and_counted() -> None:
     laboratory = build(TUN, protocol=Protocol.TCP)
     laboratory.send("client", packets.tcp(C4, 40000, V4, 80, SYN))
@@ -250,10 +312,43 @@ def test_a_server_that_moves_to_another_link_is_found_there() -> None:
     assert left.side == "client"
 
 
-def test_a_server_without_route_or_at_this_host_is_an_own_reason() -> None:
-    laboratory = build(DR, server="10.1.0.1")
-    assert laboratory.send("client", packets.udp(C4, 1, V4, 80)) == []
+@pytest.mark.parametrize("method", [DR, TUN], ids=["dr", "tun"])
+@pytest.mark.parametrize(("client", "vip", "server"), [(C4, V4, "10.1.0.1"), (C6, V6, "fd00:5::1")])
+def test_a_server_at_this_host_gets_the_packet_as_it_is(
+    method: ForwardMethod, client: str, vip: str, server: str
+) -> None:
+    laboratory = build(method, vip, server)
+    for value in (64, 1):
+        packet = packets.udp(client, 1, vip, 80, b"x", ttl=value)
+        (left,) = laboratory.send("client", packet)
+        assert (left.side, left.packet) == ("host", packet)
+    assert laboratory.drops() == {}
+
+
+@pytest.mark.parametrize(("client", "vip", "server"), [(C4, V4, "10.1.0.1"), (C6, V6, "fd00:5::1")])
+def test_a_nat_server_at_this_host_gets_the_packet_translated(
+    client: str, vip: str, server: str
+) -> None:
+    laboratory = build(NAT, vip, server, port=8080)
+    for value in (64, 1):
+        packet = packets.udp(client, 1, vip, 80, b"x", ttl=value)
+        (left,) = laboratory.send("client", packet)
+        assert left.side == "host"
+        assert left.packet == packets.udp(client, 1, server, 8080, b"x", ttl=value)
+    assert laboratory.drops() == {}
+
+
+@pytest.mark.parametrize(("client", "vip", "server"), [(C4, V4, "127.0.0.1"), (C6, V6, "::1")])
+def test_a_nat_server_at_the_loopback_address_gets_nothing_from_outside(
+    client: str, vip: str, server: str
+) -> None:
+    laboratory = build(NAT, vip, server)
+    laboratory.director.learn(AddressChange(3, parse_address(server), present=True))
+    assert laboratory.send("client", packets.udp(client, 1, vip, 80)) == []
     assert laboratory.drops() == {Reason.SERVER_IS_LOCAL: 1}
+
+
+def test_a_server_without_route_is_told_to_the_client() -> None:
     laboratory = build(DR)
     laboratory.director.learn(
         RouteChange(parse_address(S4), 32, 0, b"", b"", 0, present=True, unreachable=True)
@@ -317,12 +412,13 @@ def test_an_icmp_error_goes_the_way_of_its_connection(
     assert (read.src, read.dst, ttl(inner)) == (client, vip, 63)
 
 
-def test_an_icmpv6_error_too_large_for_a_tunnel_is_dropped_and_counted() -> None:
+def test_an_icmpv6_error_too_large_for_a_tunnel_leaves_in_fragments() -> None:
     laboratory = build(TUN, V6, S6)
     laboratory.send("client", packets.udp(C6, 1, V6, 80))
     quote = packets.udp(V6, 80, C6, 1, bytes(1500 - 48 - 48))
-    assert laboratory.send("client", packets.icmp(C6, V6, 1, 4, quote)) == []
-    assert laboratory.drops() == {Reason.TOO_BIG: 1}
+    left = laboratory.send("client", packets.icmp(C6, V6, 1, 4, quote))
+    assert joined(left) == packets.icmp(C6, V6, 1, 4, quote, ttl=63)
+    assert laboratory.drops() == {}
 
 
 def test_an_icmp_error_causes_no_icmp_error() -> None:

@@ -3,17 +3,22 @@
 A table of 256 slots is dealt out in list order, to each server as many slots in a row as
 its weight; the slot is a multiplicative hash of the address (the kernel's ``hash_32``). The
 table depends on nothing but the configuration, so both directors choose alike.
+
+With a seed, the address (and port) goes through SipHash with the seed as both halves of its
+key before it is hashed, so that another seed spreads the clients in an unrelated way. Seed 0
+is the kernel's hash.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
+from lvsha.datapath.scheduler_options import SchedulerOptions
+from lvsha.datapath.schedulers.hashing import WORD, falls_back, hash_32, port_of, source_of
+from lvsha.datapath.schedulers.siphash import hsiphash
 from lvsha.datapath.services import RealServer
 
 SLOTS: Final = 256
 _BITS: Final = 8
-_GOLDEN_RATIO_32: Final = 0x61C8_8647
-_WORD: Final = 0xFFFF_FFFF
 
 
 class SourceHashing:
@@ -23,10 +28,9 @@ class SourceHashing:
     slots where the server of the slot is not usable.
     """
 
-    def __init__(self, servers: Sequence[RealServer], flags: Collection[str]) -> None:
+    def __init__(self, servers: Sequence[RealServer], options: SchedulerOptions) -> None:
         self._servers = servers
-        self._with_port = "sh-port" in flags
-        self._fallback = "sh-fallback" in flags
+        self._options = options
         self._slots: list[RealServer] = []
         self.updated()
 
@@ -36,34 +40,26 @@ class SourceHashing:
         while self._servers and len(dealt) < SLOTS:
             for server in self._servers:
                 dealt += [server] * max(1, min(server.weight, SLOTS))
+                if len(dealt) >= SLOTS:
+                    break
         self._slots = dealt[:SLOTS]
 
-    def schedule(self, key: bytes) -> RealServer | None:
+    def schedule(self, key: bytes, _now: float) -> RealServer | None:
         """The server of the client's slot, if it is usable."""
-        if not self._slots:
+        slots, options = self._slots, self._options
+        if not slots:
             return None
-        size = (len(key) - 6) // 2
-        address = _fold(key[2 : 2 + size])
-        port = int.from_bytes(key[-4:-2]) if self._with_port else 0
-        first = _slot(address, port, 0)
-        server = self._slots[first]
-        if server.usable or not self._fallback:
-            return server if server.usable else None
-        for step in range(SLOTS):
-            server = self._slots[_slot(address, port, (step + first) % SLOTS)]
-            if server.usable:
-                return server
+        value = source_of(key) + port_of(key, options.flags)
+        if options.seed:
+            value = hsiphash(value & WORD, options.seed)
+        first = hash_32(value, _BITS)
+        server = slots[first]
+        if server.usable:
+            return server
+        if falls_back(options.flags):
+            # The kernel adds the slot's number to each offset, and again when it hashes.
+            for offset in range(SLOTS):
+                server = slots[(2 * first + offset) % SLOTS]
+                if server.usable:
+                    return server
         return None
-
-
-def _fold(address: bytes) -> int:
-    """An address as 32 bits: an IPv6 address by the exclusive or of its words."""
-    folded = 0
-    for at in range(0, len(address), 4):
-        folded ^= int.from_bytes(address[at : at + 4])
-    return folded
-
-
-def _slot(address: int, port: int, offset: int) -> int:
-    value = (port + address) * _GOLDEN_RATIO_32 & _WORD
-    return (offset + (value >> 32 - _BITS)) % SLOTS

@@ -1,0 +1,251 @@
+"""Open connections: which service a packet is for, which real server gets it, and whether.
+
+The steps are the kernel's: find the service; let the defence drop what it must; persistence;
+the scheduler; and where no server can be had, what is left to do with the packet.
+
+What always holds: a packet that is refused has opened nothing. New connections are opened
+only for addresses that this node holds; what of them has moved elsewhere is in `elsewhere`.
+"""
+
+from typing import Final
+
+from lvsha.datapath import payload, sip
+from lvsha.datapath.connections import Connection
+from lvsha.datapath.defence import Defence
+from lvsha.datapath.flow import Frame
+from lvsha.datapath.ftp import FTP_DATA_PORT, FTP_PORT
+from lvsha.datapath.marks import Marks
+from lvsha.datapath.network import Network
+from lvsha.datapath.reasons import Reason
+from lvsha.datapath.registry import Registry
+from lvsha.datapath.service_table import ServiceTable
+from lvsha.datapath.services import RealServer, ServerOptions, VirtualService
+from lvsha.datapath.verdicts import ACCEPT, Accept, Drop
+from lvsha.model import ConnectionFlag, ForwardMethod, IPv4_BYTES, Protocol
+from lvsha.settings import Settings
+from lvsha.wire import icmp
+
+_ONE_PACKET: Final = int(ConnectionFlag.ONE_PACKET)
+_UDP: Final = int(Protocol.UDP)
+_ANY_PORT: Final = bytes(2)
+_WITH_TEMPLATE: Final = 2
+"""What a connection and its template take in the table."""
+
+NO_SERVICE: Final = None
+"""What `Opener.open` returns for a packet of no service."""
+
+
+class Opener:
+    """Opens connections for packets that belong to none.
+
+    Attributes:
+        elsewhere: virtual addresses that another node holds.
+        settings: those in force.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        services: ServiceTable,
+        marks: Marks,
+        network: Network,
+        defence: Defence,
+        settings: Settings,
+    ) -> None:
+        self.elsewhere: set[bytes] = set()
+        self.settings = settings
+        self._registry = registry
+        self._services = services
+        self._marks = marks
+        self._network = network
+        self._defence = defence
+
+    def service_of(self, key: bytes) -> VirtualService | None:
+        """The service that a packet with this key is for."""
+        marks = self._marks
+        return self._services.find(key, marks.of(key) if marks.rules else 0)
+
+    def open(
+        self, key: bytes, frame: Frame, now: float, *, quoted: bool = False
+    ) -> Connection | Drop | Accept | None:
+        """Open a connection for a packet.
+
+        Args:
+            key: of the request.
+            frame: it, or an ICMP error that quotes its inverse.
+            now: the clock.
+            quoted: which of the two; of a quoted packet only addresses and ports are known.
+
+        Returns:
+            The connection: with one-packet scheduling one that is in no table; why none is
+            opened; or None where the packet is for no service.
+        """
+        service = self.service_of(key)
+        if service is None:
+            return NO_SERVICE
+        size = (len(key) - 6) // 2
+        virtual, port = key[2 + size : 2 + 2 * size], int.from_bytes(key[-2:])
+        if not quoted and not self._registry.machines[key[1]].may_open[frame.event]:
+            # What may be FTP data, and is not, is of another program on this host.
+            ftp_data = service.port == FTP_PORT != port and not service.options.persistence
+            return ACCEPT if ftp_data else Drop(Reason.NO_CONNECTION)
+        if virtual in self.elsewhere:
+            return Drop(Reason.NOT_MASTER)
+        if self._registry.table.full:
+            return Drop(Reason.TABLE_FULL)
+        if self._defence.drops_packet():
+            return Drop(Reason.DEFENCE)
+        if int.from_bytes(key[-4:-2]) == FTP_DATA_PORT:
+            return Drop(Reason.FTP_DATA)
+        if service.options.persistence:
+            return self.open_persistent(service, key, frame, now, quoted=quoted)
+        if not service.identity.mark and port != service.port:
+            return self._leave(service, key, now, quoted=quoted)
+        server = None if service.scheduler is None else service.scheduler.schedule(key, now)
+        if server is None:
+            return self._leave(service, key, now, quoted=quoted)
+        return self._bind(service, server, server.port or port, key, now)
+
+    def open_persistent(
+        self,
+        service: VirtualService,
+        key: bytes,
+        frame: Frame,
+        now: float,
+        *,
+        server: RealServer | None = None,
+        quoted: bool = False,
+    ) -> Connection | Drop | Accept:
+        """Open a connection to the server that the client's template names.
+
+        Args:
+            service: a persistent one.
+            key: of the request.
+            frame: as for `open`.
+            now: the clock.
+            server: which it must be, because it is the server that speaks first; a template
+                that names another is replaced.
+            quoted: as for `open`.
+        """
+        found = b""
+        if service.options.engine:
+            call_id = self._call_id(key, frame, quoted=quoted)
+            if call_id is None:
+                return Drop(Reason.NO_CALL_ID)
+            found = call_id
+        registry = self._registry
+        if server is not None:
+            # The client may have a connection to another server; the newer one is found.
+            older = registry.table.find(key)
+            if older is not None:
+                registry.end(older)
+        port = int.from_bytes(key[-2:])
+        at_own_port = port == service.port
+        template_key = _template_key(service, key)
+        template = registry.table.template(template_key + found)
+        if template is not None and not self._is_good(template, server):
+            registry.table.poison(template)
+            template = None
+        if template is None:
+            if server is None and service.scheduler is not None:
+                server = service.scheduler.schedule(key, now)
+            if server is None:
+                return self._leave(service, key, now, quoted=quoted)
+            if registry.table.room < _WITH_TEMPLATE:
+                return Drop(Reason.TABLE_FULL)
+            size = (len(key) - 6) // 2
+            named_port = server.port if at_own_port and port != FTP_PORT else 0
+            binding = server.bind(
+                template_key[2 + size : 2 + 2 * size],
+                int.from_bytes(template_key[-2:]),
+                named_port,
+            )
+            timeout = float(service.options.persistence)
+            template = registry.open_template(template_key, found, binding, timeout, now)
+        server = template.server
+        real_port = server.port if at_own_port and server.port else port
+        connection = self._bind(service, server, real_port, key, now, parent=template)
+        template.expires = now + template.timeout
+        if connection.flags & _ONE_PACKET:
+            template.packets += 1
+        return connection
+
+    def _is_good(self, template: Connection, server: RealServer | None) -> bool:
+        """Whether a template may still decide."""
+        named = template.server
+        if not named.available or (server is not None and named is not server):
+            return False
+        return bool(named.weight) or not self.settings.expire_quiescent_template
+
+    def _call_id(self, key: bytes, frame: Frame, *, quoted: bool) -> bytes | None:
+        if key[1] != _UDP or quoted:
+            return None
+        return sip.call_id(payload.read(frame))
+
+    def _bind(
+        self,
+        service: VirtualService,
+        server: RealServer,
+        real_port: int,
+        key: bytes,
+        now: float,
+        parent: Connection | None = None,
+    ) -> Connection:
+        size = (len(key) - 6) // 2
+        virtual, port = key[2 + size : 2 + 2 * size], int.from_bytes(key[-2:])
+        binding = server.bind(virtual, port, real_port)
+        server.statistics.connections += 1
+        if service.options.one_packet and key[1] == _UDP:
+            return self._registry.make(key, binding, _ONE_PACKET)
+        return self._registry.open(key, binding, now, parent=parent)
+
+    def _leave(
+        self, service: VirtualService, key: bytes, now: float, *, quoted: bool
+    ) -> Connection | Drop | Accept:
+        """What becomes of a packet that no real server can be found for."""
+        size = (len(key) - 6) // 2
+        destination, port = key[2 + size : 2 + 2 * size], int.from_bytes(key[-2:])
+        if (
+            self.settings.cache_bypass
+            and service.identity.mark
+            and not quoted
+            and self._may_be_bypassed(destination)
+        ):
+            if service.bypass is None:
+                nowhere = bytes(size)
+                options = ServerOptions(method=ForwardMethod.BYPASS)
+                service.bypass = RealServer(service, nowhere, 0, options)
+            binding = service.bypass.bind(b"", 0, 0)
+            if service.options.one_packet and key[1] == _UDP:
+                return self._registry.make(key, binding, _ONE_PACKET)
+            return self._registry.open(key, binding, now)
+        if service.port == FTP_PORT and port != FTP_PORT:
+            return ACCEPT
+        return Drop(Reason.NO_SERVER, None if quoted else icmp.PORT_UNREACHABLE)
+
+    def _may_be_bypassed(self, destination: bytes) -> bool:
+        """Whether a packet could go on to where it was sent; of IPv6 the kernel asks less."""
+        if not icmp.may_be_told(destination):
+            return False
+        return len(destination) != IPv4_BYTES or not self._network.is_local(destination)
+
+
+def _template_key(service: VirtualService, key: bytes) -> bytes:
+    """The key of the template of a client: its masked address, and what it keeps to.
+
+    That is the service's own port; all ports, with FTP and where the service stands for
+    all; or the firewall mark, written where the virtual address would be.
+    """
+    size = (len(key) - 6) // 2
+    client, virtual = key[2 : 2 + size], key[2 + size : 2 + 2 * size]
+    netmask = service.options.netmask
+    if netmask:
+        masked = int.from_bytes(client) & int.from_bytes(netmask)
+        client = masked.to_bytes(size)
+    protocol, port = key[1:2], _ANY_PORT
+    if service.identity.mark:
+        protocol = bytes((Protocol.IP,))
+        virtual = service.identity.mark.to_bytes(4) + bytes(size - 4)
+    elif int.from_bytes(key[-2:]) == service.port != FTP_PORT:
+        port = key[-2:]
+    return key[:1] + protocol + client + virtual + _ANY_PORT + port

@@ -1,0 +1,373 @@
+"""The life of connections: opened, counted, stepped, ended, and reported to backups.
+
+The registry is the one place that changes a connection. It keeps the counts of the real
+servers true, ends what is over, and notes which connections the backups must be told of.
+
+What always holds:
+
+* The time of a parent (the template of a client, an FTP control connection) is not over
+  before that of its children. Only what replaces it, or the peer that it was copied from,
+  ends it sooner; its children then live on by themselves.
+* Of each connection at most one change waits to be told, and it is the newest.
+
+Times are seconds on the caller's clock.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from lvsha.datapath import state_machines
+from lvsha.datapath.connections import (
+    TEMPLATE_ASSURED,
+    UNTOLD,
+    Connection,
+    ConnectionTable,
+    FtpDialogue,
+    TemplateIdentity,
+    reply_key,
+)
+from lvsha.datapath.ftp import FTP_PORT
+from lvsha.datapath.services import Binding
+from lvsha.datapath.state_machines import StateMachine
+from lvsha.datapath.tcp_states import TcpState
+from lvsha.model import (
+    ConnectionChange,
+    ConnectionChanged,
+    ConnectionEnded,
+    ConnectionFlag,
+    ForwardMethod,
+    Protocol,
+)
+
+EXPIRE_BATCH: Final = 250
+"""Connections looked at in one call of `expire`; a millisecond of work."""
+REFRESH_PART: Final = 0.25
+"""After this part of its time-out a connection in use is reported again; a copy lives
+longer by the same part, so that it never ends before its original."""
+PARENT_TIMEOUT: Final = 60.0
+"""How much longer what has children lives, each time that its own time is over."""
+
+_INACTIVE: Final = int(ConnectionFlag.INACTIVE)
+_TEMPLATE: Final = int(ConnectionFlag.TEMPLATE)
+_NEVER: Final = float("inf")
+_INITIAL_TIMEOUT: Final = 3.0
+"""The kernel gives a connection 3 s until its first state."""
+_TCP: Final = int(Protocol.TCP)
+_UDP: Final = int(Protocol.UDP)
+_SCTP: Final = int(Protocol.SCTP)
+_FTP_PORT_BYTES: Final = FTP_PORT.to_bytes(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """When a connection is reported to the backups.
+
+    ``established``: when a TCP connection reaches a state that backups are told of or a
+    UDP flow begins, and again before a copy could expire. ``threshold``: the kernel's
+    rule, when the count of requests modulo ``period`` equals ``threshold`` (or, with
+    period 0, once), and when a closing state is entered.
+    """
+
+    when: Literal["established", "threshold"] = "established"
+    threshold: int = 3
+    period: int = 50
+
+
+class Registry:
+    """Every connection of a director.
+
+    Args:
+        limit: of the connection table.
+        reporting: when changes are reported; None reports nothing.
+
+    Attributes:
+        table: the connections.
+        machines: the state machine of each protocol.
+        counts: how many connections there are of each virtual address.
+        untold: what `take_changes` would return; always the same object.
+        generation: of the newest snapshot that has begun to arrive; what is opened from then
+            on belongs to it.
+        in_transition: virtual addresses that have moved to or from this node a moment ago.
+            Some have not heard of it yet, so each of their connections is told from its
+            first packet on: its next one may go to the other node.
+    """
+
+    def __init__(self, limit: int, reporting: Reporting | None) -> None:
+        self.table = ConnectionTable(limit)
+        self.machines: dict[int, StateMachine] = {
+            _TCP: state_machines.tcp(),
+            _UDP: state_machines.udp(),
+            _SCTP: state_machines.sctp(),
+        }
+        self.counts: Counter[bytes] = Counter()
+        self.untold: dict[bytes, Connection | ConnectionEnded] = {}
+        self.generation = 0
+        self.in_transition: set[bytes] = set()
+        self._reporting = reporting
+
+    # Opening
+
+    def open(
+        self,
+        key: bytes,
+        binding: Binding,
+        now: float,
+        *,
+        parent: Connection | None = None,
+        flags: int = 0,
+    ) -> Connection:
+        """A new connection in the table.
+
+        Args:
+            key: of its request direction.
+            binding: its real server.
+            now: the clock.
+            parent: what it belongs to.
+            flags: beside those that the server gives it.
+        """
+        connection = self.make(key, binding, flags)
+        connection.expires = now + _INITIAL_TIMEOUT
+        if binding.method is ForwardMethod.NAT:
+            connection.reply_key = reply_key(key, binding.server.address, binding.port)
+            if key[1] == _TCP and key[-2:] == _FTP_PORT_BYTES:
+                connection.dialogue = FtpDialogue()
+        reporting = self._reporting
+        if reporting is not None and (key[1] == _UDP or reporting.when == "threshold"):
+            connection.report_at = 0.0  # with a threshold every packet looks at the count
+        if parent is not None:
+            connection.parent = parent
+            parent.children += 1
+        self.table.add(connection)
+        self.counts[connection.virtual[0]] += 1
+        return connection
+
+    def make(self, key: bytes, binding: Binding, flags: int = 0) -> Connection:
+        """A connection that is bound to its server, but in no table."""
+        server = binding.server
+        connection = Connection(
+            key,
+            binding,
+            self.machines[key[1]],
+            server.connection_flags | flags,
+            _INITIAL_TIMEOUT,
+        )
+        connection.report_at = _NEVER
+        connection.generation = self.generation
+        server.inactive += 1
+        server.note_bound()
+        return connection
+
+    def open_template(
+        self, key: bytes, found: bytes, binding: Binding, timeout: float, now: float
+    ) -> Connection:
+        """A new persistence template.
+
+        Args:
+            key: as a connection's, with client port 0.
+            found: what a persistence engine found beside; else empty.
+            binding: the server that the client keeps.
+            timeout: of the service's persistence.
+            now: the clock.
+        """
+        server = binding.server
+        machine = self.machines.get(key[1], self.machines[_UDP])
+        flags = server.connection_flags | _TEMPLATE
+        template = Connection(key, binding, machine, flags, timeout)
+        template.dialogue = TemplateIdentity(key + found, found)
+        template.expires = now + timeout
+        template.report_at = _NEVER
+        server.persistent += 1
+        server.note_bound()
+        self.table.add_template(template)
+        return template
+
+    # States
+
+    def enter(self, connection: Connection, state: int, now: float) -> None:
+        """Change a state, with the time-out and counts that go with it."""
+        machine = connection.machine
+        connection.state = state
+        connection.timeout = timeout = machine.timeouts[state]
+        connection.expires = now + timeout
+        self.table.hasten(connection)
+        if machine.active[state] != connection.active:
+            self.count_as(connection, active=machine.active[state])
+        if state == machine.established:
+            self.assure(connection)
+        reporting = self._reporting
+        if reporting is not None and self._is_worth_telling(connection):
+            if reporting.when == "established":
+                self.report(connection, now)
+            elif state != machine.established and state != connection.told_state:
+                self.tell(connection)
+
+    def assure(self, connection: Connection) -> None:
+        """Note on a client's template that a connection of it was answered."""
+        parent = connection.parent
+        if parent is not None and parent.flags & _TEMPLATE:
+            parent.state = TEMPLATE_ASSURED
+
+    def listen(self, connection: Connection, now: float) -> None:
+        """Let an FTP data connection wait for its first packet."""
+        connection.state = int(TcpState.LISTEN)
+        connection.timeout = connection.machine.timeouts[connection.state]
+        connection.expires = now + connection.timeout
+
+    def change_timeout(self, connection: Connection, timeout: float) -> None:
+        """Take over a time-out that was set since; a shorter one moves the end nearer."""
+        connection.timeout = timeout
+        self.table.hasten(connection)
+
+    def count_as(self, connection: Connection, *, active: bool) -> None:
+        """Count a connection as active, or as inactive."""
+        server = connection.server
+        if active:
+            connection.flags &= ~_INACTIVE
+            server.active += 1
+            server.inactive -= 1
+        else:
+            connection.flags |= _INACTIVE
+            server.active -= 1
+            server.inactive += 1
+
+    # Ends
+
+    def end(self, connection: Connection) -> None:
+        """Remove a connection or template from the table and from its server's counts."""
+        self.take_out(connection)
+        self.let_go(connection)
+
+    def take_out(self, connection: Connection) -> None:
+        """The first half of an end: it is found no more; its server counts it still."""
+        self.table.remove(connection)
+        if not connection.flags & _TEMPLATE:
+            self._uncount(connection.virtual[0])
+        if connection.told_state != UNTOLD:
+            key = connection.key
+            self.untold[key] = ConnectionEnded(key, connection.virtual[0])
+
+    def let_go(self, connection: Connection) -> None:
+        """The second half: its server and its parent count it no more."""
+        self.unbind(connection)
+        parent = connection.parent
+        if parent is None:
+            return
+        parent.children -= 1
+        # The end was forced: what only stood for this connection goes with it.
+        forced = connection.timeout == 0 and not parent.children and parent.second >= 0
+        if forced and not (parent.flags & _TEMPLATE and parent.state == TEMPLATE_ASSURED):
+            self.delete(parent)
+
+    def _uncount(self, virtual: bytes) -> None:
+        left = self.counts[virtual] - 1
+        if left:
+            self.counts[virtual] = left
+        else:
+            del self.counts[virtual]  # a firewall mark may stand for any number of addresses
+
+    def unbind(self, connection: Connection) -> None:
+        """Take a connection out of its server's counts."""
+        server = connection.server
+        if connection.flags & _TEMPLATE:
+            server.persistent -= 1
+        elif connection.flags & _INACTIVE:
+            server.inactive -= 1
+        else:
+            server.active -= 1
+        server.note_unbound()
+
+    def delete(self, connection: Connection) -> None:
+        """End a connection before its time, and what only stood for it."""
+        if connection.parent is not None:
+            connection.timeout = 0
+        self.end(connection)
+
+    def expire(self, now: float) -> None:
+        """End connections whose time is over, at most `EXPIRE_BATCH` in one call."""
+        for connection in self.table.expired(now, EXPIRE_BATCH):
+            if connection.children:
+                connection.timeout = PARENT_TIMEOUT
+                self.table.postpone(connection, now + PARENT_TIMEOUT)
+            else:
+                self.end(connection)
+
+    # What backups are told
+
+    def report(self, connection: Connection, now: float) -> None:
+        """Report a connection, if the rule for reports says so at this packet."""
+        reporting = self._reporting
+        assert reporting is not None, "report_at is never reached without reporting"
+        if reporting.when == "threshold":
+            self._report_by_count(connection, reporting)
+            return
+        if not self._is_worth_telling(connection):
+            return
+        connection.report_at = now + connection.timeout * REFRESH_PART
+        self.tell(connection)
+
+    def report_from(self, connection: Connection, now: float) -> None:
+        """Report a connection again from now on, because it is no longer another's copy."""
+        if self._reporting is not None and self._reporting.when == "established":
+            connection.report_at = now
+
+    def _is_worth_telling(self, connection: Connection) -> bool:
+        """Whether backups are told of connections in this state."""
+        return connection.machine.told[connection.state] or (
+            bool(self.in_transition) and connection.virtual[0] in self.in_transition
+        )
+
+    def _report_by_count(self, connection: Connection, reporting: Reporting) -> None:
+        if not self._is_worth_telling(connection):
+            return
+        count = connection.packets
+        if reporting.period:
+            due = count % reporting.period == reporting.threshold
+        else:
+            due = count == reporting.threshold
+        if due:
+            self.tell(connection)
+
+    def tell(self, connection: Connection) -> None:
+        """Put a connection on the list of what backups are told next."""
+        connection.told_state = connection.state
+        self.untold[connection.key] = connection
+
+    def take_changes(self) -> list[ConnectionChange]:
+        """What has changed since the last call: the newest word about each connection."""
+        changes: list[ConnectionChange] = [
+            ConnectionChanged(change.record()) if isinstance(change, Connection) else change
+            for change in self.untold.values()
+        ]
+        self.untold.clear()
+        return changes
+
+    def tell_all(self, addresses: Collection[bytes]) -> Iterator[None]:
+        """Report what was not told yet of these virtual addresses, half-open ones too.
+
+        A node that gives up its addresses calls this, so that its successor knows even
+        connections in the middle of their handshake. It pauses after each slice of the
+        table, so that the caller can carry the changes away and let frames pass.
+        """
+        if self._reporting is None:
+            return
+        for part in self.synced(addresses):
+            for connection in part:
+                if connection.told_state != connection.state:
+                    self.tell(connection)
+            yield
+
+    def synced(self, addresses: Collection[bytes]) -> Iterator[list[Connection]]:
+        """Connections of these virtual addresses, slice by slice of the table.
+
+        The table may go on changing between two slices; a slice may well have none.
+        """
+        for part in self.table.slices():
+            yield [
+                connection
+                for connection in part
+                if connection.second >= 0
+                and not connection.flags & _TEMPLATE
+                and connection.virtual[0] in addresses
+            ]
