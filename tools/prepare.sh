@@ -3,12 +3,16 @@
 #
 #   tools/prepare.sh run     what `lvsha` and its drill need
 #   tools/prepare.sh test    that, and what the test suite, the linters and the bench need
+#   tools/prepare.sh interop that, and what a guest with a kernel of its own needs
 #
 # As root on Debian it installs missing packages with apt-get. Otherwise it says in one
 # sentence which are missing. Nothing is written outside .venv but by apt-get.
 set -eu
 
 purpose=${1:-run}
+# Of Python packages there are two sets.
+packages=$purpose
+[ "$purpose" = interop ] && packages=test
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
@@ -17,8 +21,11 @@ export PATH
 programs="nft:nftables ip:iproute2 unshare:util-linux nsenter:util-linux mount:mount"
 # Some tests use more and skip where it is missing.
 optional=""
-if [ "$purpose" = test ]; then
+if [ "$purpose" != run ]; then
     optional="keepalived:keepalived sysctl:procps ethtool:ethtool"
+fi
+if [ "$purpose" = interop ]; then
+    optional="$optional linux.uml:user-mode-linux ipvsadm:ipvsadm modprobe:kmod"
 fi
 
 say() {
@@ -59,9 +66,9 @@ install_packages() {
 
 is_up_to_date() {
     [ -x .venv/bin/python ] && [ -r .venv/prepared ] &&
-        [ "$(cat .venv/prepared)" = "$(fingerprint "$purpose")" ] && return 0
+        [ "$(cat .venv/prepared)" = "$(fingerprint "$packages")" ] && return 0
     # What was prepared for the tests serves to run as well.
-    [ "$purpose" = run ] && [ -x .venv/bin/python ] && [ -r .venv/prepared ] &&
+    [ "$packages" = run ] && [ -x .venv/bin/python ] && [ -r .venv/prepared ] &&
         [ "$(cat .venv/prepared)" = "$(fingerprint test)" ]
 }
 
@@ -107,10 +114,10 @@ pip() {
 rm -f .venv/prepared
 "$python" -m venv --clear .venv
 pip install --upgrade "pip>=25.1"
-if [ "$purpose" = test ]; then
+if [ "$packages" = test ]; then
     pip install --editable . --group test --group lint
 else
     pip install --editable .
 fi
-fingerprint "$purpose" >.venv/prepared
+fingerprint "$packages" >.venv/prepared
 say "ready"
