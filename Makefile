@@ -2,13 +2,15 @@
 
 PYTHON := .venv/bin/python
 SEEDS ?= 200
+SECONDS ?= 60
+FUZZ_ARGS ?=
 DRILL_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help drill test check sim bench clean
+.PHONY: help drill test check sim vectors interop fuzz bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +34,18 @@ sim: ## run the simulations for longer; SEEDS=5000
 	@for simulation in tests/simulation/test_*_simulation.py; do \
 		$(PYTHON) -m "tests.simulation.$$(basename "$$simulation" .py)" $(SEEDS) || exit 1; \
 	done
+
+vectors: ## compare with recordings of a kernel; LVSHA_VECTORS=DIR for others than those here
+	@tools/prepare.sh test
+	@$(PYTHON) -m tests.vectors $(LVSHA_VECTORS)
+
+interop: ## compare with a live kernel in a user-mode guest; SEEDS=200
+	@tools/prepare.sh interop
+	@$(PYTHON) -m tests.interop --seeds $(SEEDS)
+
+fuzz: ## drive the director with hostile frames; SECONDS=600 FUZZ_ARGS="--seed 7"
+	@tools/prepare.sh test
+	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS) $(FUZZ_ARGS)
 
 bench: ## measure against a bare packet loop on this machine
 	@tools/prepare.sh test
