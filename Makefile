@@ -7,10 +7,11 @@ FUZZ_ARGS ?=
 DRILL_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SCALE_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help drill test check sim vectors interop fuzz bench clean
+.PHONY: help drill test check sim vectors interop fuzz bench scale clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,10 @@ fuzz: ## drive the director with hostile frames; SECONDS=600 FUZZ_ARGS="--seed 7
 bench: ## measure against a bare packet loop on this machine
 	@tools/prepare.sh test
 	@$(PYTHON) -m bench $(BENCH_ARGS)
+
+scale: ## cost, memory and pauses with a million connections; SCALE_ARGS=--quick
+	@tools/prepare.sh test
+	@$(PYTHON) -m bench.scale $(SCALE_ARGS)
 
 clean: ## remove what the targets above have made in this directory
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist drill

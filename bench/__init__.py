@@ -9,4 +9,8 @@ no test: a ratio below its target is shown as such and the exit code stays 0.
 programs that are compared; `bulk`, `small` and `churn` are kinds of traffic, each with both
 its ends; `footprint` and `processing` need no network and share the frames of `handmade`;
 `report` is what a person sees.
+
+What many connections and services cost is asked by a command of its own, `python -m
+bench.scale`: it needs no network and no privileges, but some minutes and two gigabytes.
+`crowd` is the director it feeds, `pauses` how long one call keeps everything waiting.
 """

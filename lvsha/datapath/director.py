@@ -221,8 +221,8 @@ class Director:
 
     def warm_ways(self) -> Iterator[None]:
         """What `keep_ways_warm` does, as a chore."""
-        servers = [server for service in self.services for server in service.servers]
-        for number, server in enumerate(servers, 1):
+        listed = (server for service in list(self.services) for server in list(service.servers))
+        for number, server in enumerate(listed, 1):
             hop = self.network.hop(server.address) if server.available else None
             if hop is not None:
                 hop.used = True
@@ -549,12 +549,14 @@ class Director:
         """Have something done in the time between frames, in parts that take a moment each."""
         self._chores.append(chore)
 
-    def _rated(self) -> Iterator[VirtualService | RealServer | ServiceTable]:
+    def _rated(self) -> Sequence[VirtualService | RealServer | ServiceTable]:
         """Everything that has rates."""
+        rated: list[VirtualService | RealServer | ServiceTable] = []
         for service in self.services:
-            yield service
-            yield from service.servers
-        yield self.services
+            rated.append(service)
+            rated += service.servers
+        rated.append(self.services)
+        return rated
 
     def _begin_chores(self, now: float) -> None:
         self._reassembler.expire(now)

@@ -196,6 +196,17 @@ def test_a_sweep_begins_anew_when_the_next_snapshot_ends_first() -> None:
     assert not laboratory.director.housekeep(laboratory.now)
 
 
+def test_after_a_sweep_there_may_be_another() -> None:
+    store, laboratory, _ = make()
+    for port in (1, 2):
+        store.apply(record(WEB, port))
+        store.begin_snapshot(WEB_ID)
+        store.end_snapshot(WEB_ID)
+        finish(laboratory)
+        assert store.counters["connections_swept"] == port
+        assert ports(store, WEB_ID) == []
+
+
 def test_reading_says_how_much_of_other_sync_ids_it_has_passed() -> None:
     store, _, _ = make(connections_max=2000)
     for port in range(1, 1501):

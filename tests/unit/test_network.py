@@ -259,3 +259,14 @@ def test_in_a_dump_links_come_first() -> None:
         link(1),
     ]
     assert isinstance(changes_first(changes)[0], LinkChange)
+
+
+def test_all_destinations_behind_a_gateway_share_its_hop_until_something_changes(
+    mirror: Network,
+) -> None:
+    before = hop(mirror, "198.51.100.1")
+    assert hop(mirror, "198.51.100.2") is before
+    mirror.apply(link(1, mtu=1400))
+    assert hop(mirror, "198.51.100.3").mtu == 1400
+    mirror.apply(AddressChange(1, a("198.51.100.4"), present=True))
+    assert mirror.hop(a("198.51.100.4")) is None

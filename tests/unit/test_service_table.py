@@ -515,16 +515,30 @@ def test_the_rates_of_the_whole_go_on_without_jumps_when_a_service_is_deleted() 
     for step in range(60):
         for _ in range(10):
             laboratory.send("client", packets.udp(C4, 1000, V4, 80, bytes(72)))
-        if step == 41:
-            laboratory.send("client", packets.tcp(C4, 1000, V4, 80, SYN))
         if step == 45:
+            laboratory.send("client", packets.tcp(C4, 1000, V4, 80, SYN))
             table.delete(ServiceIdentity(4, Protocol.TCP, parse_address(V4), 80))
         if step > 45:
             assert table.rates.in_packets == 10
         laboratory.sleep(1)
     for _ in range(3):
         laboratory.sleep(1)
-    assert table.sampled() == table.counted()
+    assert table.sampled() == table.counted() == Statistics(2, 601, 0, 60040, 0)
+    laboratory.send("client", packets.udp(C4, 1000, V4, 80, bytes(72)))
+    table.zero()
+    laboratory.send("client", packets.udp(C4, 1000, V4, 80, bytes(72)))
+    for _ in range(3):
+        laboratory.sleep(1)
+    assert table.sampled() == table.counted() == Statistics(0, 1, 0, 100, 0)
+
+
+def test_what_a_deleted_service_counted_is_in_the_samples_of_the_whole() -> None:
+    laboratory = Laboratory()
+    table, service = laboratory.director.services, laboratory.service(protocol=Protocol.UDP)
+    laboratory.server(service)
+    laboratory.send("client", packets.udp(C4, 1000, V4, 80, bytes(72)))
+    table.delete(service.identity)
+    assert table.sampled() == table.counted() == Statistics(1, 1, 0, 100, 0)
 
 
 def test_a_great_trash_is_looked_at_with_pauses() -> None:
