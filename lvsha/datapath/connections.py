@@ -2,8 +2,9 @@
 
 One table is the authority. A connection stands in it under the key of its request
 direction and, with NAT, under that of its replies, so that either direction is one
-dictionary look-up. Persistence templates stand in a dictionary of their own, under a key
-without the client's port.
+dictionary look-up. Of several whose replies look alike the newest stands there, as in the
+kernel. Persistence templates stand in a dictionary of their own, under a key without the
+client's port.
 
 The dictionaries are cut into `SHARDS`. A dictionary that grows is copied at once, and copying
 one of a million entries would stop everything for some thirty milliseconds. Which shard it is
@@ -250,6 +251,7 @@ class ConnectionTable:
         self.unknown_ports = 0
         self._templates: tuple[dict[bytes, Connection], ...] = tuple({} for _ in range(SHARDS))
         self._poisoned: dict[Connection, None] = {}
+        self._hidden: dict[bytes, dict[Connection, None]] = {}
         self._count = 0
         self._limit = limit
         self._wheel: dict[int, dict[Connection, None]] = {}
@@ -319,7 +321,7 @@ class ConnectionTable:
         assert key not in shard, "a key is entered once"
         shard[key] = connection
         if connection.reply_key:
-            self.outbound[_reply_shard(connection.reply_key)][connection.reply_key] = connection
+            self._enter_reply(connection)
         if connection.flags & _NO_CLIENT_PORT:
             self.unknown_ports += 1
         self._count += 1
@@ -347,15 +349,15 @@ class ConnectionTable:
         """Enter a connection under the port that its client turned out to use."""
         key, reply = connection.key, connection.reply_key
         del self.inbound[_shard(key)][key]
+        if reply:
+            self._leave_reply(connection)
         connection.key = key[:-4] + port + key[-2:]
         connection.flags &= ~_NO_CLIENT_PORT
         self.unknown_ports -= 1
         self.inbound[_shard(connection.key)][connection.key] = connection
         if reply:
-            if self.outbound[_reply_shard(reply)].get(reply) is connection:
-                del self.outbound[_reply_shard(reply)][reply]
             connection.reply_key = reply[:-2] + port
-            self.outbound[_reply_shard(connection.reply_key)][connection.reply_key] = connection
+            self._enter_reply(connection)
 
     def remove(self, connection: Connection) -> None:
         """Take a connection or template out."""
@@ -367,15 +369,42 @@ class ConnectionTable:
             else:
                 del self._templates[_template_shard(identity.table_key)][identity.table_key]
         else:
-            key, reply = connection.key, connection.reply_key
+            key = connection.key
             del self.inbound[_shard(key)][key]
-            if reply and self.outbound[_reply_shard(reply)].get(reply) is connection:
-                del self.outbound[_reply_shard(reply)][reply]
+            if connection.reply_key:
+                self._leave_reply(connection)
             if connection.flags & _NO_CLIENT_PORT:
                 self.unknown_ports -= 1
         self._count -= 1
         self._disarm(connection)
         connection.second = -1
+
+    def _enter_reply(self, connection: Connection) -> None:
+        """Let replies find a connection, and no older one that the same server answers.
+
+        There are such where a client uses one port with several virtual ends.
+        """
+        reply = connection.reply_key
+        shard = self.outbound[_reply_shard(reply)]
+        older = shard.get(reply)
+        if older is not None:
+            self._hidden.setdefault(reply, {})[older] = None
+        shard[reply] = connection
+
+    def _leave_reply(self, connection: Connection) -> None:
+        """Let replies find it no more, but the newest that it has hidden."""
+        reply = connection.reply_key
+        shard = self.outbound[_reply_shard(reply)]
+        hidden = self._hidden.get(reply)
+        if hidden is None:
+            del shard[reply]
+            return
+        if shard[reply] is connection:
+            shard[reply], _ = hidden.popitem()
+        else:
+            del hidden[connection]
+        if not hidden:
+            del self._hidden[reply]
 
     def hasten(self, connection: Connection) -> None:
         """Look at a connection earlier, after its `expires` has moved back."""

@@ -65,6 +65,9 @@ class Defence:
             self._rate = self._counter = threshold // (threshold - self.available_pages)
         else:
             self._rate = 0
+        self._registry.machines[Protocol.TCP].use(
+            secure=self.secure_tcp, sloppy=self.settings.sloppy_tcp
+        )
 
     @property
     def secure_tcp(self) -> bool:

@@ -17,16 +17,16 @@ What always holds:
 Times are seconds on the caller's clock.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lvsha.datapath import icmp_errors
 from lvsha.datapath.connections import SLICE, Connection, FtpDialogue, reversed_key
 from lvsha.datapath.defence import Defence
-from lvsha.datapath.estimator import Estimator
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.ftp_control import FtpControl
+from lvsha.datapath.housekeeping import Housekeeping
 from lvsha.datapath.icmp_errors import QuotedTunnel
 from lvsha.datapath.marks import Marks
 from lvsha.datapath.network import Network, NetworkChange, Outgoing
@@ -38,7 +38,7 @@ from lvsha.datapath.replication import Replication
 from lvsha.datapath.scheduler_options import Dice
 from lvsha.datapath.sctp_states import SctpEvent
 from lvsha.datapath.service_table import ServiceTable
-from lvsha.datapath.services import RealServer, VirtualService
+from lvsha.datapath.services import RealServer
 from lvsha.datapath.tcp_states import RST, TcpState
 from lvsha.datapath.transmit import ANSWERS_PER_SECOND, Transmitter
 from lvsha.datapath.verdicts import (
@@ -52,12 +52,6 @@ from lvsha.datapath.verdicts import (
 from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, connection_key
 from lvsha.settings import REUSE_FIN_WAIT, Settings
 from lvsha.wire import icmp
-
-CHORE_INTERVAL: Final = 1.0
-"""Seconds between two rounds of what is to be done now and then."""
-ESTIMATES_IN_ONE_GO: Final = 500
-CHORES_MAX: Final = 8
-"""Chores that wait; while there are so many, what comes up each second is left out."""
 
 _NO_OUTPUT: Final = int(ConnectionFlag.NO_OUTPUT)
 _NO_CLIENT_PORT: Final = int(ConnectionFlag.NO_CLIENT_PORT)
@@ -85,6 +79,9 @@ class Director:
         replication: the connections as other directors see them.
         network: the mirror of the host's network.
         drops: frames dropped, by reason.
+        carry_out: does what a verdict says; see `Transmitter.carry_out`.
+        housekeep: does a part of what time brings; see `Housekeeping.run`.
+        add_chore: has something done between frames; see `Housekeeping.add`.
     """
 
     def __init__(
@@ -116,13 +113,12 @@ class Director:
         self._reassembler = Reassembler(self.drops, limit_bytes=fragment_bytes)
         self._transmitter = Transmitter(self.network, self.drops, answers_per_second)
         self.carry_out = self._transmitter.carry_out
-        self._estimator = Estimator(self._rated)
+        housekeeping = Housekeeping(self.registry, self.services, self._defence, self._reassembler)
+        self._housekeeping = housekeeping
+        self.housekeep, self.add_chore = housekeeping.run, housekeeping.add
         self._backup_of: frozenset[bytes] = frozenset()
         self._shut: frozenset[bytes] = frozenset()
         self._seed = 0
-        self._chores: deque[Iterator[None]] = deque()
-        self._chores_at: float | None = None
-        self._removals_seen = 0
         self.configure(settings)
 
     # Configuration
@@ -143,15 +139,8 @@ class Director:
             lblcr_expiration=settings.lblcr_expiration,
         )
         self.registry.machines[Protocol.SCTP].use(sloppy=settings.sloppy_sctp)
-        self._follow_defence()
-        self._estimator.switch(running=settings.run_estimation)
+        self._housekeeping.configure(settings)
         self._shut = self._backup_of if settings.backup_only else frozenset()
-
-    def _follow_defence(self) -> None:
-        settings = self._defence.settings
-        self.registry.machines[Protocol.TCP].use(
-            secure=self._defence.secure_tcp, sloppy=settings.sloppy_tcp
-        )
 
     def seed(self, seed: int) -> None:
         """Set the seed of hashing schedulers; for those that are made from now on."""
@@ -286,14 +275,14 @@ class Director:
         """A packet from the client of a connection."""
         binding = connection.binding
         server = binding.server
+        if self._shut and connection.virtual[0] in self._shut:
+            return ACCEPT
         if not server.available:
             if not self.services.serves(frame.family):
                 return ACCEPT  # without a service there is no director
             if not self._opener.settings.expire_nodest_conn:
                 return Drop(Reason.SERVER_GONE)
             return self._replace(connection, frame, now)
-        if self._shut and connection.virtual[0] in self._shut:
-            return ACCEPT
         machine = connection.machine
         state = connection.state
         transitions = machine.input_only if connection.flags & _NO_OUTPUT else machine.input
@@ -323,6 +312,12 @@ class Director:
         server = binding.server
         if not server.available and not self.services.serves(frame.family):
             return ACCEPT  # without a service there is no director
+        if connection.dialogue is not None:
+            # Its text is read in the state before it, and its bytes are counted as they leave.
+            verdict = self._dialogue(connection, frame, now, to_server=False)
+            if isinstance(verdict, Drop):
+                connection.expires = now + connection.timeout
+                return verdict
         machine = connection.machine
         state = connection.state
         new_state = machine.output[frame.event][state]
@@ -340,8 +335,6 @@ class Director:
         parent = connection.parent
         if parent is not None and machine.established < 0:
             self.registry.assure(connection)
-        if connection.dialogue is not None:
-            return self._dialogue(connection, frame, now, to_server=False)
         return binding.to_client or ACCEPT
 
     def _replace(self, connection: Connection, frame: Frame, now: float) -> Verdict:
@@ -358,7 +351,12 @@ class Director:
     def _gives_way(self, connection: Connection) -> bool:
         """Whether a packet that looks like the start of a connection replaces this one."""
         settings = self._opener.settings
-        if settings.expire_nodest_conn and not connection.server.weight:
+        if self._shut and connection.virtual[0] in self._shut:
+            return False
+        server = connection.server
+        if not server.available and not self.services.serves(connection.key[0]):
+            return False  # without a service there is no director
+        if settings.expire_nodest_conn and not server.weight:
             return True
         mode = settings.conn_reuse_mode
         if not mode or connection.parent is not None:
@@ -425,7 +423,9 @@ class Director:
         if server is None or self.network.is_local(destination):
             return ACCEPT
         if key[1] == _UDP and server.service.options.engine and server.service.port and server.port:
-            return self._first_from_server(frame, server, now)
+            verdict = self._first_from_server(frame, server, now)
+            if not isinstance(verdict, Drop) or verdict.reason is not Reason.NO_CALL_ID:
+                return verdict
         if not self._opener.settings.nat_icmp_send or self._is_reset(frame):
             return Drop(Reason.UNKNOWN_REPLY)
         if frame.ttl <= 1:  # as one that passes through, it comes no further
@@ -471,10 +471,16 @@ class Director:
             return ACCEPT
         connection = self._table.find(key)
         if connection is not None:
+            if self._shut and connection.virtual[0] in self._shut:
+                return ACCEPT
             return self._error(ErrorToServer(connection), frame)
         connection = self._table.find_reply(key)
         if connection is not None:
             return self._error(ErrorToClient(connection), frame)
+        connection = self._table.find(reversed_key(key))
+        if connection is not None and connection.binding.method is not ForwardMethod.NAT:
+            self._count_error(connection, frame, to_server=False)  # it only passes by here
+            return ACCEPT
         key = icmp_errors.quoted_key(frame) if self._opener.settings.schedule_icmp else None
         if key is None:
             return ACCEPT
@@ -487,21 +493,23 @@ class Director:
 
     def _error(self, verdict: ErrorToServer | ErrorToClient, frame: Frame) -> Verdict:
         """An ICMP error about a packet of a connection."""
-        binding = verdict.connection.binding
-        if binding.method is ForwardMethod.NAT and not icmp_errors.checksum_is_right(frame):
+        connection = verdict.connection
+        if not connection.server.available and not self.services.serves(frame.family):
+            return ACCEPT  # without a service there is no director
+        to_server = isinstance(verdict, ErrorToServer)
+        # What is not translated the kernel verifies of IPv4 only.
+        verified = connection.binding.method is ForwardMethod.NAT or frame.family == 4
+        if verified and not icmp_errors.checksum_is_right(frame):
             return Drop(Reason.ICMP_CHECKSUM)
-        server = binding.server
-        if server.available:
-            statistics = server.statistics
-            if isinstance(verdict, ErrorToServer):
-                statistics.in_packets += 1
-                statistics.in_bytes += frame.length
-                if binding.method is not ForwardMethod.NAT:
-                    verdict.connection.packets += 1
-            else:
-                statistics.out_packets += 1
-                statistics.out_bytes += frame.length
+        self._count_error(connection, frame, to_server=to_server)
         return verdict
+
+    def _count_error(self, connection: Connection, frame: Frame, *, to_server: bool) -> None:
+        """Count an ICMP error as a packet of the connection that it is about."""
+        if to_server and connection.binding.method is not ForwardMethod.NAT:
+            connection.packets += 1
+        if to_server or frame.ttl > 1:  # else it goes no further, and so counts for nothing
+            connection.server.count(frame.length, to_server=to_server)
 
     def _tunnel_error(self, frame: Frame, quoted: QuotedTunnel) -> Verdict | None:
         """An error about a tunnel packet; None if it is none that this director sent."""
@@ -519,66 +527,3 @@ class Director:
         if not icmp_errors.checksum_is_right(frame):
             return Drop(Reason.ICMP_CHECKSUM)
         return TunnelError(connection, quoted)
-
-    # Time
-
-    def housekeep(self, now: float) -> bool:
-        """Do a bounded part of what time brings; returns whether more is waiting.
-
-        Each call takes some milliseconds at most, so that a caller can let frames pass
-        between two.
-        """
-        self.registry.expire(now)
-        behind = self._estimator.run(now, ESTIMATES_IN_ONE_GO)
-        if self._removals_seen != self.services.removals:
-            self._removals_seen = self.services.removals
-            if self._opener.settings.expire_nodest_conn:
-                self._chores.append(self._end_orphans())
-        if self._chores_at is None or now >= self._chores_at:
-            self._chores_at = now + CHORE_INTERVAL
-            self._begin_chores(now)
-        elif self._chores:
-            try:
-                next(self._chores[0])
-            except StopIteration:
-                self._chores.popleft()
-        deadline = self._table.deadline
-        return behind or bool(self._chores) or (deadline is not None and deadline <= now)
-
-    def add_chore(self, chore: Iterator[None]) -> None:
-        """Have something done in the time between frames, in parts that take a moment each."""
-        self._chores.append(chore)
-
-    def _rated(self) -> Sequence[VirtualService | RealServer | ServiceTable]:
-        """Everything that has rates."""
-        rated: list[VirtualService | RealServer | ServiceTable] = []
-        for service in self.services:
-            rated.append(service)
-            rated += service.servers
-        rated.append(self.services)
-        return rated
-
-    def _begin_chores(self, now: float) -> None:
-        self._reassembler.expire(now)
-        self._defence.update(self._defence.settings)
-        self._follow_defence()
-        if len(self._chores) > CHORES_MAX:
-            return  # behind; what is due comes again
-        self._chores.append(self.services.sweep(now))
-        self._chores.append(self._defence.drop_entries(now))
-
-    def _end_orphans(self) -> Iterator[None]:
-        """End the connections of servers that were removed (``expire_nodest_conn``)."""
-        for part in self._table.slices():
-            for connection in part:
-                orphan = connection.second >= 0 and not connection.server.available
-                if orphan and not connection.children:
-                    self._end_with_parent(connection)
-            yield
-
-    def _end_with_parent(self, connection: Connection) -> None:
-        """End a connection, and then what has no other child, be it assured or not."""
-        parent = connection.parent
-        self.registry.delete(connection)
-        if parent is not None and not parent.children and parent.second >= 0:
-            self.registry.delete(parent)

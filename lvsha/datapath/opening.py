@@ -119,7 +119,7 @@ class Opener:
         """Open a connection to the server that the client's template names.
 
         Args:
-            service: a persistent one.
+            service: a persistent one, or one whose engine lets a server speak first.
             key: of the request.
             frame: as for `open`.
             now: the clock.
@@ -128,7 +128,7 @@ class Opener:
             quoted: as for `open`.
         """
         found = b""
-        if service.options.engine:
+        if service.options.engine and service.options.persistence:
             call_id = self._call_id(key, frame, quoted=quoted)
             if call_id is None:
                 return Drop(Reason.NO_CALL_ID)
@@ -139,6 +139,8 @@ class Opener:
             older = registry.table.find(key)
             if older is not None:
                 registry.end(older)
+            if not service.options.persistence:
+                return self._bind(service, server, server.port, key, now)
         port = int.from_bytes(key[-2:])
         at_own_port = port == service.port
         template_key = _template_key(service, key)

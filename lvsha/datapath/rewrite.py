@@ -43,10 +43,6 @@ _TTL_CHANGE: Final = 0xFFFF - _TTL_STEP
 _TCP_CHECKSUM: Final = 16
 _UDP_CHECKSUM: Final = 6
 
-_ECN_MASK: Final = 0x03
-_ECN_CE: Final = 0x03
-_ECN_ECT0: Final = 0x02
-
 
 def count_down(frame: Frame) -> None:
     """Take one from the time to live (RFC 1812, section 5.2.2) or hop limit (RFC 8200)."""

@@ -21,11 +21,9 @@ from lvsha.model import Protocol
 from lvsha.wire import ipv4, ipv6, vnet
 from lvsha.wire.checksum import checksum, pseudo_header_sum
 
-_TCP_FIN_PSH_CWR: Final = 0x01 | 0x08 | 0x80
 _FIN_PSH: Final = 0x01 | 0x08
 _CWR: Final = 0x80
 _CHECKSUM_OFFSET: Final = {Protocol.TCP: 16, Protocol.UDP: 6}
-_ETHERNET_BYTES: Final = 14
 
 
 def split(packet: bytes, header: vnet.VnetHeader, l4: int, protocol: int) -> list[bytes]:

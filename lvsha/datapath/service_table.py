@@ -266,6 +266,7 @@ class ServiceTable:
             server = RealServer(service, address, port, options)
         else:
             server.change(options)
+            server.last_weight = options.weight
             server.available = True
         service.servers.insert(0, server)
         _tell_scheduler(service)

@@ -253,6 +253,18 @@ class RealServer:
         elif not self.upper or total * 4 < self.upper * 3:
             self.overloaded = False
 
+    def count(self, length: int, *, to_server: bool) -> None:
+        """Count a packet of so many bytes; for a removed server none counts."""
+        if not self.available:
+            return
+        statistics = self.statistics
+        if to_server:
+            statistics.in_packets += 1
+            statistics.in_bytes += length
+        else:
+            statistics.out_packets += 1
+            statistics.out_bytes += length
+
     def counted(self) -> Statistics:
         """What was counted since it was zeroed."""
         return self.statistics.since(self.zeroed)

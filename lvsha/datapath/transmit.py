@@ -177,9 +177,7 @@ class Transmitter:
             address = frame.destination
             hop = self._network.hop(address)
             if hop is not None:
-                if frame.ttl <= 1:
-                    return self._refuse(frame, Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED, now)
-                return self._unusual(frame, None, hop, now)
+                return self._specially_to_server(frame, verdict, hop, now)
             if self._network.is_local(address):
                 self._drops[Reason.SERVER_IS_LOCAL] += 1
                 return _NOTHING
@@ -427,6 +425,9 @@ class Transmitter:
         server = binding.server
         hop = self._hop_of(server)
         if hop is None:
+            if is_loopback(server.address):
+                self._drops[Reason.SERVER_IS_LOCAL] += 1
+                return _NOTHING
             if self._network.is_local(server.address):
                 packet = icmp_errors.translate(frame, server.address, binding.port, to_server=True)
                 return ((HOST, vnet.NOTHING + bytes(ETHERNET_BYTES) + packet),)
@@ -461,12 +462,15 @@ class Transmitter:
         if mtu is None:
             return self._relay(icmp_errors.relayed(frame, quoted), original, server, now)
         smallest = PATH_MTU_MIN if frame.family == 4 else ipv6.MTU_MIN
-        server.path_mtu = max(mtu, smallest)
-        server.path_mtu_until = now + PATH_MTU_SECONDS
+        hop = self._hop_of(server)
+        known = _LENGTH_MAX if hop is None else self._tunnel_mtu(server, hop, now)
+        if max(mtu, smallest) < known:  # a path is not believed to have become wider
+            known = server.path_mtu = max(mtu, smallest)
+            server.path_mtu_until = now + PATH_MTU_SECONDS
         if quoted.inner_family == 4 and not int.from_bytes(original[6:8]) & ipv4.DONT_FRAGMENT:
             return _NOTHING  # from now on it is fragmented
         overhead = server.tunnel.overhead(len(server.address) != IPv4_BYTES)
-        return self._relay(icmp.too_big(server.path_mtu - overhead), original, server, now)
+        return self._relay(icmp.too_big(known - overhead), original, server, now)
 
     def _relay(
         self, error: icmp.IcmpError, original: bytes, server: RealServer, now: float
@@ -475,9 +479,7 @@ class Transmitter:
 
         The kernel counts what it reads of the original, and then the error as it leaves.
         """
-        if server.available:
-            server.statistics.out_packets += 1
-            server.statistics.out_bytes += len(original)
+        server.count(len(original), to_server=False)
         return self._tell(error, original, now, server)
 
     def _no_way(
@@ -535,9 +537,8 @@ class Transmitter:
             hop = self._network.hop(sender)
             own = hop.source if hop is not None else own
         error = icmp.emit(answer, packet, own, sender)
-        if about is not None and about.available:
-            about.statistics.out_packets += 1
-            about.statistics.out_bytes += len(error)
+        if about is not None:
+            about.count(len(error), to_server=False)
         return self._send_packet(error, sender)
 
     def _may_answer(self, now: float) -> bool:

@@ -9,7 +9,8 @@ from collections import Counter
 from itertools import chain
 
 from lvsha.datapath.connections import Connection
-from lvsha.datapath.director import CHORES_MAX, Director
+from lvsha.datapath.director import Director
+from lvsha.datapath.housekeeping import CHORES_MAX
 from lvsha.datapath.network import (
     HOPS_MAX,
     QUEUE_FRAMES_MAX,
@@ -50,7 +51,7 @@ def sizes(director: Director, connections_max: int, fragment_bytes: int) -> None
     demand(network._waiting <= WAITING_FRAMES_MAX, "too many frames wait for neighbours")
     demand(len(network._hops) <= HOPS_MAX, "too many next hops")
     demand(len(network._remembered) <= REMEMBERED_MAX, "too many ways remembered")
-    demand(len(director._chores) <= CHORES_MAX + CHORES_BESIDE, "too many chores")
+    demand(len(director._housekeeping._chores) <= CHORES_MAX + CHORES_BESIDE, "too many chores")
 
 
 def everything(laboratory: Laboratory, now: float) -> None:
@@ -168,7 +169,7 @@ def _trash(director: Director, now: float) -> None:
     for server, idle_since in services._trash.values():
         demand(server not in listed, f"{server} is listed and in the trash")
         demand(not server.available, f"{server} is available in the trash")
-        if server.idle and idle_since is not None and director._chores_at is not None:
+        if server.idle and idle_since is not None and director._housekeeping._chores_at is not None:
             # Seen from the last time that chores began.
-            overdue = director._chores_at - idle_since > longest
+            overdue = director._housekeeping._chores_at - idle_since > longest
             demand(not overdue, f"{server} has lain in the trash for {now - idle_since} s")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lvsha.model import format_address
 from lvsha.wire import ipv4, ipv6
 from tests import packets
 from tests.interop.steps import CLIENT, SERVER
@@ -35,6 +36,7 @@ class Incoming:
     packet: bytes
     kernel: Sequence[Left]
     lvsha: Sequence[Left]
+    tunnels: Callable[[], Sequence[tuple[str, str]]] = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,36 @@ def _told_too_much(incoming: Incoming) -> bool:
     return told[0] > told[1] and theirs.packet[at + 8 :] == ours.packet[at + 8 :]
 
 
+def _learned_for_all(incoming: Incoming) -> bool:
+    """A packet that fits the link, but not what an error about a tunnel has told of the way."""
+    if incoming.side != CLIENT or len(incoming.kernel) != 1 or not incoming.lvsha:
+        return False
+    [theirs] = incoming.kernel
+    if theirs.side != CLIENT or not _is_icmp(theirs.packet):
+        return False
+    at = _header_bytes(theirs.packet)
+    version = _version(theirs.packet)
+    told = int.from_bytes(theirs.packet[at + 6 : at + 8])
+    return (
+        version == 4
+        and tuple(theirs.packet[at : at + 2]) == _TOO_BIG[version]
+        and told < len(incoming.packet)
+        and all(ours.side == SERVER and not faults(ours.packet) for ours in incoming.lvsha)
+    )
+
+
+def _two_tunnels_to_one_address(incoming: Incoming) -> bool:
+    """An error about a tunnel packet, to an address that there are two kinds of tunnel to."""
+    if incoming.side != SERVER or incoming.kernel or len(incoming.lvsha) != 1:
+        return False
+    if _version(incoming.packet) != 4 or not _is_icmp(incoming.packet):
+        return False
+    quote = _header_bytes(incoming.packet) + 8
+    address = format_address(incoming.packet[quote + 16 : quote + 20])
+    kinds = {kind.partition(":")[0] for end, kind in incoming.tunnels() if end == address}
+    return {"ipip", "gre"} <= kinds and incoming.lvsha[0].side == CLIENT
+
+
 def _options_echoed(incoming: Incoming) -> bool:
     """An ICMP error about a packet with options, which the kernel's error repeats."""
     if len(incoming.kernel) != 1 or len(incoming.lvsha) != 1 or not _has_options(incoming.packet):
@@ -205,6 +237,18 @@ DIFFERENCES: Final = (
         "the kernel repeats a packet's IPv4 options in its own ICMP error about it, and quotes it "
         "with the checksum from before they were filled in",
         _options_echoed,
+    ),
+    Difference(
+        "learned for all",
+        "what an error about a tunnel packet tells of the way to a server, the kernel keeps for "
+        "all that goes to that address; lvsha for what goes through that server's tunnel",
+        _learned_for_all,
+    ),
+    Difference(
+        "two tunnels to one address",
+        "an error about an IP-in-IP or GRE packet, to an address to which there are tunnels of "
+        "both kinds: the kernel looks at one of them only; lvsha at both",
+        _two_tunnels_to_one_address,
     ),
     Difference(
         "told too much",

@@ -28,7 +28,7 @@ from typing import Final, Self, cast
 
 from tests import packets
 from tests.interop.confinement import PLAIN_VECTORS, prepare_guest
-from tests.interop.lvsha_side import server_lines
+from tests.interop.lvsha_side import server_lines, tunnel_ends
 from tests.interop.wire import Tap, wait
 from tests.laboratory import CLIENT, CLIENT_MAC, MACS, SERVER, SERVERS_KNOWN, Left, server_mac
 
@@ -307,6 +307,10 @@ class KernelSide:
     def counts(self) -> list[str]:
         """Each real server of ``ipvsadm -Ln``: service, server, method and counts, sorted."""
         return server_lines(self._guest.do("ipvsadm -Ln"))
+
+    def tunnels(self) -> list[tuple[str, str]]:
+        """The address and the kind of tunnel of each server that has one."""
+        return tunnel_ends(self._guest.do("ipvsadm -Ln --tun-info"))
 
 
 def _fence_packets(side: str, number: int) -> tuple[bytes, bytes]:

@@ -34,6 +34,9 @@ class Side(Protocol):
     def counts(self) -> list[str]:
         """Each real server of ``ipvsadm -Ln``: service, server, method and counts, sorted."""
 
+    def tunnels(self) -> list[tuple[str, str]]:
+        """The address and the kind of tunnel of each server that has one."""
+
 
 class LvshaSide:
     """lvsha's director, new for each seed."""
@@ -67,6 +70,16 @@ class LvshaSide:
     def counts(self) -> list[str]:
         """Each real server: service, server, method and counts, sorted."""
         return server_lines(self._kernel.ipvsadm("-Ln").out)
+
+    def tunnels(self) -> list[tuple[str, str]]:
+        """The address and the kind of tunnel of each server that has one."""
+        return tunnel_ends(self._kernel.ipvsadm("-Ln --tun-info").out)
+
+
+def tunnel_ends(listing: str) -> list[tuple[str, str]]:
+    """The address and the kind of tunnel of each server in ``ipvsadm -Ln --tun-info``."""
+    rows = (line.split() for line in listing.splitlines()[3:] if line.startswith("  ->"))
+    return [(row[1].rpartition(":")[0], row[3]) for row in rows if row[2] == "Tunnel"]
 
 
 def server_lines(listing: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""The director as a whole: no frame breaks it, and it decides what a naive twin decides."""
+"""The director as a whole: no frame breaks it, and its counts are those of a recount."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -11,17 +11,15 @@ from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import Reporting
 from lvsha.datapath.schedulers import SCHEDULERS
 from lvsha.datapath.services import (
-    RealServer,
     ServerOptions,
     ServiceIdentity,
     ServiceOptions,
-    VirtualService,
 )
 from lvsha.model import ConnectionFlag, ForwardMethod, Protocol
 from tests import packets
 from tests.laboratory import C4, C6, DR, NAT, S4, S6, TUN, V4, V6, Laboratory, Left
 from tests.packets import ACK, FIN, PSH, RST, SYN
-from tests.reader import dissect, faults
+from tests.reader import faults
 
 REFUSED = {
     Reason.MALFORMED,
@@ -344,273 +342,6 @@ def test_translation_there_and_back_is_the_identity(
     assert faults(there.packet) == faults(back.packet) == []
 
 
-# A naive twin of the connection table and its states
-
-STATES = {
-    # state: (IN syn fin ack rst, OUT syn fin ack rst, input only syn fin ack rst)
-    "NONE": "SR CL ES CL  SS TW ES CL  SR CL ES CL",
-    "ES": "ES CW ES CL  ES FW ES CL  ES FW ES CL",
-    "SS": "ES SS SS CL  SS SS SS SS  ES SS SS CL",
-    "SR": "SR TW ES SR  SR TW ES CL  SR TW ES SR",
-    "FW": "SR TW FW CL  SS FW FW CL  SR FW FW CL",
-    "TW": "SR TW TW CL  SS TW TW TW  SR TW TW CL",
-    "CL": "SR CL CL CL  SS CL CL CL  SR CL CL CL",
-    "CW": "SR CW CW CL  SS TW CW CL  SR CW CW CL",
-    "LA": "SR LA CL LA  SS LA LA CL  SR LA CL LA",
-    "LI": "SR LI LI LI  LI LI ES CL  SR LI LI LI",
-    "SA": "SR TW ES SR  SR TW ES CL  SR TW ES SR",
-}
-NUMBERS = {
-    name: number
-    for number, name in enumerate(("NONE", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI"))
-}
-TIMEOUTS = {
-    "NONE": 2, "ES": 900, "SS": 120, "SR": 60, "FW": 120, "TW": 120, "CL": 10, "CW": 60,
-    "LA": 30, "LI": 120, "UDP": 300,
-}  # fmt: skip
-ACTIVE = {"ES", "SS", "SR", "SA"}
-PORTS = ((80, NAT), (81, DR), (82, TUN))
-
-
-@dataclass
-class TwinConnection:
-    """A row of the twin's list."""
-
-    protocol: int
-    client_port: int
-    port: int
-    server: str
-    state: str
-    expires: float = 0.0
-    answered: bool = False
-
-
-@dataclass
-class Twin:
-    """Two lists and a scan for everything."""
-
-    servers: dict[tuple[int, int], list[str]]
-    connections: list[TwinConnection] = field(default_factory=list)
-    weights: dict[tuple[int, int, str], int] = field(default_factory=dict)
-    last: dict[tuple[int, int], str | None] = field(default_factory=dict)
-    timeouts: dict[str, int] = field(default_factory=lambda: dict(TIMEOUTS))
-
-    def find(self, protocol: int, client_port: int, port: int) -> TwinConnection | None:
-        for row in self.connections:
-            if (row.protocol, row.client_port, row.port) == (protocol, client_port, port):
-                return row
-        return None
-
-    def choose(self, service: tuple[int, int]) -> str | None:
-        servers = self.servers[service]
-        last = self.last.get(service)
-        at = servers.index(last) if last is not None else -1
-        for server in servers[at + 1 :] + servers[: at + 1]:
-            if self.weights[(*service, server)] > 0:
-                self.last[service] = server
-                return server
-        return None
-
-    def step(self, row: TwinConnection, flags: int, now: float, *, reply: bool) -> None:
-        if row.protocol == packets.UDP:
-            row.expires = now + self.timeouts["UDP"]
-            return
-        masquerading = row.port == 80
-        group = 1 if reply else (0 if masquerading else 2)
-        event = next((n for n, bit in enumerate((RST, SYN, FIN, ACK)) if flags & bit), None)
-        cells = STATES[row.state].split()[4 * group : 4 * group + 4]
-        row.state = "CL" if event is None else cells[(3, 0, 1, 2)[event]]
-        row.expires = now + self.timeouts[row.state]
-
-    def request(
-        self, protocol: int, client_port: int, port: int, flags: int, now: float
-    ) -> str | None:
-        """The server that a request goes to; None if it goes nowhere."""
-        row = self.find(protocol, client_port, port)
-        tcp = protocol == packets.TCP
-        if row and tcp and flags & SYN and not flags & RST and row.state in {"TW", "CL"}:
-            self.connections.remove(row)
-            row = None
-        if row is None:
-            if tcp and (not flags & SYN or flags & RST):
-                return None
-            server = self.choose((protocol, port))
-            if server is None:
-                return None
-            row = TwinConnection(protocol, client_port, port, server, "NONE" if tcp else "UDP")
-            self.connections.append(row)
-        elif row.server not in self.servers[protocol, port]:
-            return None
-        self.step(row, flags, now, reply=False)
-        return row.server
-
-    def reply(self, protocol: int, client_port: int, server: str, flags: int, now: float) -> bool:
-        row = self.find(protocol, client_port, 80)
-        if row is None or row.server != server:
-            return False
-        self.step(row, flags, now, reply=True)
-        return True
-
-    def sweep(self, now: float) -> None:
-        self.connections = [row for row in self.connections if row.expires > now]
-
-
-events = st.lists(
-    st.one_of(
-        st.tuples(
-            st.just("request"),
-            st.sampled_from([packets.TCP, packets.TCP, packets.UDP]),
-            st.integers(0, 2),
-            st.sampled_from([80, 80, 81, 82]),
-            st.sampled_from([SYN, ACK, ACK | PSH, FIN | ACK, RST, SYN | ACK, 0, SYN | RST]),
-        ),
-        st.tuples(
-            st.just("reply"),
-            st.sampled_from([packets.TCP, packets.TCP, packets.UDP]),
-            st.integers(0, 2),
-            st.integers(0, 2),
-            st.sampled_from([SYN | ACK, ACK, FIN | ACK, RST, 0]),
-        ),
-        st.tuples(
-            st.just("sleep"), st.sampled_from([1, 3, 9, 11, 59, 61, 119, 301, 901]),
-            st.just(0), st.just(0), st.just(0),
-        ),
-        st.tuples(
-            st.just("edit"), st.sampled_from([packets.TCP, packets.UDP]),
-            st.integers(0, 2), st.sampled_from([80, 81, 82]), st.integers(0, 2),
-        ),
-        st.tuples(
-            st.just("remove"), st.sampled_from([packets.TCP, packets.UDP]),
-            st.integers(0, 2), st.sampled_from([80, 81, 82]), st.just(0),
-        ),
-        st.tuples(
-            st.just("timeouts"), st.sampled_from([5, 900]), st.sampled_from([7, 120]),
-            st.sampled_from([2, 300]), st.just(0),
-        ),
-    ),
-    max_size=50,
-)  # fmt: skip
-
-
-class Pairing:
-    """The director and its twin, fed alike and compared after every step."""
-
-    def __init__(self, *, ipv6: bool) -> None:
-        self.laboratory = Laboratory()
-        self.laboratory.now = 1000.75
-        self.client, self.vip = (C6, V6) if ipv6 else (C4, V4)
-        self.names = SERVERS6 if ipv6 else SERVERS4
-        self.services: dict[tuple[Protocol, int], VirtualService] = {}
-        self.twin = Twin({})
-        for protocol in (Protocol.TCP, Protocol.UDP):
-            for port, method in PORTS:
-                service = self.laboratory.service(self.vip, port, protocol=protocol)
-                self.services[protocol, port] = service
-                self.twin.servers[protocol, port] = []
-                for name in self.names:
-                    self.laboratory.server(
-                        service, name, 8080 if method is NAT else None, method=method
-                    )
-                    self.twin.servers[protocol, port].insert(0, name)
-                    self.twin.weights[protocol, port, name] = 1
-
-    def request(self, protocol: int, client: int, port: int, flags: int) -> None:
-        ends = (self.client, 40000 + client, self.vip, port)
-        tcp = protocol == packets.TCP
-        packet = packets.tcp(*ends, flags) if tcp else packets.udp(*ends)
-        left = self.laboratory.send("client", packet)
-        expected = self.twin.request(protocol, 40000 + client, port, flags, self.laboratory.now)
-        macs = [p.dmac for p in left if p.side == "server"]
-        assert macs == ([] if expected is None else [self._mac(expected)])
-
-    def _mac(self, server: str) -> str:
-        address = packets.address(server)
-        return (bytes((2, 5, 4 if len(address) == 4 else 6, 0)) + address[-2:]).hex(":")
-
-    def reply(self, protocol: int, client: int, server: int, flags: int) -> None:
-        ends = (self.names[server], 8080, self.client, 40000 + client)
-        tcp = protocol == packets.TCP
-        packet = packets.tcp(*ends, flags) if tcp else packets.udp(*ends)
-        left = self.laboratory.send("server", packet)
-        expected = self.twin.reply(
-            protocol, 40000 + client, self.names[server], flags, self.laboratory.now
-        )
-        assert [p.side for p in left] == (["client"] if expected else [])
-        if expected:
-            assert dissect(left[0].packet).src == self.vip
-
-    def sleep(self, seconds: int) -> None:
-        # Ends lie at .75 and are looked for at .25, so that a second's rounding decides nothing.
-        self.laboratory.now += seconds - 0.5
-        self.laboratory.sleep(0)
-        self.twin.sweep(self.laboratory.now)
-        self.laboratory.now += 0.5
-
-    def edit(self, protocol: int, server: int, port: int, weight: int) -> None:
-        name = self.names[server]
-        found = self._server(protocol, server, port)
-        if found is not None:
-            self.laboratory.edit(found, weight)
-            self.twin.weights[protocol, port, name] = weight
-
-    def remove(self, protocol: int, server: int, port: int) -> None:
-        """Remove a server, or add it again if it is gone."""
-        name, service = self.names[server], self.services[Protocol(protocol), port]
-        found = self._server(protocol, server, port)
-        listed = self.twin.servers[protocol, port]
-        if found is None:
-            method = dict(PORTS)[port]
-            self.laboratory.server(service, name, 8080 if method is NAT else None, method=method)
-            listed.insert(0, name)
-            self.twin.weights[protocol, port, name] = 1
-            return
-        self.laboratory.remove(found)
-        at = listed.index(name)
-        if self.twin.last.get((protocol, port)) == name:
-            self.twin.last[protocol, port] = listed[at - 1] if at else None
-        listed.remove(name)
-
-    def _server(self, protocol: int, server: int, port: int) -> RealServer | None:
-        service = self.services[Protocol(protocol), port]
-        return service.server(packets.address(self.names[server]), 8080 if port == 80 else port)
-
-    def timeouts(self, tcp: int, tcp_fin: int, udp: int) -> None:
-        self.laboratory.director.set_timeouts(tcp=tcp, tcp_fin=tcp_fin, udp=udp)
-        self.twin.timeouts.update(ES=tcp, FW=tcp_fin, UDP=udp)
-
-    def compare(self) -> None:
-        table = self.laboratory.director.registry.table
-        found = sorted(
-            (
-                c.protocol,
-                c.client[1],
-                c.virtual[1],
-                c.server.address,
-                c.state,
-                c.expires,
-                c.active,
-            )
-            for c in table.connections()
-        )
-        expected = sorted(
-            (
-                row.protocol,
-                row.client_port,
-                row.port,
-                packets.address(row.server),
-                NUMBERS.get(row.state, 0),
-                row.expires,
-                row.state in ACTIVE,
-            )
-            for row in self.twin.connections
-        )
-        assert found == expected
-        replies = sum(map(len, table.outbound))
-        assert replies == sum(row.port == 80 for row in self.twin.connections)
-        assert self.laboratory.miscounted() == []
-        assert all(c.second <= int(c.expires) + 1 for c in table.connections())
-
-
 # Random services, with everything that may be set
 
 CLIENTS = ("198.51.100.71", "198.51.100.72", "198.51.101.9")
@@ -821,26 +552,3 @@ def test_counts_are_those_of_a_recount_whatever_is_configured_and_happens(
         wilderness.happen(*each)
         wilderness.check()
     wilderness.settle()
-
-
-@settings(max_examples=400)
-@given(st.booleans(), events)
-def test_the_director_decides_what_a_scan_of_plain_lists_would(
-    ipv6: bool, sequence: list[tuple[str, int, int, int, int]]
-) -> None:
-    pairing = Pairing(ipv6=ipv6)
-    for kind, first, second, third, fourth in sequence:
-        match kind:
-            case "request":
-                pairing.request(first, second, third, fourth)
-            case "reply":
-                pairing.reply(first, second, third, fourth)
-            case "sleep":
-                pairing.sleep(first)
-            case "edit":
-                pairing.edit(first, second, third, fourth)
-            case "remove":
-                pairing.remove(first, second, third)
-            case _:
-                pairing.timeouts(first, second, third)
-        pairing.compare()

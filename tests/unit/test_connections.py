@@ -78,6 +78,33 @@ def test_a_reply_key_that_a_later_connection_took_over_stays_with_it() -> None:
     table.add(new)
     table.remove(old)
     assert table.find_reply(new.reply_key) is new
+    table.remove(new)
+    assert table.find_reply(new.reply_key) is None
+
+
+def test_when_the_newest_with_a_reply_key_ends_the_one_before_it_is_found_again() -> None:
+    table = ConnectionTable(10)
+    first, second, third = made = [make(port, 1060.0) for port in (1, 2, 3)]
+    for connection in made:
+        connection.reply_key = first.reply_key
+        table.add(connection)
+    table.remove(second)
+    assert table.find_reply(first.reply_key) is third
+    table.remove(third)
+    assert table.find_reply(first.reply_key) is first
+    table.remove(first)
+    assert not any(table.outbound)
+
+
+def test_a_port_that_is_learned_leaves_the_reply_key_to_the_connection_before() -> None:
+    table = ConnectionTable(10)
+    older, newer = make(1, 1060.0), make(0, 1060.0, flags=ConnectionFlag.NO_CLIENT_PORT)
+    newer.reply_key = older.reply_key
+    table.add(older)
+    table.add(newer)
+    table.learn_client_port(newer, (7).to_bytes(2))
+    assert table.find_reply(older.reply_key) is older
+    assert table.find_reply(newer.reply_key) is newer != older
 
 
 def test_the_table_is_full_at_its_limit() -> None:

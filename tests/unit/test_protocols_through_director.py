@@ -6,6 +6,7 @@ from lvsha.datapath.connections import Connection
 from lvsha.datapath.network import AddressChange
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.sctp_states import SctpState
+from lvsha.datapath.verdicts import ACCEPT
 from lvsha.model import ForwardMethod, Protocol, parse_address
 from tests import packets
 from tests.laboratory import C4, C6, CLIENT, DR, NAT, S4, S6, TUN, V4, V6, Laboratory, Left
@@ -309,6 +310,25 @@ def test_an_error_about_a_tunnel_packet_of_no_connection_opens_nothing() -> None
 
 
 # Fragments
+
+
+@FAMILIES
+def test_with_the_last_service_of_a_family_its_packets_are_the_hosts(
+    client: str, vip: str, server: str
+) -> None:
+    laboratory = build(vip, server, Protocol.TCP)
+    laboratory.send("client", packets.tcp(client, 4000, vip, 80, SYN))
+    (service,) = laboratory.director.services
+    laboratory.director.services.delete(service.identity)
+    quote = packets.tcp(client, 4000, server, 80, SYN)
+    kind = (3, 1) if ":" not in vip else (1, 0)
+    for side, packet in (
+        ("client", packets.tcp(client, 4000, vip, 80, ACK)),
+        ("server", packets.tcp(server, 80, client, 4000, SYN | ACK)),
+        ("server", packets.icmp(server, client, *kind, quote)),
+    ):
+        size = laboratory.put(side, packet)
+        assert laboratory.director.decide(laboratory.frame, size, laboratory.now) is ACCEPT
 
 
 def pieces4(packet: bytes, *sizes: int) -> list[bytes]:
