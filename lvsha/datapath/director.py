@@ -396,7 +396,10 @@ class Director:
         connection = table.find(reversed_key(key))
         if connection is not None and connection.binding.method is not ForwardMethod.NAT:
             # A reply that passes here although it need not; now both halves are seen.
-            connection.flags &= ~_NO_OUTPUT
+            if frame.ttl > 1 and (
+                connection.server.available or self.services.serves(frame.family)
+            ):
+                connection.flags &= ~_NO_OUTPUT
             return self._reply(connection, frame, now)
         if frame.protocol in _SECURED:
             return ACCEPT

@@ -444,9 +444,9 @@ def _check_server(service: VirtualService, address: bytes, options: ServerOption
         raise AdministrationError(errno.ERANGE, f"{options.weight}: no weight")
     if options.lower > options.upper:
         raise AdministrationError(errno.ERANGE, "the lower threshold is above the upper one")
-    tunnel = options.tunnel
-    if tunnel.type is TunnelType.GUE and not tunnel.port:
-        raise AdministrationError(errno.EINVAL, "a GUE tunnel needs a port")
+    problem = options.tunnel.problem()
+    if problem is not None:
+        raise AdministrationError(errno.EINVAL, problem)
     if not _is_unicast(address):
         raise AdministrationError(errno.EINVAL, f"{format_address(address)}: not unicast")
     family = 4 if len(address) == IPv4_BYTES else 6

@@ -493,6 +493,15 @@ def test_replies_find_the_connection_that_is_left_of_two_with_the_same_ends(
     assert left.server.out_packets == 1
 
 
+def test_a_reply_that_passes_changes_nothing_once_there_is_no_service() -> None:
+    server: DrawnServer = (0, 80, DR, 1, (0, 0))
+    pairing = Pairing(4, [((TCP, 80), "rr", frozenset(), 0, 0, False, [server])], DEFAULTS)
+    for kind in ("tcp", "delete", "answer"):
+        pairing.happen(kind, 0, 0, 0, 0)
+        pairing.compare()
+    assert [row.only_input for row in pairing.naive.rows] == [True]
+
+
 @settings(max_examples=500)
 @given(st.sampled_from([4, 6]), drawn_services, drawn_settings, drawn_kinds, happenings)
 def test_the_director_does_what_lists_and_scans_do(

@@ -451,3 +451,14 @@ def test_the_ways_to_all_servers_are_asked_for_before_a_packet_needs_them() -> N
     laboratory.director.network.wanted.clear()
     laboratory.director.keep_ways_warm()
     assert list(laboratory.director.network.wanted) == [(2, parse_address("10.1.9.9"))]
+
+
+def test_a_reply_that_passes_but_comes_no_further_is_not_seen() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(), method=DR)
+    laboratory.send("client", packets.tcp(C4, 40000, V4, 80, SYN))
+    (connection,) = laboratory.director.registry.table.connections()
+    for ttl, seen in ((1, False), (2, True)):
+        laboratory.send("server", packets.tcp(V4, 80, C4, 40000, ACK, ttl=ttl))
+        assert bool(connection.flags & ConnectionFlag.NO_OUTPUT) is not seen
+        assert (connection.state == TcpState.ESTABLISHED) is seen
