@@ -23,7 +23,7 @@ from lvsha import control
 from lvsha.config import Pair, load_pair
 from lvsha.drill.exercise import run_drill
 from lvsha.drill.options import DrillOptions, Failure, Method
-from lvsha.errors import ConfigError, HostError
+from lvsha.errors import ConfigError, HostError, LvshaError
 from lvsha.host import LinuxHost
 from lvsha.ipvsadm import client
 from lvsha.node import Node
@@ -34,6 +34,8 @@ from lvsha.view import show_status
 
 EXIT_CONFIGURATION: Final = 2
 EXIT_HOST: Final = 3
+
+PIPE_WIDTH: Final = 1000
 
 _Result = TypeVar("_Result")
 
@@ -77,8 +79,12 @@ def run(
         director = _make_node(pair, file, _node_name(pair, file, node))
         try:
             trio.run(_run_until_told, director)
-        except* (ConfigError, HostError) as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as group:
+            # Not except*: what that raises leaves it within a group in Python 3.11.2.
+            explained, others = group.split((ConfigError, HostError))
+            if explained is None or others is not None:
+                raise
+            raise _first(explained) from None
 
     _explained(start)
 
@@ -110,7 +116,8 @@ def status(
         if as_json:
             sys.stdout.write(json.dumps(answer, indent=2) + "\n")
         else:
-            show_status(answer, Console())
+            # What is read by a program is not wrapped.
+            show_status(answer, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
 
     _explained(show)
 
@@ -302,7 +309,7 @@ def _make_node(pair: Pair, file: Path, name: str) -> Node:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def _first(group: BaseExceptionGroup[ConfigError | HostError]) -> Exception:
+def _first(group: BaseExceptionGroup[LvshaError]) -> Exception:
     """The first single exception of a group."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):

@@ -249,8 +249,13 @@ def load_pair(path: Path) -> Pair:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: expected UTF-8, not the byte {error.object[error.start]:#x} "
+            f"at position {error.start}"
+        ) from error
     return parse_pair(text, str(path))
 
 

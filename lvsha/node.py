@@ -412,7 +412,10 @@ def _endpoint(service: VirtualService) -> str:
     return format_endpoint(service.address, service.port)
 
 
-def _protocol_name(service: VirtualService) -> str:
+def _protocol_name(service: VirtualService) -> str | None:
+    """The protocol of a service; a firewall mark stands for all."""
+    if service.identity.mark:
+        return None
     return Protocol(service.identity.protocol).name.lower()
 
 

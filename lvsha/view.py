@@ -65,10 +65,7 @@ def _routers(routers: list[tuple[str, object]]) -> Table:
 def _services(services: list[tuple[str, object]]) -> Table:
     table = _table("service", "server", "method", "weight", "active", "inactive", "opened")
     for name, service in services:
-        title = (
-            f"{name} {_text(service, 'protocol')} {_text(service, 'address')} "
-            f"{_text(service, 'scheduler')}"
-        )
+        title = f"{_service(name, service)} {_text(service, 'scheduler')}"
         servers = _get(service, "servers")
         for server in servers if isinstance(servers, list) and servers else [None]:
             _add_row(
@@ -81,6 +78,14 @@ def _services(services: list[tuple[str, object]]) -> Table:
             )
             title = ""
     return table
+
+
+def _service(name: str, service: object) -> str:
+    """A service by name and address; one that was added at run time is called by its address."""
+    address = _text(service, "address")
+    protocol = _get(service, "protocol")
+    end = address if protocol is None else f"{protocol} {address}"
+    return end if name.lower() == end.lower() else f"{name} {end}"
 
 
 def _sync(sync: list[tuple[str, object]]) -> Table:
@@ -99,9 +104,8 @@ def _sync(sync: list[tuple[str, object]]) -> Table:
             f"{oldest:.0f} ms" if isinstance(oldest, int | float) else _DASH,
         )
         for peer in peers if isinstance(peers, list) and peers else [None]:
-            _add_row(
-                table, *own, _text(peer, "node"), _text(peer, "role"), _text(peer, "state"), *rest
-            )
+            role = "silent" if _get(peer, "silent") is True else _text(peer, "role")
+            _add_row(table, *own, _text(peer, "node"), role, _text(peer, "state"), *rest)
             own, rest = ("", "", ""), ("", "")
     return table
 

@@ -14,7 +14,7 @@ The layout of an end is protocol, address, port in network order; that of a whol
 and address.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -76,6 +76,7 @@ class Claims:
         local_servers, local_whole_servers: those of them that are on this host.
         passing: virtual addresses whose replies pass elsewhere, but perhaps here.
         addresses: of all real servers.
+        removed: servers are among them that are listed no more and still have connections.
     """
 
     services: frozenset[bytes] = frozenset()
@@ -88,12 +89,14 @@ class Claims:
     local_whole_servers: frozenset[bytes] = frozenset()
     passing: frozenset[bytes] = frozenset()
     addresses: frozenset[bytes] = frozenset()
+    removed: bool = False
 
     @property
     def too_wide(self) -> bool:
         """Whether what is taken may have to be handed back."""
         return bool(
-            self.ftp
+            self.removed
+            or self.ftp
             or self.whole_servers
             or any(whole[0] in SECURED for whole in self.whole_services)
             or any(claim.taken and claim.protocols == SECURED for claim in self.marks)
@@ -128,16 +131,23 @@ def _may_be_data(port: bytes) -> bool:
     return port >= _UNPRIVILEGED_BYTES or port == _FTP_PORT_BYTES
 
 
-def claims_of(director: Director) -> Claims:
-    """What the services, marks and servers of a director ask for now."""
+def claims_of(director: Director, *, removed: bool = True) -> Claims:
+    """What the services, marks and servers of a director ask for now.
+
+    Args:
+        director: whose.
+        removed: whether servers that are listed no more and still have connections count.
+    """
     found = _Collection(director)
-    for service in director.services:
+    # Connections that outlive their server are not the host's to answer.
+    left = director.services.left_with_connections() if removed else {}
+    for service, servers in (*left.items(), *((s, s.servers) for s in director.services)):
         if service.identity.mark:
-            found.add_marked(service)
+            found.add_marked(service, servers)
         else:
-            found.add(service)
+            found.add(service, servers)
     found.add_marks()
-    return found.claims()
+    return replace(found.claims(), removed=bool(left))
 
 
 def has_local_server(claims: Claims, is_local: Callable[[bytes], bool]) -> bool:
@@ -189,6 +199,7 @@ class _Collection:
         self._network = director.network
         self._rules = director.marks.rules
         self._marked: dict[tuple[int, int], VirtualService] = {}
+        self._mark_servers: dict[VirtualService, list[RealServer]] = {}
         self._services: set[bytes] = set()
         self._whole_services: set[bytes] = set()
         self._ftp: set[bytes] = set()
@@ -198,7 +209,7 @@ class _Collection:
         self._passing: set[bytes] = set()
         self._addresses: set[bytes] = set()
 
-    def add(self, service: VirtualService) -> None:
+    def add(self, service: VirtualService, servers: Collection[RealServer]) -> None:
         """A service by address and port."""
         protocol, address, port = service.protocol, service.address, service.port
         if port:
@@ -207,30 +218,31 @@ class _Collection:
             self._whole_services.add(_whole(protocol, address))
         is_ftp = protocol == _TCP and port == FTP_PORT
         # Without persistence or NAT nothing connects a data connection with its control.
-        if is_ftp and (service.options.persistence or any(_nat_servers(service))):
+        if is_ftp and (service.options.persistence or any(_nat_servers(servers))):
             self._ftp.add(address)
         if protocol == _UDP and port in {0, KEY_EXCHANGE_PORT}:
             self._whole_services.update(_whole(secured, address) for secured in SECURED)
-        if any(server.method is not ForwardMethod.NAT for server in service.servers):
+        if any(server.method is not ForwardMethod.NAT for server in servers):
             self._passing.add(address)
-        self._add_servers(service, (protocol,), all_ports=not port, ftp=is_ftp)
+        self._add_servers(servers, (protocol,), all_ports=not port, ftp=is_ftp)
 
-    def add_marked(self, service: VirtualService) -> None:
+    def add_marked(self, service: VirtualService, servers: Collection[RealServer]) -> None:
         """A service by firewall mark."""
         identity = service.identity
         self._marked[identity.family, identity.mark] = service
+        self._mark_servers.setdefault(service, []).extend(servers)
         rules = [
             rule
             for rule in self._rules
             if rule.mark == identity.mark and _family(rule) == identity.family
         ]
         self._add_servers(
-            service,
+            servers,
             tuple(dict.fromkeys(number for rule in rules for number in _protocols(rule))),
             all_ports=bool(service.options.persistence),
             ftp=any(_covers(rule, _TCP, FTP_PORT) for rule in rules),
         )
-        if any(server.method is not ForwardMethod.NAT for server in service.servers):
+        if any(server.method is not ForwardMethod.NAT for server in servers):
             self._passing.update(
                 rule.destination[0]
                 for rule in rules
@@ -250,15 +262,20 @@ class _Collection:
                 continue
             if _covers(rule, _UDP, KEY_EXCHANGE_PORT):
                 extra.append(MarkClaim(replace(rule, protocol=0, ports=()), SECURED, taken=True))
-            if _covers(rule, _TCP, FTP_PORT) and any(_nat_servers(service)):
+            if _covers(rule, _TCP, FTP_PORT) and any(_nat_servers(self._mark_servers[service])):
                 extra.append(MarkClaim(replace(rule, ports=FTP_DATA_PORTS), (_TCP,), taken=True))
         self._marks = extra + self._marks
 
     def _add_servers(
-        self, service: VirtualService, protocols: tuple[int, ...], *, all_ports: bool, ftp: bool
+        self,
+        servers: Collection[RealServer],
+        protocols: tuple[int, ...],
+        *,
+        all_ports: bool,
+        ftp: bool,
     ) -> None:
-        self._addresses.update(server.address for server in service.servers)
-        for server in _nat_servers(service):
+        self._addresses.update(server.address for server in servers)
+        for server in _nat_servers(servers):
             for protocol in protocols:
                 if all_ports or not server.port:
                     self._whole_servers.add(_whole(protocol, server.address))
@@ -288,8 +305,8 @@ class _Collection:
         return self._network.is_local(address) and not is_loopback(address)
 
 
-def _nat_servers(service: VirtualService) -> Iterator[RealServer]:
-    return (server for server in service.servers if server.method is ForwardMethod.NAT)
+def _nat_servers(servers: Collection[RealServer]) -> Iterator[RealServer]:
+    return (server for server in servers if server.method is ForwardMethod.NAT)
 
 
 def _family(rule: MarkRule) -> int:

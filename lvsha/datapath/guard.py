@@ -9,6 +9,7 @@ Changes that come one after the other are taken over together, `SETTLING` after 
 Where someone else takes the rules away, they are put back.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -27,6 +28,8 @@ from lvsha.log import LimitedLog
 
 SETTLING: Final = 0.02
 RETRY_INTERVAL: Final = 0.2
+REMOVED_INTERVAL: Final = 60.0
+"""Between two looks whether connections of removed servers are left."""
 
 _log = structlog.get_logger()
 
@@ -126,9 +129,7 @@ class Guard:
         async with self._lock:
             wanted = self._wanted
             director = self._director
-            claims = claims_of(director)
-            if self._hands_over(claims):
-                await self._link.open()
+            claims = await self._claims()
             network = director.network
             present = [i for i in self._interfaces if network.link_named(i) is not None]
             remember = max(director.timeouts) if self._link.is_open else None
@@ -138,6 +139,23 @@ class Guard:
             self._applied = wanted
             self._settled.set()
             self._settled = trio.Event()
+
+    async def _claims(self) -> Claims:
+        """What the director claims, and what that needs.
+
+        Where packets cannot be handed back to the host, those of removed servers' connections
+        are the host's.
+        """
+        claims = claims_of(self._director)
+        if not self._hands_over(claims):
+            return claims
+        try:
+            await self._link.open()
+        except HostError:
+            claims = claims_of(self._director, removed=False)
+            if self._hands_over(claims):
+                raise
+        return claims
 
     def _hands_over(self, claims: Claims) -> bool:
         """Whether packets may have to be handed to the host."""
@@ -156,7 +174,10 @@ class Guard:
 
     async def _follow(self) -> None:
         while True:
-            await self._changed.wait()
+            # Nobody tells when the last connection of a removed server has ended.
+            again = REMOVED_INTERVAL if self.claims.removed else math.inf
+            with trio.move_on_after(again):
+                await self._changed.wait()
             await trio.sleep(SETTLING)
             self._changed = trio.Event()
             await self._insist("claims_not_in_force")

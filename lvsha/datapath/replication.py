@@ -7,6 +7,7 @@ knows of datagrams; `lvsha.connection_store` carries values between this and the
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
+from lvsha.datapath.ftp import FTP_PORT
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import REFRESH_PART, Registry
 from lvsha.datapath.services import Binding, VirtualService
@@ -14,6 +15,7 @@ from lvsha.model import ConnectionFlag, ConnectionRecord
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
 _SYNC: Final = int(ConnectionFlag.SYNC)
+_NO_CLIENT_PORT: Final = int(ConnectionFlag.NO_CLIENT_PORT)
 
 
 class Replication:
@@ -75,7 +77,8 @@ class Replication:
                 return Reason.SERVER_GONE
             if registry.table.full:
                 return Reason.TABLE_FULL
-            connection = registry.open(key, binding, now, flags=_SYNC)
+            flags = _SYNC if record.client_port else _SYNC | _NO_CLIENT_PORT
+            connection = registry.open(key, binding, now, flags=flags)
         connection.state = connection.told_state = record.state
         connection.timeout = record.timeout
         connection.expires = now + record.timeout * (1 + REFRESH_PART)
@@ -94,6 +97,9 @@ class Replication:
         server = service.server(record.server, record.server_port)
         if server is None:
             server = service.server(record.server, 0)
+        if server is None and service.port == FTP_PORT != record.virtual_port:
+            # A data connection has another port than its service, on both ends.
+            server = next((s for s in service.servers if s.address == record.server), None)
         if server is None:
             return None
         return server.bind(record.virtual, record.virtual_port, record.server_port)

@@ -335,6 +335,14 @@ class ServiceTable:
 
     # The trash
 
+    def left_with_connections(self) -> dict[VirtualService, list[RealServer]]:
+        """The removed servers that connections refer to, by service."""
+        left: dict[VirtualService, list[RealServer]] = {}
+        for server, _ in self._trash.values():
+            if server.active or server.inactive:
+                left.setdefault(server.service, []).append(server)
+        return left
+
     def _from_trash(self, service: VirtualService, address: bytes, port: int) -> RealServer | None:
         found = self._trash.pop(_trash_key(service, address, port), None)
         if found is None:

@@ -181,3 +181,31 @@ def test_icmp_and_what_has_no_ports_is_never_taken() -> None:
     frame.load(packets.ethernet(packets.ip(C4, V4, 112, bytes(20))))
     assert not claims_of(laboratory.director).takes(frame, lambda _: False)
     assert not Claims().takes(Frame(), lambda _: False)
+
+
+def test_ends_of_removed_servers_are_claimed_while_they_have_connections() -> None:
+    laboratory = Laboratory()
+    service = laboratory.service(V4, 80)
+    laboratory.server(service, S4, 8080)
+    laboratory.send("client", packets.tcp(C4, 4000, V4, 80, packets.SYN))
+    before = claims_of(laboratory.director)
+    laboratory.director.services.delete(service.identity)
+    claims = claims_of(laboratory.director)
+    assert (claims.services, claims.servers) == (before.services, before.servers)
+    assert (claims.removed, claims.too_wide) == (True, True)
+    assert takes(laboratory, packets.tcp(C4, 4000, V4, 80, packets.ACK))
+    assert not claims_of(laboratory.director, removed=False).services
+    laboratory.sleep(200)  # SYN_RECV lasts 60 s
+    assert claims_of(laboratory.director) == Claims()
+
+
+def test_a_removed_server_of_a_mark_is_claimed_beside_a_listed_one() -> None:
+    laboratory = Laboratory()
+    marked(laboratory, MarkRule(1, whole(parse_address(V4)), protocol=TCP), port=80)
+    laboratory.send("client", packets.tcp(C4, 4000, V4, 80, packets.SYN))
+    (service,) = laboratory.director.services
+    (server,) = service.servers
+    laboratory.remove(server)
+    claims = claims_of(laboratory.director)
+    assert claims.servers == {end(TCP, S4, 80)}
+    assert takes(laboratory, packets.tcp(S4, 80, C4, 4000, packets.ACK))

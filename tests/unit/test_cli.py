@@ -223,6 +223,19 @@ def test_run_without_the_right_to_is_one_sentence_and_no_traceback(
     assert result.stderr == "lvsha: cannot remove it (it needs CAP_NET_ADMIN)\n"
 
 
+def test_run_does_not_hide_our_fault_behind_one_of_the_machine(
+    pair_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def clean(_host: LinuxHost, _addresses: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise BaseExceptionGroup("", [HostError("no right"), AssertionError("ours")])
+
+    monkeypatch.setattr(LinuxHost, "clean", clean)
+    result = lvsha_command("run", pair_file, "--node", "east")
+    assert isinstance(result.exception, BaseExceptionGroup)
+    assert result.exception.subgroup(AssertionError) is not None
+
+
 def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that says no."""
 
@@ -270,6 +283,14 @@ def test_status_shows_what_the_director_says(monkeypatch: pytest.MonkeyPatch) ->
     assert result.exit_code == 0
     assert "east" in result.stdout
     assert "7 connections" in result.stdout
+
+
+def test_a_status_that_a_program_reads_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "a-long-name-" * 5
+    service = {"protocol": "tcp", "address": "192.0.2.10:80", "scheduler": "rr"}
+    monkeypatch.setattr(control, "ask", lambda _command: {"services": {name: service}})
+    result = lvsha_command("status")
+    assert f"{name} tcp 192.0.2.10:80 rr" in result.stdout
 
 
 def test_the_drills_answer_is_the_exit_code(

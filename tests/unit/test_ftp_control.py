@@ -9,7 +9,13 @@ from scapy.layers.inet6 import IPv6
 from lvsha.datapath.connections import Connection, FtpDialogue
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.tcp_states import TcpState
-from lvsha.model import ConnectionFlag, ForwardMethod, parse_address
+from lvsha.model import (
+    ConnectionFlag,
+    ConnectionRecord,
+    ForwardMethod,
+    Protocol,
+    parse_address,
+)
 from tests import packets
 from tests.laboratory import C4, C6, DR, NAT, S4, S6, TUN, V4, V6, Laboratory, Left
 from tests.packets import ACK, FIN, PSH, RST, SYN
@@ -491,3 +497,32 @@ def test_an_answer_that_grows_beyond_the_link_is_refused_with_the_size_that_fits
     (left,) = session.laboratory.send("server", packet)
     assert (left.side, left.packet[20:22]) == ("server", b"\x03\x04")
     assert session.laboratory.drops() == {Reason.TOO_BIG: 1}
+
+
+@pytest.mark.parametrize(
+    ("client_port", "virtual_port", "real_port"), [(5001, 20, 20), (0, 3000, 3000)]
+)
+def test_a_data_connection_of_a_peer_is_taken_over(
+    client_port: int, virtual_port: int, real_port: int
+) -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(V4, 21), S4)
+    told = ConnectionRecord(
+        protocol=Protocol.TCP,
+        client=parse_address(C4),
+        client_port=client_port,
+        virtual=parse_address(V4),
+        virtual_port=virtual_port,
+        server=parse_address(S4),
+        server_port=real_port,
+        method=ForwardMethod.NAT,
+        state=TcpState.ESTABLISHED,
+        flags=0,
+        timeout=900,
+    )
+    assert laboratory.director.replication.apply(told, laboratory.now) is None
+    packet = packets.tcp(C4, client_port or 6000, V4, virtual_port, packets.ACK)
+    (left,) = laboratory.send("client", packet)
+    read = dissect(left.packet)
+    assert (left.side, read.dst, read.dport) == ("server", S4, real_port)
+    assert laboratory.miscounted() == []

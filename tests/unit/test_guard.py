@@ -10,7 +10,7 @@ from lvsha.counters import Counters
 from lvsha.datapath import guard as guard_module
 from lvsha.datapath.claims import Claims
 from lvsha.datapath.flow import Frame
-from lvsha.datapath.guard import SETTLING, Guard
+from lvsha.datapath.guard import REMOVED_INTERVAL, SETTLING, Guard
 from lvsha.datapath.host_link import HostLink
 from lvsha.datapath.network import AddressChange
 from lvsha.errors import HostError
@@ -46,6 +46,7 @@ class Link(HostLink):
     def __init__(self) -> None:
         super().__init__()
         self.opened = 0
+        self.missing = False
 
     @property
     def is_open(self) -> bool:
@@ -53,6 +54,8 @@ class Link(HostLink):
 
     async def open(self) -> None:
         await trio.lowlevel.checkpoint()
+        if self.missing:
+            raise HostError("no TUN device")
         self.opened += 1
 
 
@@ -178,5 +181,39 @@ def test_the_host_link_is_opened_where_packets_may_be_handed_back(trial: Trial, 
         trial.guard.change()
         await trial.guard.settled()
         assert trial.link.opened
+
+    trial.run(test)
+
+
+def test_where_there_is_no_host_link_removed_servers_are_not_claimed(trial: Trial) -> None:
+    async def test() -> None:
+        trial.link.missing = True
+        laboratory = trial.laboratory
+        service = laboratory.service()
+        laboratory.server(service)
+        laboratory.send("client", packets.tcp(C4, 4000, V4, 80, packets.SYN))
+        laboratory.director.services.delete(service.identity)
+        laboratory.server(laboratory.service(port=81))
+        trial.guard.change()
+        await trial.guard.settled()
+        assert not trial.guard.claims.removed
+        assert len(trial.guard.claims.services) == 1
+
+    trial.run(test)
+
+
+def test_claims_end_a_while_after_the_last_connection_of_a_removed_server(trial: Trial) -> None:
+    async def test() -> None:
+        laboratory = trial.laboratory
+        service = laboratory.service()
+        laboratory.server(service)
+        laboratory.send("client", packets.tcp(C4, 4000, V4, 80, packets.SYN))
+        laboratory.director.services.delete(service.identity)
+        trial.guard.change()
+        await trial.guard.settled()
+        assert trial.guard.claims.removed
+        laboratory.sleep(100)
+        await trio.sleep(REMOVED_INTERVAL + 1)
+        assert trial.guard.claims == Claims()
 
     trial.run(test)

@@ -58,6 +58,24 @@ def test_every_part_of_a_status_is_shown() -> None:
         assert words in text
 
 
+def test_a_service_that_is_called_by_its_address_is_shown_with_it_once() -> None:
+    named = {
+        "TCP 192.0.2.1:80": {"protocol": "tcp", "address": "192.0.2.1:80", "scheduler": "rr"},
+        "FWM 7": {"protocol": None, "address": "FWM 7", "scheduler": "wlc"},
+        "marked": {"protocol": None, "address": "FWM 8", "scheduler": "lc"},
+    }
+    lines = [line.split("  ")[0] for line in shown({"services": named}).splitlines()]
+    assert lines[2:] == ["tcp 192.0.2.1:80 rr", "FWM 7 wlc", "marked FWM 8 lc"]
+
+
+def test_a_peer_that_is_no_longer_heard_is_not_shown_in_a_role() -> None:
+    peer = {"node": "west", "role": "LEAD", "state": "PROBE", "silent": True}
+    text = shown({"sync": {"7": {"peers": [peer]}}})
+    assert "silent" in text
+    assert "LEAD" not in text
+    assert "LEAD" in shown({"sync": {"7": {"peers": [peer | {"silent": False}]}}})
+
+
 def test_ipv6_addresses_in_brackets_are_shown_as_they_are() -> None:
     text = shown(STATUS)
     assert "[fd00::1]:80" in text
