@@ -77,8 +77,9 @@ class Replication:
                 return Reason.SERVER_GONE
             if registry.table.full:
                 return Reason.TABLE_FULL
-            flags = _SYNC if record.client_port else _SYNC | _NO_CLIENT_PORT
-            connection = registry.open(key, binding, now, flags=flags)
+            # A client may well use port 0; the flag says that its port is not known.
+            unknown = 0 if record.client_port else record.flags & _NO_CLIENT_PORT
+            connection = registry.open(key, binding, now, flags=_SYNC | unknown)
         connection.state = connection.told_state = record.state
         connection.timeout = record.timeout
         connection.expires = now + record.timeout * (1 + REFRESH_PART)

@@ -517,7 +517,7 @@ def test_a_data_connection_of_a_peer_is_taken_over(
         server_port=real_port,
         method=ForwardMethod.NAT,
         state=TcpState.ESTABLISHED,
-        flags=0,
+        flags=0 if client_port else ConnectionFlag.NO_CLIENT_PORT,
         timeout=900,
     )
     assert laboratory.director.replication.apply(told, laboratory.now) is None
@@ -526,3 +526,24 @@ def test_a_data_connection_of_a_peer_is_taken_over(
     read = dissect(left.packet)
     assert (left.side, read.dst, read.dport) == ("server", S4, real_port)
     assert laboratory.miscounted() == []
+
+
+def test_a_peers_client_at_port_0_is_that_client_alone() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(V4, 53, protocol=Protocol.UDP), S4)
+    told = ConnectionRecord(
+        protocol=Protocol.UDP,
+        client=parse_address(C4),
+        client_port=0,
+        virtual=parse_address(V4),
+        virtual_port=53,
+        server=parse_address(S4),
+        server_port=53,
+        method=ForwardMethod.NAT,
+        state=0,
+        flags=ConnectionFlag.INACTIVE,
+        timeout=300,
+    )
+    assert laboratory.director.replication.apply(told, laboratory.now) is None
+    laboratory.send("client", packets.udp(C4, 6000, V4, 53))
+    assert len(laboratory.director.registry.table) == 2
