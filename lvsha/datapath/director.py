@@ -224,10 +224,7 @@ class Director:
 
     def process(self, frame: Frame, received: int, now: float) -> Sequence[Outgoing]:
         """Read a frame of so many bytes, decide, and return what is to be sent for it."""
-        reason = frame.read(received)
-        if reason is None and frame.protocol and not frame.fragment:
-            return self.carry_out(frame, self.handle(frame, now), now)
-        return self.carry_out(frame, self._unusual(frame, reason, now), now)
+        return self.carry_out(frame, self.decide(frame, received, now), now)
 
     def decide(self, frame: Frame, received: int, now: float) -> Verdict:
         """Read a frame of so many bytes and decide; `carry_out` comes next."""
