@@ -49,7 +49,7 @@ def build_director(pair: Pair, dice: Dice | None = None) -> Director:
     director.set_timeouts(
         tcp=pair.timeouts.tcp, tcp_fin=pair.timeouts.tcp_fin, udp=pair.timeouts.udp
     )
-    director.seed(pair.scheduling.seed)
+    director.services.seed = pair.scheduling.seed
     director.marks.set(list(mark_rules(pair)))
     for service in pair.services:
         _add(director, service)

@@ -118,7 +118,6 @@ class Director:
         self.housekeep, self.add_chore = housekeeping.run, housekeeping.add
         self._backup_of: frozenset[bytes] = frozenset()
         self._shut: frozenset[bytes] = frozenset()
-        self._seed = 0
         self.configure(settings)
 
     # Configuration
@@ -134,18 +133,12 @@ class Director:
         self._opener.settings = settings
         self._transmitter.pmtu_discovery = settings.pmtu_disc
         self.services.set_scheduling(
-            seed=self._seed,
             lblc_expiration=settings.lblc_expiration,
             lblcr_expiration=settings.lblcr_expiration,
         )
         self.registry.machines[Protocol.SCTP].use(sloppy=settings.sloppy_sctp)
         self._housekeeping.configure(settings)
         self._shut = self._backup_of if settings.backup_only else frozenset()
-
-    def seed(self, seed: int) -> None:
-        """Set the seed of hashing schedulers; for those that are made from now on."""
-        self._seed = seed
-        self.configure(self.settings)
 
     def set_timeouts(self, *, tcp: float = 0, tcp_fin: float = 0, udp: float = 0) -> None:
         """As ``ipvsadm --set``, 0 leaves a value as it is.

@@ -59,14 +59,15 @@ class ServiceTable:
 
     Attributes:
         rates: of everything together.
+        seed: of the hashing schedulers that are made from now on.
         removals: how often servers were removed; for who must look after their connections.
     """
 
     def __init__(self, dice: Dice) -> None:
         self.rates = Rates()
+        self.seed = 0
         self.removals = 0
         self._dice = dice
-        self._seed = 0
         self._expirations = (86400.0, 86400.0)
         self._services: dict[_ServiceKey, VirtualService] = {}
         self._ports: Counter[int] = Counter()
@@ -227,16 +228,12 @@ class ServiceTable:
             service.scheduler = None
             return
         lblc, lblcr = self._expirations
-        told = SchedulerOptions(options.flags, self._seed, lblc, lblcr, self._dice)
+        told = SchedulerOptions(options.flags, self.seed, lblc, lblcr, self._dice)
         service.scheduler = SCHEDULERS[options.scheduler](service.servers, told)
         service.scheduler_options = told
 
-    def set_scheduling(self, *, seed: int, lblc_expiration: float, lblcr_expiration: float) -> None:
-        """Tell all schedulers a hash seed and how long lblc and lblcr remember.
-
-        A seed is taken over by the schedulers that are made from now on.
-        """
-        self._seed = seed
+    def set_scheduling(self, *, lblc_expiration: float, lblcr_expiration: float) -> None:
+        """Tell all schedulers how long lblc and lblcr remember."""
         self._expirations = (lblc_expiration, lblcr_expiration)
         for service in self:
             service.scheduler_options.lblc_expiration = lblc_expiration

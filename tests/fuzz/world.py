@@ -325,7 +325,7 @@ class World(Laboratory):
         director = self.director
         match step.name:
             case "seed":
-                director.seed(int(step.value))
+                director.services.seed = int(step.value)
             case "memory":
                 director.learn_memory(int(step.value))
             case "clock":
