@@ -4,11 +4,12 @@ Each virtual router has a sync id, so the virtual address of a connection tells 
 belongs to. Connections of addresses that no virtual router moves are not synced.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from lvsha.counters import Counters
 from lvsha.datapath.director import Director
-from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionRecord
+from lvsha.model import ConnectionRecord
+from lvsha.tally import Tally
 
 
 class ConnectionStore:
@@ -27,6 +28,9 @@ class ConnectionStore:
         self._director = director
         self._sync_ids = sync_ids
         self._clock = clock
+        self._tallies = {sync_id: Tally(sync_id) for sync_id in sync_ids.values()}
+        for address, sync_id in sync_ids.items():
+            director.registry.tallies[address] = self._tallies[sync_id]
         self._generations: dict[int, int] = {}
         self._to_sweep: dict[int, int] = {}
         self._sweeping: set[int] = set()
@@ -47,8 +51,7 @@ class ConnectionStore:
 
     def count(self, sync_id: int) -> int:
         """How many connections there are of a sync id."""
-        counts = self._director.registry.counts
-        return sum(counts[address] for address in self.addresses(sync_id))
+        return self._tallies[sync_id].connections
 
     def begin_snapshot(self, sync_id: int) -> None:
         """Mark what is applied from now on."""
@@ -84,16 +87,3 @@ class ConnectionStore:
         None says that some of the table were looked at since the None before.
         """
         return self._director.replication.records(self.addresses(sync_id))
-
-    def by_sync_id(self, changes: Sequence[ConnectionChange]) -> dict[int, list[ConnectionChange]]:
-        """Sort changes by the sync id of their virtual address."""
-        by_id: dict[int, list[ConnectionChange]] = {}
-        for change in changes:
-            if isinstance(change, ConnectionChanged):
-                virtual = change.record.virtual
-            else:
-                virtual = change.virtual
-            sync_id = self._sync_ids.get(virtual)
-            if sync_id is not None:
-                by_id.setdefault(sync_id, []).append(change)
-        return by_id

@@ -11,7 +11,8 @@ they stand in a packet and in a key.
 import ipaddress
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, NamedTuple
+from zlib import crc32
 
 IPv4_BYTES: Final = 4
 IPv6_BYTES: Final = 16
@@ -66,50 +67,123 @@ class VrrpState(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionRecord:
-    """One connection as a director describes it to another.
+class ConnectionDetails:
+    """What few connections have beside the rest of their record.
 
-    ``timeout`` is the full time-out in seconds that the state gives the connection,
-    not what is left of it, and not an absolute time (the kernel's sync protocol does
-    the same). ``state`` is the number of the kernel's state table of the protocol.
+    Attributes:
+        mark: the firewall mark of the service of a template.
+        shifts: how sequence numbers have moved: none, or six numbers of 32 bits, init_seq,
+            delta and previous_delta of what goes to the server, then of what comes from it.
+            The flags IN_SEQUENCE and OUT_SEQUENCE say which three count.
+        engine: the persistence engine whose find stands in a template's key.
+        parent: the key of the connection that this one belongs to (FTP data).
+        others: fields of a later version, by number, which go on as they came.
     """
 
-    protocol: int
-    client: bytes
-    client_port: int
-    virtual: bytes
-    virtual_port: int
+    mark: int = 0
+    shifts: tuple[int, ...] = ()
+    engine: str = ""
+    parent: bytes = b""
+    others: tuple[tuple[int, bytes], ...] = ()
+
+
+class ConnectionRecord(NamedTuple):
+    """One connection or template as a director describes it to another.
+
+    A tuple, because a million of them may come in some seconds.
+
+    Attributes:
+        key: of the request direction, see `connection_key`; of a template `template_key`.
+        server, server_port: the real server, 4 or 16 bytes.
+        method: how its packets are forwarded.
+        state: the number in the kernel's state table of the protocol.
+        flags: `ConnectionFlag` bits.
+        timeout: the full time-out in seconds that the state gives it, not what is left of
+            it, and not an absolute time (the kernel's sync protocol does the same).
+        details: what few connections have.
+    """
+
+    key: bytes
     server: bytes
     server_port: int
     method: ForwardMethod
     state: int
     flags: int
     timeout: float
+    details: ConnectionDetails | None = None
+
+    @classmethod
+    def between(
+        cls,
+        protocol: int,
+        client: bytes,
+        client_port: int,
+        virtual: bytes,
+        virtual_port: int,
+        server: bytes,
+        server_port: int,
+        method: ForwardMethod,
+        state: int,
+        flags: int,
+        timeout: float,
+    ) -> "ConnectionRecord":
+        """The record of a connection between a client and a virtual end."""
+        key = connection_key(protocol, client, client_port, virtual, virtual_port)
+        return cls(key, server, server_port, method, state, flags, timeout)
 
     @property
-    def key(self) -> bytes:
-        """The key of the request direction in the connection table."""
-        return connection_key(
-            self.protocol, self.client, self.client_port, self.virtual, self.virtual_port
-        )
+    def is_template(self) -> bool:
+        """Whether it is a persistence template."""
+        return self.key[0] >= TEMPLATE_BIT
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionChanged:
+class ConnectionChanged(NamedTuple):
     """A connection exists or has changed in a way that a backup must know."""
 
     record: ConnectionRecord
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionEnded:
-    """A connection was removed; ``key`` is that of its request direction."""
+class ConnectionEnded(NamedTuple):
+    """A connection was removed; ``key`` is that of its record."""
 
     key: bytes
-    virtual: bytes
 
 
 ConnectionChange = ConnectionChanged | ConnectionEnded
+
+TEMPLATE_BIT: Final = 0x80
+"""Set in the first byte of a template's key, so that none is a connection's."""
+BUCKETS: Final = 511
+"""Parts of a connection table that directors compare and repair one by one."""
+
+
+def virtual_of(key: bytes) -> tuple[bytes, int]:
+    """The virtual address and port in a connection's key."""
+    size = (len(key) - 6) // 2
+    return key[2 + size : 2 + 2 * size], int.from_bytes(key[-2:])
+
+
+def template_key(key: bytes, found: bytes = b"") -> bytes:
+    """The key of a template.
+
+    Args:
+        key: laid out as a connection's: family, protocol (0 for a firewall mark), the
+            client's masked address, the virtual address (or the mark), port 0, virtual port.
+        found: what a persistence engine found in the packet; it stands at the end.
+    """
+    return bytes((key[0] | TEMPLATE_BIT,)) + key[1:] + found
+
+
+def bucket_of(key: bytes) -> int:
+    """The bucket, below `BUCKETS`, of a connection or template.
+
+    A connection's is the sum of the low byte of the client's port and of byte 5 of the key,
+    the last of an IPv4 client's address. A template may have nothing but a Call-ID that
+    varies, so its bucket is the CRC-32 of the whole key.
+    """
+    if key[0] < TEMPLATE_BIT:
+        return key[-3] + key[5]
+    return crc32(key) % BUCKETS
 
 
 def connection_key(

@@ -245,7 +245,7 @@ class Node:
         changes = self.director.registry.take_changes()
         if self._courier is None:
             return
-        for sync_id, of_one in self._store.by_sync_id(changes).items():
+        for sync_id, of_one in changes.items():
             self._courier.tell(sync_id, of_one)
 
     async def _tell_everything(self, router: str) -> None:

@@ -29,18 +29,16 @@ import heapq
 import math
 from collections.abc import Iterator
 from typing import Final
-from zlib import crc32
 
 from lvsha.datapath.ftp import FtpMode
 from lvsha.datapath.sequence import Adjustment
 from lvsha.datapath.services import Binding, RealServer
 from lvsha.datapath.state_machines import StateMachine
-from lvsha.model import ConnectionFlag, ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionDetails, ConnectionFlag, ConnectionRecord, bucket_of
+from lvsha.tally import UNTOLD, Tally
 
-UNTOLD: Final = -1
-"""The `told_state` of a connection that no backup knows of."""
-SHARDS: Final = 511
-"""Sums of two bytes."""
+SHARDS: Final = BUCKETS
+"""Sums of two bytes; the buckets that directors compare."""
 SLICE: Final = 250
 """Connections that are looked at in one go; a millisecond of work."""
 CROWD: Final = 32_768
@@ -70,6 +68,9 @@ class Connection:
         packets: requests seen, as the kernel's in_pkts counts them.
         report_at: when a request should next be reported to the backups.
         told_state: the state that was last reported; `UNTOLD` if none was.
+        sync_end: when it would have ended when it was last reported by the kernel's rule, in
+            that rule's ticks.
+        tally: of its sync id, in which it counts; None if it is not synced.
         generation: of the snapshot that last confirmed it.
         parent: what it belongs to: the template of its client, or an FTP control connection;
             that does not end before it.
@@ -92,6 +93,8 @@ class Connection:
         "report_at",
         "second",
         "state",
+        "sync_end",
+        "tally",
         "timeout",
         "told_state",
     )
@@ -111,6 +114,8 @@ class Connection:
         self.packets = 0
         self.report_at = 0.0
         self.told_state = UNTOLD
+        self.sync_end = 0
+        self.tally: Tally | None = None
         self.generation = 0
         self.parent: Connection | None = None
         self.children = 0
@@ -148,22 +153,39 @@ class Connection:
         """Whether it is a persistence template."""
         return bool(self.flags & _TEMPLATE)
 
+    @property
+    def is_established(self) -> bool:
+        """Whether its client would notice its loss: all of a protocol without such a state."""
+        established = self.machine.established
+        return (established < 0 or self.state == established) and not self.flags & _TEMPLATE
+
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether it is a template that is found no more."""
+        identity = self.dialogue
+        if not isinstance(identity, TemplateIdentity):
+            return False
+        return not identity.key.startswith(self.key[1:], 1)
+
+    @property
+    def record_key(self) -> bytes:
+        """The key of its record: its own, or that of a template."""
+        identity = self.dialogue
+        return identity.key if isinstance(identity, TemplateIdentity) else self.key
+
     def record(self) -> ConnectionRecord:
         """The connection as a value for other directors."""
-        client, client_port = self.client
-        virtual, virtual_port = self.virtual
+        binding = self.binding
+        dialogue = self.dialogue
         return ConnectionRecord(
-            protocol=self.key[1],
-            client=client,
-            client_port=client_port,
-            virtual=virtual,
-            virtual_port=virtual_port,
-            server=self.server.address,
-            server_port=self.binding.port,
-            method=self.binding.method,
-            state=self.state,
-            flags=self.flags,
-            timeout=self.timeout,
+            self.key if dialogue is None else self.record_key,
+            binding.server.address,
+            binding.port,
+            binding.method,
+            self.state,
+            self.flags,
+            self.timeout,
+            None if dialogue is None else dialogue.details(),
         )
 
 
@@ -184,20 +206,41 @@ class FtpDialogue:
         self.answered = (-1, FtpMode.ACTIVE)
         self.adjustment = Adjustment()
 
+    def details(self) -> ConnectionDetails | None:
+        """What other directors must know beside the rest."""
+        adjustment = self.adjustment
+        if not adjustment.in_set and not adjustment.out_set:
+            return None
+        there, back = adjustment.in_, adjustment.out
+        return ConnectionDetails(
+            shifts=(
+                *(there.init_seq, there.delta, there.previous_delta),
+                *(back.init_seq, back.delta, back.previous_delta),
+            )
+        )
+
 
 class TemplateIdentity:
     """Under what a template stands in the table.
 
     Attributes:
-        table_key: its key, and behind it what a persistence engine found.
+        key: its key in the table and in its record; behind it what a persistence engine found.
         found: that alone: the Call-ID.
+        mark: the firewall mark of its service.
     """
 
-    __slots__ = ("found", "table_key")
+    __slots__ = ("found", "key", "mark")
 
-    def __init__(self, table_key: bytes, found: bytes) -> None:
-        self.table_key = table_key
+    def __init__(self, key: bytes, found: bytes, mark: int) -> None:
+        self.key = key
         self.found = found
+        self.mark = mark
+
+    def details(self) -> ConnectionDetails | None:
+        """What other directors must know beside the rest."""
+        if not self.mark and not self.found:
+            return None
+        return ConnectionDetails(mark=self.mark, engine="sip" if self.found else "")
 
 
 def reply_key(key: bytes, server: bytes, server_port: int) -> bytes:
@@ -214,11 +257,6 @@ def _shard(key: bytes) -> int:
 def _reply_shard(key: bytes) -> int:
     """The shard of a reply's key: by the client's port and last address byte."""
     return key[-1] + key[-5]
-
-
-def _template_shard(table_key: bytes) -> int:
-    """The shard of a template's key, which may have nothing but a Call-ID that varies."""
-    return crc32(table_key) % SHARDS
 
 
 def _cut(connections: list[Connection]) -> Iterator[list[Connection]]:
@@ -279,9 +317,9 @@ class ConnectionTable:
         """The connection with this key of its reply direction."""
         return self.outbound[_reply_shard(key)].get(key)
 
-    def template(self, table_key: bytes) -> Connection | None:
-        """The template with this key."""
-        return self._templates[_template_shard(table_key)].get(table_key)
+    def template(self, key: bytes) -> Connection | None:
+        """The template with this key; see `lvsha.model.template_key`."""
+        return self._templates[bucket_of(key)].get(key)
 
     def connections(self) -> Iterator[Connection]:
         """All of them, templates too; the table must not change meanwhile."""
@@ -331,9 +369,9 @@ class ConnectionTable:
         """Enter a template."""
         identity = template.dialogue
         assert isinstance(identity, TemplateIdentity)
-        shard = self._templates[_template_shard(identity.table_key)]
-        assert identity.table_key not in shard, "a template is entered once"
-        shard[identity.table_key] = template
+        shard = self._templates[bucket_of(identity.key)]
+        assert identity.key not in shard, "a template is entered once"
+        shard[identity.key] = template
         self._count += 1
         self._arm(template)
 
@@ -341,7 +379,7 @@ class ConnectionTable:
         """Let a template be found no more; it ends when its time is over."""
         identity = template.dialogue
         assert isinstance(identity, TemplateIdentity)
-        del self._templates[_template_shard(identity.table_key)][identity.table_key]
+        del self._templates[bucket_of(identity.key)][identity.key]
         self._poisoned[template] = None
         template.key = template.key[:-2] + _POISONED_PORT.to_bytes(2)
 
@@ -367,7 +405,7 @@ class ConnectionTable:
             if connection in self._poisoned:
                 del self._poisoned[connection]
             else:
-                del self._templates[_template_shard(identity.table_key)][identity.table_key]
+                del self._templates[bucket_of(identity.key)][identity.key]
         else:
             key = connection.key
             del self.inbound[_shard(key)][key]

@@ -381,7 +381,7 @@ class Director:
         if table.unknown_ports:
             connection = table.find(key[:-4] + _NO_PORT + key[-2:])
             if connection is not None and connection.flags & _NO_CLIENT_PORT:
-                table.learn_client_port(connection, key[-4:-2])
+                self.registry.learn_client_port(connection, key[-4:-2])
                 return self._request(connection, frame, now)
         connection = table.find(reversed_key(key))
         if connection is not None and connection.binding.method is not ForwardMethod.NAT:

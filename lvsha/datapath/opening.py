@@ -21,7 +21,7 @@ from lvsha.datapath.registry import Registry
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer, ServerOptions, VirtualService
 from lvsha.datapath.verdicts import ACCEPT, Accept, Drop
-from lvsha.model import ConnectionFlag, ForwardMethod, IPv4_BYTES, Protocol
+from lvsha.model import ConnectionFlag, ForwardMethod, IPv4_BYTES, Protocol, template_key
 from lvsha.settings import Settings
 from lvsha.wire import icmp
 
@@ -143,10 +143,10 @@ class Opener:
                 return self._bind(service, server, server.port, key, now)
         port = int.from_bytes(key[-2:])
         at_own_port = port == service.port
-        template_key = _template_key(service, key)
-        template = registry.table.template(template_key + found)
+        bare = _bare_template_key(service, key)
+        template = registry.table.template(template_key(bare, found))
         if template is not None and not self._is_good(template, server):
-            registry.table.poison(template)
+            registry.poison(template)
             template = None
         if template is None:
             if server is None and service.scheduler is not None:
@@ -158,12 +158,14 @@ class Opener:
             size = (len(key) - 6) // 2
             named_port = server.port if at_own_port and port != FTP_PORT else 0
             binding = server.bind(
-                template_key[2 + size : 2 + 2 * size],
-                int.from_bytes(template_key[-2:]),
+                bare[2 + size : 2 + 2 * size],
+                int.from_bytes(bare[-2:]),
                 named_port,
             )
             timeout = float(service.options.persistence)
-            template = registry.open_template(template_key, found, binding, timeout, now)
+            template = registry.open_template(
+                bare, found, binding, timeout, now, mark=service.identity.mark
+            )
         server = template.server
         real_port = server.port if at_own_port and server.port else port
         connection = self._bind(service, server, real_port, key, now, parent=template)
@@ -232,7 +234,7 @@ class Opener:
         return len(destination) != IPv4_BYTES or not self._network.is_local(destination)
 
 
-def _template_key(service: VirtualService, key: bytes) -> bytes:
+def _bare_template_key(service: VirtualService, key: bytes) -> bytes:
     """The key of the template of a client: its masked address, and what it keeps to.
 
     That is the service's own port; all ports, with FTP and where the service stands for

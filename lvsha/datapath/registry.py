@@ -9,11 +9,11 @@ What always holds:
   before that of its children. Only what replaces it, or the peer that it was copied from,
   ends it sooner; its children then live on by themselves.
 * Of each connection at most one change waits to be told, and it is the newest.
+* The tally of a sync id has exactly the connections in the table that belong to it.
 
 Times are seconds on the caller's clock.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -21,7 +21,6 @@ from typing import Final, Literal
 from lvsha.datapath import state_machines
 from lvsha.datapath.connections import (
     TEMPLATE_ASSURED,
-    UNTOLD,
     Connection,
     ConnectionTable,
     FtpDialogue,
@@ -39,7 +38,9 @@ from lvsha.model import (
     ConnectionFlag,
     ForwardMethod,
     Protocol,
+    template_key,
 )
+from lvsha.tally import UNTOLD, Tally
 
 EXPIRE_BATCH: Final = 250
 """Connections looked at in one call of `expire`; a millisecond of work."""
@@ -85,7 +86,8 @@ class Registry:
     Attributes:
         table: the connections.
         machines: the state machine of each protocol.
-        counts: how many connections there are of each virtual address.
+        tallies: of each virtual address that is synced, the tally of its sync id.
+        mark_tallies: of each firewall mark whose templates are synced, the same.
         untold: what `take_changes` would return; always the same object.
         generation: of the newest snapshot that has begun to arrive; what is opened from then
             on belongs to it.
@@ -101,8 +103,9 @@ class Registry:
             _UDP: state_machines.udp(),
             _SCTP: state_machines.sctp(),
         }
-        self.counts: Counter[bytes] = Counter()
-        self.untold: dict[bytes, Connection | ConnectionEnded] = {}
+        self.tallies: dict[bytes, Tally] = {}
+        self.mark_tallies: dict[int, Tally] = {}
+        self.untold: dict[bytes, Connection | Tally] = {}
         self.generation = 0
         self.in_transition: set[bytes] = set()
         self._reporting = reporting
@@ -140,7 +143,7 @@ class Registry:
             connection.parent = parent
             parent.children += 1
         self.table.add(connection)
-        self.counts[connection.virtual[0]] += 1
+        self._enrol(connection, self.tallies.get(connection.virtual[0]))
         return connection
 
     def make(self, key: bytes, binding: Binding, flags: int = 0) -> Connection:
@@ -160,13 +163,21 @@ class Registry:
         return connection
 
     def open_template(
-        self, key: bytes, found: bytes, binding: Binding, timeout: float, now: float
+        self,
+        key: bytes,
+        found: bytes,
+        binding: Binding,
+        timeout: float,
+        now: float,
+        *,
+        mark: int = 0,
     ) -> Connection:
         """A new persistence template.
 
         Args:
             key: as a connection's, with client port 0.
             found: what a persistence engine found beside; else empty.
+            mark: the firewall mark of its service.
             binding: the server that the client keeps.
             timeout: of the service's persistence.
             now: the clock.
@@ -175,19 +186,36 @@ class Registry:
         machine = self.machines.get(key[1], self.machines[_UDP])
         flags = server.connection_flags | _TEMPLATE
         template = Connection(key, binding, machine, flags, timeout)
-        template.dialogue = TemplateIdentity(key + found, found)
+        template.dialogue = TemplateIdentity(template_key(key, found), found, mark)
         template.expires = now + timeout
         template.report_at = _NEVER
         server.persistent += 1
         server.note_bound()
         self.table.add_template(template)
+        tally = self.mark_tallies.get(mark) if mark else self.tallies.get(template.virtual[0])
+        self._enrol(template, tally)
         return template
+
+    def learn_client_port(self, connection: Connection, port: bytes) -> None:
+        """Enter a connection under the port that its client turned out to use."""
+        self._retract(connection)
+        self.table.learn_client_port(connection, port)
+
+    def poison(self, template: Connection) -> None:
+        """Let a template be found no more; it ends when its time is over."""
+        self._retract(template)
+        self.table.poison(template)
 
     # States
 
     def enter(self, connection: Connection, state: int, now: float) -> None:
         """Change a state, with the time-out and counts that go with it."""
         machine = connection.machine
+        if connection.tally is not None:
+            if state == machine.established:
+                self._count_established(connection, 1)
+            elif connection.state == machine.established:
+                self._count_established(connection, -1)
         connection.state = state
         connection.timeout = timeout = machine.timeouts[state]
         connection.expires = now + timeout
@@ -241,12 +269,14 @@ class Registry:
 
     def take_out(self, connection: Connection) -> None:
         """The first half of an end: it is found no more; its server counts it still."""
+        tally = connection.tally
+        if tally is not None:
+            self._retract(connection)
+            tally.connections -= 1
+            if connection.is_established:
+                self._count_established(connection, -1)
+            connection.tally = None
         self.table.remove(connection)
-        if not connection.flags & _TEMPLATE:
-            self._uncount(connection.virtual[0])
-        if connection.told_state != UNTOLD:
-            key = connection.key
-            self.untold[key] = ConnectionEnded(key, connection.virtual[0])
 
     def let_go(self, connection: Connection) -> None:
         """The second half: its server and its parent count it no more."""
@@ -259,13 +289,6 @@ class Registry:
         forced = connection.timeout == 0 and not parent.children and parent.second >= 0
         if forced and not (parent.flags & _TEMPLATE and parent.state == TEMPLATE_ASSURED):
             self.delete(parent)
-
-    def _uncount(self, virtual: bytes) -> None:
-        left = self.counts[virtual] - 1
-        if left:
-            self.counts[virtual] = left
-        else:
-            del self.counts[virtual]  # a firewall mark may stand for any number of addresses
 
     def unbind(self, connection: Connection) -> None:
         """Take a connection out of its server's counts."""
@@ -292,6 +315,51 @@ class Registry:
                 self.table.postpone(connection, now + PARENT_TIMEOUT)
             else:
                 self.end(connection)
+
+    # What is counted of a sync id
+
+    def _enrol(self, connection: Connection, tally: Tally | None) -> None:
+        """Count a connection in the tally of its sync id."""
+        if tally is None:
+            return
+        connection.tally = tally
+        tally.connections += 1
+        if connection.is_established:
+            self._count_established(connection, 1)
+
+    def _count_established(self, connection: Connection, change: int) -> None:
+        tally = connection.tally
+        assert tally is not None, "only what is synced is counted"
+        tally.established += change
+        if connection.told_state == UNTOLD:
+            tally.exposed += change
+
+    def become(self, connection: Connection, state: int) -> None:
+        """Take over the state that another director tells of a connection."""
+        if connection.tally is not None:
+            established = connection.machine.established
+            if established >= 0 and (state == established) != (connection.state == established):
+                self._count_established(connection, 1 if state == established else -1)
+        connection.state = state
+        self.retell(connection, state)
+
+    def retell(self, connection: Connection, state: int) -> None:
+        """Note which state backups know of a connection from now on; `UNTOLD` for none."""
+        tally, told = connection.tally, connection.told_state
+        if tally is None or told == state:
+            return
+        binding = connection.binding
+        tally.retell(connection.record_key, binding.server.address, binding.port, told, state)
+        if UNTOLD in {told, state} and connection.is_established:
+            tally.exposed += 1 if state == UNTOLD else -1
+        connection.told_state = state
+
+    def _retract(self, connection: Connection) -> None:
+        """Have backups forget a connection, if they know of it."""
+        tally = connection.tally
+        if tally is not None and connection.told_state != UNTOLD:
+            self.retell(connection, UNTOLD)
+            self.untold[connection.record_key] = tally
 
     # What backups are told
 
@@ -330,16 +398,22 @@ class Registry:
             self.tell(connection)
 
     def tell(self, connection: Connection) -> None:
-        """Put a connection on the list of what backups are told next."""
-        connection.told_state = connection.state
-        self.untold[connection.key] = connection
+        """Put a connection on the list of what backups are told next, if it is synced."""
+        if connection.tally is not None:
+            self.retell(connection, connection.state)
+            self.untold[connection.record_key] = connection
 
-    def take_changes(self) -> list[ConnectionChange]:
-        """What has changed since the last call: the newest word about each connection."""
-        changes: list[ConnectionChange] = [
-            ConnectionChanged(change.record()) if isinstance(change, Connection) else change
-            for change in self.untold.values()
-        ]
+    def take_changes(self) -> dict[int, list[ConnectionChange]]:
+        """What has changed since the last call, by sync id: the newest word about each."""
+        changes: dict[int, list[ConnectionChange]] = {}
+        for key, change in self.untold.items():
+            if isinstance(change, Connection):
+                tally = change.tally
+                assert tally is not None, "what ends is on the list no more"
+                told: ConnectionChange = ConnectionChanged(change.record())
+            else:
+                tally, told = change, ConnectionEnded(key)
+            changes.setdefault(tally.sync_id, []).append(told)
         self.untold.clear()
         return changes
 

@@ -11,7 +11,7 @@ from lvsha.datapath.ftp import FTP_PORT
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import REFRESH_PART, Registry
 from lvsha.datapath.services import Binding, VirtualService
-from lvsha.model import ConnectionFlag, ConnectionRecord
+from lvsha.model import ConnectionFlag, ConnectionRecord, virtual_of
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
 _SYNC: Final = int(ConnectionFlag.SYNC)
@@ -57,16 +57,16 @@ class Replication:
         end of one that was replaced (as in the kernel). A copy follows its source.
         """
         registry = self._registry
-        machine = registry.machines.get(record.protocol)
+        key = record.key
+        machine = registry.machines.get(key[1])
         if machine is None or not 0 <= record.state < len(machine.timeouts):
             return Reason.MALFORMED
-        key = record.key
         connection = registry.table.find(key)
         if connection is not None and (
             connection.server.address != record.server
             or connection.binding.port != record.server_port
         ):
-            if record.flags & _INACTIVE and self._opens(record.virtual):
+            if record.flags & _INACTIVE and self._opens(virtual_of(key)[0]):
                 return None
             registry.end(connection)
             registry.untold.pop(key, None)
@@ -78,9 +78,9 @@ class Replication:
             if registry.table.full:
                 return Reason.TABLE_FULL
             # A client may well use port 0; the flag says that its port is not known.
-            unknown = 0 if record.client_port else record.flags & _NO_CLIENT_PORT
+            unknown = 0 if any(key[-4:-2]) else record.flags & _NO_CLIENT_PORT
             connection = registry.open(key, binding, now, flags=_SYNC | unknown)
-        connection.state = connection.told_state = record.state
+        registry.become(connection, record.state)
         connection.timeout = record.timeout
         connection.expires = now + record.timeout * (1 + REFRESH_PART)
         connection.generation = registry.generation
@@ -93,17 +93,18 @@ class Replication:
 
     def _binding(self, key: bytes, record: ConnectionRecord) -> Binding | None:
         service = self._find_service(key)
+        virtual, virtual_port = virtual_of(key)
         if service is None:
             return None
         server = service.server(record.server, record.server_port)
         if server is None:
             server = service.server(record.server, 0)
-        if server is None and service.port == FTP_PORT != record.virtual_port:
+        if server is None and service.port == FTP_PORT != virtual_port:
             # A data connection has another port than its service, on both ends.
             server = next((s for s in service.servers if s.address == record.server), None)
         if server is None:
             return None
-        return server.bind(record.virtual, record.virtual_port, record.server_port)
+        return server.bind(virtual, virtual_port, record.server_port)
 
     def forget(self, key: bytes) -> None:
         """Remove a connection that its source has ended."""

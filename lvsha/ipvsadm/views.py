@@ -189,8 +189,8 @@ def view_connection(connection: Connection, now: float) -> ConnectionView:
         if isinstance(template, TemplateIdentity):
             found = template.found
             engine = "sip" if found else ""
-            if not template.table_key.startswith(connection.key):
-                server_port = POISONED_PORT
+        if connection.is_poisoned:
+            server_port = POISONED_PORT
     else:
         state = connection.machine.name_of(connection.state)
     return ConnectionView(

@@ -532,32 +532,8 @@ def _record(fields: list[Any]) -> ConnectionRecord:
         method != ForwardMethod.TUNNEL or len(server) != (4 if wide else 16)
     ):
         raise SyncError("a record whose server has a wrong address")
-    if wide:
-        return ConnectionRecord(
-            key[1],
-            key[2:18],
-            key[34] << 8 | key[35],
-            key[18:34],
-            key[36] << 8 | key[37],
-            server,
-            server_port,
-            _METHODS[method],
-            state,
-            flags,
-            float(timeout),
-        )
     return ConnectionRecord(
-        key[1],
-        key[2:6],
-        key[10] << 8 | key[11],
-        key[6:10],
-        key[12] << 8 | key[13],
-        server,
-        server_port,
-        _METHODS[method],
-        state,
-        flags,
-        float(timeout),
+        key, server, server_port, _METHODS[method], state, flags, float(timeout)
     )
 
 

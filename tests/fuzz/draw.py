@@ -179,7 +179,7 @@ class Drawer:
                     one.virtual,
                 )
         family = 4 if len(client) == 4 else 6
-        return ConnectionRecord(
+        return ConnectionRecord.between(
             protocol,
             client,
             port,

@@ -82,7 +82,7 @@ def inside(name: str) -> Iterator[None]:
 
 
 def connection(number: int) -> ConnectionRecord:
-    return ConnectionRecord(
+    return ConnectionRecord.between(
         protocol=6,
         client=(0x0A000000 + number).to_bytes(4),
         client_port=1024 + number % 60_000,
@@ -192,7 +192,7 @@ def churn(east: Site, first: int, count: int) -> None:
         record, gone = connection(CONNECTIONS + number), connection(number)
         east.table.content[record.key] = record
         del east.table.content[gone.key]
-        east.courier.tell(1, [ConnectionChanged(record), ConnectionEnded(gone.key, gone.virtual)])
+        east.courier.tell(1, [ConnectionChanged(record), ConnectionEnded(gone.key)])
 
 
 @pytest.mark.parametrize("group", ["224.0.0.81", "ff02::81"])

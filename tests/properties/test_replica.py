@@ -32,7 +32,7 @@ DIGEST = bytes(16)
 
 
 def connection(number: int, state: int) -> ConnectionRecord:
-    return ConnectionRecord(
+    return ConnectionRecord.between(
         protocol=6,
         client=(0x0A000000 + number).to_bytes(4),
         client_port=1024,
@@ -261,7 +261,7 @@ def test_a_snapshot_holds_each_connection_once_whatever_is_told_meanwhile(
                 copied,
                 [
                     action
-                    for sent in source.tell([ConnectionEnded(key, record.virtual)], now)
+                    for sent in source.tell([ConnectionEnded(key)], now)
                     if isinstance(sent, Send)
                     for action in copy.receive(sent.datagram, now)
                 ],

@@ -39,7 +39,7 @@ def records(draw: st.DrawFn) -> ConnectionRecord:
     address = st.binary(min_size=length, max_size=length)
     method = draw(st.sampled_from(ForwardMethod))
     server_length = draw(st.sampled_from((4, 16))) if method == ForwardMethod.TUNNEL else length
-    return ConnectionRecord(
+    return ConnectionRecord.between(
         protocol=draw(st.integers(0, 255)),
         client=draw(address),
         client_port=draw(PORTS),

@@ -13,7 +13,7 @@ from lvsha.sync.replica import Pace, PeerChanged, Replica
 
 
 def connection(number: int, state: int = 1) -> ConnectionRecord:
-    return ConnectionRecord(
+    return ConnectionRecord.between(
         protocol=6,
         client=(0x0A000000 + number).to_bytes(4),
         client_port=1024,
@@ -129,7 +129,7 @@ def test_a_joining_backup_gets_all_connections_and_then_the_changes() -> None:
             east.courier.tell(1, [ConnectionChanged(connection(9999))])
             gone = connection(0)
             del east.table.content[gone.key]
-            east.courier.tell(1, [ConnectionEnded(gone.key, gone.virtual)])
+            east.courier.tell(1, [ConnectionEnded(gone.key)])
             await trio.sleep(0.1)
             assert west.table.content == east.table.content
 

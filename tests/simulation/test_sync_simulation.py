@@ -64,7 +64,7 @@ Sender = tuple[Leader, int]
 
 def connection(client: int, incarnation: int, state: int = 1) -> ConnectionRecord:
     """A connection whose server's address says which of all with its key it is."""
-    return ConnectionRecord(
+    return ConnectionRecord.between(
         protocol=6,
         client=(0x0A000000 + client).to_bytes(4),
         client_port=1024,
@@ -312,7 +312,7 @@ class World:
             node.marks.pop(key, None)
             ended = (node.name, node.epoch, key, known.server)
             self.ended[ended] = node.replica._source.sequence
-            return ConnectionEnded(key, VIRTUAL)
+            return ConnectionEnded(key)
         if known is None:
             self.incarnation += 1
             record = connection(client, self.incarnation)

@@ -30,7 +30,7 @@ class Clock:
 
 def record(virtual: str = WEB, port: int = 40000, server: str = "10.1.0.11") -> ConnectionRecord:
     """An established connection that a peer tells of."""
-    return ConnectionRecord(
+    return ConnectionRecord.between(
         protocol=6,
         client=parse_address("198.51.100.1"),
         client_port=port,

@@ -35,7 +35,7 @@ def record(
     *, port: int = 40000, server: str = S4, server_port: int = 80, flags: int = 0, state: int = 1,
     protocol: int = 6, timeout: float = 900,
 ) -> ConnectionRecord:  # fmt: skip
-    return ConnectionRecord(
+    return ConnectionRecord.between(
         protocol, parse_address(C4), port, parse_address(V4), 80, parse_address(server),
         server_port, NAT, state, flags, timeout,
     )  # fmt: skip

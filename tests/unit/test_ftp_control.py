@@ -507,7 +507,7 @@ def test_a_data_connection_of_a_peer_is_taken_over(
 ) -> None:
     laboratory = Laboratory()
     laboratory.server(laboratory.service(V4, 21), S4)
-    told = ConnectionRecord(
+    told = ConnectionRecord.between(
         protocol=Protocol.TCP,
         client=parse_address(C4),
         client_port=client_port,
@@ -531,7 +531,7 @@ def test_a_data_connection_of_a_peer_is_taken_over(
 def test_a_peers_client_at_port_0_is_that_client_alone() -> None:
     laboratory = Laboratory()
     laboratory.server(laboratory.service(V4, 53, protocol=Protocol.UDP), S4)
-    told = ConnectionRecord(
+    told = ConnectionRecord.between(
         protocol=Protocol.UDP,
         client=parse_address(C4),
         client_port=0,

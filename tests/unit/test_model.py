@@ -22,7 +22,7 @@ def test_an_ipv6_key_is_thirty_eight_bytes() -> None:
 
 
 def test_a_record_has_the_key_of_its_request_direction() -> None:
-    record = ConnectionRecord(
+    record = ConnectionRecord.between(
         6, b"\x0a\0\0\1", 1, b"\x0a\0\0\2", 2, b"\x0a\0\0\3", 3, ForwardMethod.NAT, 1, 0, 900
     )
     assert record.key == connection_key(6, b"\x0a\0\0\1", 1, b"\x0a\0\0\2", 2)

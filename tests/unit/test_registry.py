@@ -313,7 +313,7 @@ def test_the_end_of_what_was_told_is_told_and_a_template_is_never() -> None:
     stand.registry.enter(connection, ESTABLISHED, NOW)
     stand.registry.take_changes()
     stand.registry.end(connection)
-    assert stand.registry.take_changes() == [ConnectionEnded(stand.key(2), V)]
+    assert stand.registry.take_changes() == [ConnectionEnded(stand.key(2))]
 
 
 def test_a_state_that_is_not_told_is_told_while_its_address_moves() -> None:

@@ -89,7 +89,7 @@ def leading(pace: Pace | None = None) -> Replica:
 
 
 def connection(number: int, state: int = 1) -> ConnectionRecord:
-    return ConnectionRecord(
+    return ConnectionRecord.between(
         protocol=6,
         client=(0x0A000000 + number).to_bytes(4),
         client_port=1024,
@@ -110,7 +110,7 @@ def changed(number: int, state: int = 1) -> ConnectionChanged:
 
 def ended(number: int) -> ConnectionEnded:
     record = connection(number)
-    return ConnectionEnded(record.key, record.virtual)
+    return ConnectionEnded(record.key)
 
 
 def sent(actions: Iterable[Action]) -> list[Message]:

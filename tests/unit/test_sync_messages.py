@@ -32,7 +32,7 @@ from lvsha.sync.messages import (
 
 ORIGIN = Origin(1, "east", 0x0123456789ABCDEF, Role.LEAD, 3, 70_000)
 
-IPV4 = ConnectionRecord(
+IPV4 = ConnectionRecord.between(
     protocol=6,
     client=parse_address("198.51.100.7"),
     client_port=40_000,
@@ -86,7 +86,7 @@ def test_what_is_encoded_is_decoded_again(message: Message) -> None:
 
 def test_the_bytes_of_a_datagram_are_those_of_the_description() -> None:
     origin = Origin(1, "east", 5, Role.LEAD, 2, 9)
-    ended = ConnectionEnded(IPV4.key, IPV4.virtual)
+    ended = ConnectionEnded(IPV4.key)
     entries = [messages.encode_change(ConnectionChanged(IPV4)), messages.encode_change(ended)]
     assert messages.encode_records(origin, entries).hex(" ") == (
         "01 01 ff ff "  # version, sync id, no length
