@@ -22,6 +22,7 @@ LEVELS = (
     ("lvsha.model", 0),
     ("lvsha.errors", 0),
     ("lvsha.counters", 0),
+    ("lvsha.tally", 0),
     ("lvsha.datapath.reasons", 0),
     ("lvsha.wire", 1),
     ("lvsha.wire.*", 1),
