@@ -244,7 +244,7 @@ class Registry:
 
     def listen(self, connection: Connection, now: float) -> None:
         """Let an FTP data connection wait for its first packet."""
-        connection.state = int(TcpState.LISTEN)
+        self._change_state(connection, int(TcpState.LISTEN))
         connection.timeout = connection.machine.timeouts[connection.state]
         connection.expires = now + connection.timeout
 
@@ -346,11 +346,15 @@ class Registry:
 
     def become(self, connection: Connection, state: int) -> None:
         """Take over the state that another director tells of a connection."""
+        self._change_state(connection, state)
+        self.retell(connection, state)
+
+    def _change_state(self, connection: Connection, state: int) -> None:
+        """Change a state and nothing else but whether the connection counts as established."""
         was = connection.is_established
         connection.state = state
         if connection.tally is not None and connection.is_established != was:
             self._count_established(connection, -1 if was else 1)
-        self.retell(connection, state)
 
     def retell(self, connection: Connection, state: int) -> None:
         """Note which state backups know of a connection from now on; `UNTOLD` for none."""

@@ -382,6 +382,14 @@ def test_a_state_that_another_director_tells_counts_as_told_and_a_templates_is_n
     assert counted(stand) == (2, 2, 0, 0)
 
 
+def test_a_connection_that_is_made_to_listen_again_is_not_established_any_more() -> None:
+    stand = Stand()
+    connection = stand.open(1)
+    stand.registry.become(connection, ESTABLISHED)
+    stand.registry.listen(connection, NOW)
+    assert counted(stand) == (1, 1, 0, 0)
+
+
 def test_what_nobody_syncs_counts_nowhere_and_is_never_told() -> None:
     stand = Stand(reporting=Reporting())
     stand.registry.tallies.clear()
