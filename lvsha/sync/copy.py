@@ -1,32 +1,28 @@
 """The receiving half of a replica: follow one leader and keep a copy of its connections.
 
-A `Copy` knows the peers of one sync id, chooses among them the one to follow, keeps its
-datagrams in order (see `lvsha.sync.stream`), and asks for a snapshot until it has all.
-
-Whom it follows: of the peers that were heard lately and say that they lead, the one with
-the highest term. Each node that begins to lead takes a term above all it has heard, so
-the newest leader wins, and two nodes that do not hear each other are told apart by their
-epochs and names, alike everywhere. A leader that resigned is followed until another
-leads: what it still tells while it drains is wanted.
+A `Copy` follows the newest leader among its `Peers`, keeps that one's datagrams in order
+(see `lvsha.sync.stream`), has those sent again that it misses, and compares and asks until
+it has all. A leader that resigned is followed until another leads: what it still tells
+while it drains is wanted.
 
 The state of the followed peer:
 
-* PROBE: something may be missing. What comes is used, and a snapshot is asked for, at
-  most once in ``REQUEST_INTERVAL``.
-* SNAPSHOT: the beginning of a snapshot came. What is used from here on is confirmed. If
-  any number after the beginning is lost, or the count at the end is another, it is back
-  to PROBE. Numbers missing from before the beginning are given up: a record among them
-  could otherwise confirm a connection whose delete is lost.
-* REPLICATE: the snapshot came whole, what was not confirmed is swept, and no number was
-  lost since. A lost number leads back to PROBE.
+* PROBE: something may be missing. What comes is used, and the sums of the leader's buckets
+  are asked for, at most once in `REQUEST_INTERVAL`, and compared with those of the copy.
+* SNAPSHOT: some buckets differ, and are asked for. From where a snapshot of them begins
+  what is used of them is confirmed; when all of it came, what was not confirmed is swept.
+  If a number is lost for good, it is back to PROBE, where only what still differs shows.
+* REPLICATE: no bucket is wanted, and no number was lost since. A lost number leads back to
+  PROBE, and so does a heartbeat whose sum differs from that of the copy.
+
+A leader of level 1 has no sums and sends nothing again: it is asked for everything, and
+one lost number costs all of it.
+
+Buckets that differ although they came whole, several times, cannot be mended by asking: this
+node could not take something in. They are an alarm, and are asked for again later.
 
 A node that drains still changes connections by itself, and tells the new leader; only when
-that is over does it ask for a snapshot, so that the two agree about them as well.
-
-Epochs are random, so which of two is the newer one shows only by which came first. A peer's
-epoch that was replaced is refused while its successor is heard. Should the successor fall
-silent, the old one may come back: else a late datagram of a dead process, heard by a node
-that has itself just started, would shut out the living one for ever.
+that is over does it compare, so that the two agree about them as well.
 
 While this node leads it follows nobody. For ``OVERLAP`` seconds it still takes records of
 the leader before it, which carries on with the packets that are on their way and drains;
@@ -37,12 +33,11 @@ heartbeat are an alarm.
 Times are seconds on a monotonic clock.
 """
 
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, assert_never
 
 from lvsha.counters import Counters
-from lvsha.model import ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionRecord
 from lvsha.sync.actions import (
     Action,
     Alarm,
@@ -51,22 +46,36 @@ from lvsha.sync.actions import (
     EndSnapshot,
     Forget,
     PeerChanged,
+    Send,
 )
+from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
+    ALL_BUCKETS,
+    LEVEL_PLAIN,
+    Answer,
+    Changes,
     Configuration,
+    GapRequest,
     Heartbeat,
     Message,
+    Numbered,
     Origin,
     PeerState,
-    Records,
+    Progress,
+    Question,
     Role,
     SnapshotBegin,
     SnapshotChunk,
     SnapshotEnd,
     SnapshotRequest,
+    Standing,
+    Sums,
+    SumsRequest,
     Unknown,
 )
+from lvsha.sync.peers import Peer, Peers
 from lvsha.sync.stream import MISSING_MAX, Admission, Stream
+from lvsha.tally import Tally
 
 # How long a node that has stopped to lead still tells what happens to it.
 DRAIN: Final = 2.0
@@ -76,99 +85,76 @@ OVERLAP: Final = 2 * DRAIN
 REQUEST_INTERVAL: Final = 0.25
 # A snapshot that does not advance has lost its end; the source sends a part in every tick.
 SNAPSHOT_STALL: Final = 2.0
-# A pair file has at most 16 nodes.
-PEERS_MAX: Final = 16
-# A silent peer's place is given to a new one after this.
-PEER_FORGOTTEN: Final = 60.0
-EPOCHS_REMEMBERED: Final = 16
+SNAPSHOTS_MAX: Final = 8
 ALARM_INTERVAL: Final = 10.0
-# No pair sees so many takeovers; a false term near the end of its range must not leave the
-# next leader without one above it.
-TERM_JUMP_MAX: Final = 1_000_000
-
-
-def silence_limit(heartbeat_interval: float) -> float:
-    """After how long without a datagram a peer counts as silent.
-
-    Three heartbeats may be lost, as VRRP allows three advertisements; half a second more
-    lets a machine that has just joined the group be admitted by a snooping switch, and a
-    peer's loop be late.
-    """
-    return 3 * heartbeat_interval + 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Send a request for a snapshot to this leader; never leaves the replica."""
-
-    sync_id: int
-    leader: str
-    leader_epoch: int
-    position: int
-
-
-Outcome = list[Action | Ask]
-
-
-@dataclass(slots=True)
-class Peer:
-    """Another node, as its datagrams show it."""
-
-    node: str
-    epoch: int
-    heard: float
-    stream: Stream
-    retired: deque[int] = field(default_factory=lambda: deque(maxlen=EPOCHS_REMEMBERED))
-    role: Role = Role.FOLLOW
-    term: int = 0
-    state: PeerState = PeerState.PROBE
-    silent: bool = False
-    connections: int = 0
-    leader: str = ""
-    position: int = 0
-    complete: bool = False
-    overlap_since: float = float("-inf")
-    overlap_last: float = float("-inf")
-    alarm_at: float = float("-inf")
+# Sums come in four datagrams. Under changes that overtake each other none may ever come at
+# its own number; after so many they are compared all the same, and too much is asked for.
+INEXACT_MAX: Final = 16
+# So often buckets come whole and differ again before that is an alarm.
+ROUNDS_MAX: Final = 3
+MISMATCH_PAUSE: Final = 10.0
+# Progress is told after so many datagrams, or after this time.
+PROGRESS_DATAGRAMS: Final = 8
+PROGRESS_WAIT: Final = 0.02
 
 
 @dataclass(slots=True)
 class _Snapshot:
-    """The snapshot that is being received."""
+    """One that is being received; its beginning's number is its name."""
 
-    begin: int
+    buckets: int
     stalled_at: float
-    records: int = 0
     end: int | None = None
-    records_expected: int = 0
 
 
 class Copy:
-    """What one node knows of the connections of one sync id that others lead."""
+    """What one node knows of the connections of one sync id that others lead.
+
+    Args:
+        tally: of the node's connections of this sync id, with those copied.
+        node: this node's name.
+        peers: the others.
+        heartbeat_interval: seconds.
+        compares: whether the tally has just the connections of one leader, so that sums say
+            something; else everything is asked for.
+        own_max: how many connections of its own a leader remembers during the overlap.
+        counters: for everything that is counted.
+    """
 
     def __init__(
         self,
         *,
-        sync_id: int,
+        tally: Tally,
         node: str,
+        peers: Peers,
         heartbeat_interval: float,
         own_max: int,
+        compares: bool,
         counters: Counters,
     ) -> None:
-        self._sync_id = sync_id
+        self._compares = compares
+        self._tally = tally
         self._node = node
+        self.peers = peers
         self._heartbeat_interval = heartbeat_interval
-        self._silence = silence_limit(heartbeat_interval)
         self._own_max = own_max
         self._counters = counters
-        self.peers: dict[str, Peer] = {}
         self.leading = False
         self._draining = False
         self._leader: Peer | None = None
         self._listening_until: float | None = None
         self._listened = False
         self._request_at = float("-inf")
-        self._snapshot: _Snapshot | None = None
+        self._compared = 0
+        self._differing = 0
+        self._inexact = 0
+        self._wanted = 0
+        self._rounds = 0
+        self._mismatched = 0
+        self._mismatch_until = float("-inf")
+        self._snapshots: dict[int, _Snapshot] = {}
+        self._unacknowledged = 0
+        self._progress_at = float("inf")
         self._overlap_until = float("-inf")
         self._own: set[bytes] = set()
 
@@ -180,11 +166,6 @@ class Copy:
         return self._leader
 
     @property
-    def term(self) -> int:
-        """The highest term heard."""
-        return max((peer.term for peer in self.peers.values()), default=0)
-
-    @property
     def complete(self) -> bool:
         """Whether nothing that a leader has is known or feared to be missing here."""
         if self.leading:
@@ -194,7 +175,8 @@ class Copy:
             return self._listened
         return (
             leader.state is PeerState.REPLICATE
-            and leader.stream.deadline is None
+            and not leader.stream.missing
+            and not self._mismatched
             # A leader that resigned has nothing more to tell; one that fell silent may.
             and not (leader.silent and leader.role is Role.LEAD)
         )
@@ -202,64 +184,82 @@ class Copy:
     @property
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
-        times = [] if self._listening_until is None else [self._listening_until]
-        for peer in self.peers.values():
-            if not peer.silent:
-                times.append(peer.heard + self._silence)
-            if (missing := peer.stream.deadline) is not None:
-                times.append(missing)
+        times = [self._progress_at]
+        times += [peer.stream.deadline or self._progress_at for peer in self.peers]
+        times += [snapshot.stalled_at for snapshot in self._snapshots.values()]
+        if (silent_at := self.peers.deadline) is not None:
+            times.append(silent_at)
+        if self._listening_until is not None:
+            times.append(self._listening_until)
         if self._is_asking():
             times.append(self._request_at)
-        if self._snapshot is not None:
-            times.append(self._snapshot.stalled_at)
-        return min(times, default=None)
+        first = min(times)
+        return first if first < float("inf") else None
+
+    @property
+    def standing(self) -> Standing:
+        """How complete the copy is, for heartbeats."""
+        tally, leader = self._tally, self._leader
+        stream = None if leader is None else leader.stream
+        return Standing(
+            told=tally.told,
+            total=tally.total,
+            established=tally.established,
+            exposed=tally.exposed,
+            missing=0 if stream is None else stream.missing,
+            wanted=self._wanted.bit_count(),
+            mismatched=self._mismatched.bit_count(),
+            lost=0 if stream is None else stream.lost_total,
+            repaired=0 if stream is None else stream.repaired_total,
+        )
 
     # --- what happens --------------------------------------------------------------
 
     def listen(self, now: float) -> None:
         """Begin to find out whether anybody leads."""
         self._listened = False
-        self._listening_until = now + self._silence
+        self._listening_until = now + self.peers.silence
 
     def lead(self, now: float) -> None:
         """This node leads from now on."""
         self.leading = True
         self._draining = False
         self._leader = None
-        self._snapshot = None
+        self._forget_progress()
         self._listening_until = None
         self._overlap_until = now + OVERLAP
         self._own.clear()
-        for peer in self.peers.values():
+        for peer in self.peers:
             peer.state = PeerState.PROBE
+            peer.acknowledged = None
 
-    def follow(self, now: float) -> Outcome:
+    def follow(self, now: float) -> list[Action]:
         """This node leads no longer; it drains until `drained`."""
         self.leading = False
         self._draining = True
         self._own.clear()
         self.listen(now)
-        actions: Outcome = []
-        for peer in self.peers.values():
+        actions: list[Action] = []
+        for peer in self.peers:
             peer.state = PeerState.PROBE
         self._choose(now, actions)
         return actions
 
-    def drained(self, now: float) -> Outcome:
-        """Nothing of what happens here is told any more: now a snapshot is of use."""
+    def drained(self, origin: Origin, now: float) -> list[Action]:
+        """Nothing of what happens here is told any more: now a comparison is of use."""
         self._draining = False
-        actions: Outcome = []
-        self._ask(now, actions)
+        actions: list[Action] = []
+        self._ask(origin, now, actions)
         return actions
 
-    def resync(self, now: float) -> Outcome:
-        """Datagrams may have been missed unseen: trust nothing until a snapshot has come."""
-        actions: Outcome = []
+    def resync(self, origin: Origin, now: float) -> list[Action]:
+        """Datagrams may have been missed unseen: trust nothing until sums have agreed."""
+        actions: list[Action] = []
         if self._leader is None:
             self.listen(now)
         else:
             self._probe("resync", now, actions)
-            self._ask(now, actions)
+            self._ask(origin, now, actions)
         return actions
 
     def own(self, key: bytes, now: float) -> None:
@@ -271,97 +271,102 @@ class Copy:
                 self._overlap_until = now
                 self._own.clear()
 
-    def receive(self, message: Message, now: float) -> tuple[Outcome, list[ConnectionRecord]]:
+    def receive(
+        self, message: Message, origin: Origin, now: float
+    ) -> tuple[list[Action], list[ConnectionRecord]]:
         """Use a peer's message.
+
+        Args:
+            message: what came.
+            origin: what this node's datagrams say of it.
+            now: the clock.
 
         Returns:
             The actions, and the records that a leading node took from the leader before
             it and must now tell as its own.
         """
-        actions: Outcome = []
+        actions: list[Action] = []
         taken: list[ConnectionRecord] = []
-        origin = message.origin
-        numbered = isinstance(message, Records | SnapshotBegin | SnapshotChunk | SnapshotEnd)
+        sequence = message.origin.sequence
+        numbered = isinstance(message, Numbered)
         # The stream of a sender that is new begins with this datagram, or after it.
-        first = origin.sequence if numbered else origin.sequence + 1
-        peer = self._hear(origin, first, now, actions)
+        peer = self._hear(message, sequence if numbered else sequence + 1, now, actions)
         if peer is None:
             return actions, taken
         match message:
-            case Records() | SnapshotBegin() | SnapshotChunk() | SnapshotEnd():
+            case Changes() | SnapshotBegin() | SnapshotChunk() | SnapshotEnd():
                 taken = self._numbered(peer, message, now, actions)
             case Heartbeat():
-                if origin.sequence + MISSING_MAX < peer.stream.position:
-                    self._rewind(peer, origin, now, actions)
-                peer.stream.reach(origin.sequence, now)
-                self._heartbeat(peer, message, actions)
-            case SnapshotRequest() | Configuration() | Unknown():
-                peer.stream.reach(origin.sequence, now)
+                if sequence + MISSING_MAX < peer.stream.position:
+                    self._rewind(peer, sequence, now, actions)
+                peer.stream.reach(sequence, now)
+                self._heartbeat(peer, message, now, actions)
+            case Sums():
+                peer.stream.reach(sequence, now)
+                self._compare(peer, message, now, actions)
+            case (
+                SnapshotRequest()
+                | Configuration()
+                | GapRequest()
+                | SumsRequest()
+                | Progress()
+                | Question()
+                | Answer()
+                | Unknown()
+            ):
+                peer.stream.reach(sequence, now)
             case _:
                 assert_never(message)
         self._advance(peer, now, actions)
-        self._ask(now, actions)
+        self._ask(origin, now, actions)
+        self._tell_progress(origin, now, actions)
         return actions, taken
 
-    def expire(self, now: float) -> Outcome:
+    def expire(self, origin: Origin, now: float) -> list[Action]:
         """Do what time alone demands."""
-        actions: Outcome = []
+        actions: list[Action] = []
         if self._listening_until is not None and now >= self._listening_until:
             self._listening_until = None
             self._listened = True
-        for peer in self.peers.values():
-            if not peer.silent and now >= peer.heard + self._silence:
-                peer.silent = True
-                actions.append(PeerChanged(peer.node, peer.state, "silent"))
-            peer.stream.expire(now)
+        self.peers.expire(now, actions)
+        for peer in self.peers:
+            ranges = peer.stream.expire(now, may_ask=self._may_ask(peer))
+            if ranges:
+                self._counters.add("datagrams_asked_for", sum(count for _, count in ranges))
+                request = GapRequest(origin, peer.node, peer.epoch, tuple(ranges))
+                actions.append(Send(encode(request)))
             self._advance(peer, now, actions)
         self._choose(now, actions)
-        if self._snapshot is not None and now >= self._snapshot.stalled_at:
-            self._counters.add("snapshots_stalled")
-            self._probe("the snapshot does not advance", now, actions)
-        self._ask(now, actions)
+        for begin, snapshot in list(self._snapshots.items()):
+            if now >= snapshot.stalled_at:
+                del self._snapshots[begin]
+                self._counters.add("snapshots_stalled")
+                if self._leader is not None and self._leader.level <= LEVEL_PLAIN:
+                    self._probe("the snapshot does not advance", now, actions)
+        self._ask(origin, now, actions)
+        self._tell_progress(origin, now, actions)
         if now >= self._overlap_until:
             self._own.clear()
         return actions
 
     # --- peers ---------------------------------------------------------------------
 
-    def _hear(self, origin: Origin, first: int, now: float, actions: Outcome) -> Peer | None:
+    def _hear(self, message: Message, first: int, now: float, actions: list[Action]) -> Peer | None:
         """The peer that sent this, brought up to date; None if it must not be believed."""
-        if origin.term > TERM_JUMP_MAX and origin.term > self.term + TERM_JUMP_MAX:
-            self._counters.add("refused_term")
+        hearing = self.peers.hear(message, first, now, self._leader, actions)
+        if hearing is None:
             return None
-        peer = self.peers.get(origin.node)
-        if peer is None:
-            if not self._make_room(now):
-                self._counters.add("refused_too_many_peers")
-                return None
-            peer = Peer(origin.node, origin.epoch, now, Stream(first))
-            self.peers[origin.node] = peer
-            actions.append(PeerChanged(peer.node, peer.state, "heard"))
-        elif origin.epoch != peer.epoch:
-            if origin.epoch in peer.retired:
-                if now < peer.heard + self._silence:
-                    self._counters.add("refused_old_epoch")
-                    return None
-                peer.retired.remove(origin.epoch)
-            fresh = Peer(peer.node, origin.epoch, now, Stream(first), peer.retired)
-            self._restarted(peer, fresh, now, actions)
-            peer = fresh
-        peer.heard = now
-        if peer.silent:
-            peer.silent = False
-            actions.append(PeerChanged(peer.node, peer.state, "heard again"))
-        if (origin.term, origin.role) > (peer.term, peer.role):
-            peer.term, peer.role = origin.term, origin.role
-            if peer is self._leader:
-                self._leader_changed(peer, now, actions)
+        peer = hearing.peer
+        if hearing.replaced is not None and hearing.replaced is self._leader:
+            self._lose_leader(now)
+        if hearing.is_new_role and peer is self._leader:
+            self._leader_changed(peer, now, actions)
         self._choose(now, actions)
-        if origin.role is peer.role is Role.LEAD and peer is not self._leader:
+        if message.origin.role is peer.role is Role.LEAD and peer is not self._leader:
             self._note_second_leader(peer, now, actions)
         return peer
 
-    def _leader_changed(self, leader: Peer, now: float, actions: Outcome) -> None:
+    def _leader_changed(self, leader: Peer, now: float, actions: list[Action]) -> None:
         """The followed peer has another role or term."""
         if leader.role is Role.LEAD:
             # Between two terms it told nothing of what happened to it.
@@ -369,57 +374,45 @@ class Copy:
             return
         if leader.state is PeerState.REPLICATE:
             return
-        if self._snapshot is not None:
+        if self._snapshots or leader.state is PeerState.SNAPSHOT:
             self._probe("the leader resigned", now, actions)
         if leader.role is Role.FOLLOW:
             # It tells nothing any more, and what is missing here it will not send.
             self._lose_leader(now)
 
-    def _make_room(self, now: float) -> bool:
-        if len(self.peers) < PEERS_MAX:
-            return True
-        oldest = min(self.peers.values(), key=lambda peer: peer.heard)
-        if now - oldest.heard < PEER_FORGOTTEN or oldest is self._leader:
-            return False
-        del self.peers[oldest.node]
-        return True
-
-    def _restarted(self, peer: Peer, fresh: Peer, now: float, actions: Outcome) -> None:
-        """A peer's process is another one than before: nothing of the old one holds."""
-        fresh.retired.append(peer.epoch)
-        self.peers[peer.node] = fresh
-        actions.append(PeerChanged(peer.node, fresh.state, "restarted"))
-        self._counters.add("peer_restarts")
-        if peer is self._leader:
-            self._lose_leader(now)
-
     def _lose_leader(self, now: float) -> None:
         self._leader = None
-        self._snapshot = None
+        self._forget_progress()
         self.listen(now)
 
-    def _choose(self, now: float, actions: Outcome) -> None:
+    def _forget_progress(self) -> None:
+        """Begin anew with another leader, or none."""
+        self._snapshots.clear()
+        self._compared = self._differing = self._inexact = self._wanted = 0
+        self._rounds = self._mismatched = 0
+        self._unacknowledged = 0
+        self._progress_at = float("inf")
+
+    def _choose(self, now: float, actions: list[Action]) -> None:
         """Follow the newest of the peers that lead; stay if none does."""
         if self.leading:
             return
-        leaders = [p for p in self.peers.values() if p.role is Role.LEAD and not p.silent]
-        best = max(leaders, key=lambda peer: (peer.term, peer.epoch, peer.node), default=None)
+        best = self.peers.best_leader()
         if best is None or best is self._leader:
             return
         if self._leader is not None:
             self._leader.state = PeerState.PROBE
+        self._forget_progress()
         self._leader = best
         self._listening_until = None
         self._probe("leads", now, actions)
         self._request_at = now
 
-    def _note_second_leader(self, peer: Peer, now: float, actions: Outcome) -> None:
-        if not self.leading and (
-            self._leader is None or self._leader.silent or self._leader.role is not Role.LEAD
-        ):
+    def _note_second_leader(self, peer: Peer, now: float, actions: list[Action]) -> None:
+        if not self.leading and (self._leader is None or not self._leader.leads):
             return
         self._counters.add("second_leader_datagrams")
-        if now - peer.overlap_last > self._silence:
+        if now - peer.overlap_last > self.peers.silence:
             peer.overlap_since = now
         peer.overlap_last = now
         # A change of roles makes two leaders for a moment; that is no alarm.
@@ -427,26 +420,28 @@ class Copy:
             peer.alarm_at = now + ALARM_INTERVAL
             actions.append(Alarm("second_leader", peer.node))
 
-    def _heartbeat(self, peer: Peer, message: Heartbeat, actions: Outcome) -> None:
+    def _heartbeat(self, peer: Peer, message: Heartbeat, now: float, actions: list[Action]) -> None:
+        peer.level = message.level
         peer.connections = message.connections
         peer.leader = message.leader
         peer.position = message.position
         peer.complete = message.complete
+        peer.standing = message.standing
         if self.leading:
             # Of a follower, its state is what it says of itself.
             state = message.state if message.leader == self._node else PeerState.PROBE
             if state is not peer.state:
                 peer.state = state
                 actions.append(PeerChanged(peer.node, state, "reported by the peer"))
+        elif peer is self._leader and peer.level > LEVEL_PLAIN:
+            if message.oldest:
+                peer.stream.abandon_before(message.oldest)
+            self._compare_total(peer, message, now, actions)
 
     # --- the stream ----------------------------------------------------------------
 
     def _numbered(
-        self,
-        peer: Peer,
-        message: Records | SnapshotBegin | SnapshotChunk | SnapshotEnd,
-        now: float,
-        actions: Outcome,
+        self, peer: Peer, message: Numbered, now: float, actions: list[Action]
     ) -> list[ConnectionRecord]:
         """Use a datagram that has a number of its own."""
         stream, sequence = peer.stream, message.origin.sequence
@@ -459,18 +454,19 @@ class Copy:
         elif peer is not self._leader:
             self._counters.add("refused_not_leader")
         else:
+            self._unacknowledged += 1
+            self._progress_at = min(self._progress_at, now + PROGRESS_WAIT)
             match message:
-                case Records():
-                    self._use(stream, sequence, message.entries, actions)
+                case Changes():
+                    self._use(stream, sequence, message.records, message.ended, actions)
                 case SnapshotBegin():
                     if admission is Admission.NEXT:
-                        self._begin(peer, sequence, now, actions)
+                        self._begin(peer, message, now, actions)
                 case SnapshotChunk():
                     self._chunk(peer, message, now, actions)
                 case SnapshotEnd():
-                    if self._snapshot is not None and self._snapshot.begin == message.begin:
-                        self._snapshot.end = sequence
-                        self._snapshot.records_expected = message.records
+                    if message.begin in self._snapshots:
+                        self._snapshots[message.begin].end = sequence
                 case _:
                     assert_never(message)
         stream.settle()
@@ -480,115 +476,222 @@ class Copy:
         self,
         stream: Stream,
         sequence: int,
-        entries: tuple[ConnectionRecord | bytes, ...],
-        actions: Outcome,
+        records: list[ConnectionRecord],
+        ended: list[bytes],
+        actions: list[Action],
     ) -> None:
-        guarded = stream.guarded
-        for entry in entries:
-            if isinstance(entry, bytes):
-                if not guarded or stream.fresh(entry, sequence):
-                    actions.append(Forget(entry))
-            elif not guarded or stream.fresh(entry.key, sequence):
-                actions.append(Apply(entry))
+        if stream.guarded:
+            records = [record for record in records if stream.fresh(record.key, sequence)]
+            ended = [key for key in ended if stream.fresh(key, sequence)]
+        if ended:
+            actions.append(Forget(ended))
+        if records:
+            actions.append(Apply(records))
 
     def _take_over(
-        self,
-        stream: Stream,
-        message: Records | SnapshotBegin | SnapshotChunk | SnapshotEnd,
-        now: float,
-        actions: Outcome,
+        self, stream: Stream, message: Numbered, now: float, actions: list[Action]
     ) -> list[ConnectionRecord]:
         """While leading: take what the leader before still tells."""
-        if now >= self._overlap_until or not isinstance(message, Records):
+        if now >= self._overlap_until or not isinstance(message, Changes):
             self._counters.add("refused_while_leading")
             return []
-        used: Outcome = []
-        self._use(stream, message.origin.sequence, message.entries, used)
+        sequence = message.origin.sequence
+        guarded = stream.guarded
         taken = [
-            action.record
-            for action in used
-            if isinstance(action, Apply) and action.record.key not in self._own
+            record
+            for record in message.records
+            if (not guarded or stream.fresh(record.key, sequence)) and record.key not in self._own
         ]
-        actions.extend(map(Apply, taken))
-        self._counters.add("records_taken_over", len(taken))
+        if taken:
+            actions.append(Apply(taken))
+            self._counters.add("records_taken_over", len(taken))
         return taken
 
-    def _begin(self, peer: Peer, sequence: int, now: float, actions: Outcome) -> None:
-        if peer.state is PeerState.REPLICATE or self._draining:
-            return
-        peer.stream.abandon()
-        peer.stream.take_lost()
-        self._snapshot = _Snapshot(sequence, now + SNAPSHOT_STALL)
-        actions.append(BeginSnapshot(self._sync_id))
-        self._enter(peer, PeerState.SNAPSHOT, "a snapshot began", actions)
-
-    def _chunk(self, peer: Peer, message: SnapshotChunk, now: float, actions: Outcome) -> None:
-        if peer.state is PeerState.REPLICATE:
-            # It is for another node; all that it holds is here already.
-            return
-        if self._snapshot is not None and self._snapshot.begin == message.begin:
-            self._snapshot.records += len(message.records)
-            self._snapshot.stalled_at = now + SNAPSHOT_STALL
-        self._use(peer.stream, message.origin.sequence, message.records, actions)
-
-    def _rewind(self, peer: Peer, origin: Origin, now: float, actions: Outcome) -> None:
+    def _rewind(self, peer: Peer, sequence: int, now: float, actions: list[Action]) -> None:
         """A sender says to have sent far less than was seen: what was seen was not its own.
 
         Otherwise one false number near the end of the range would have all true ones
         refused for ever.
         """
         self._counters.add("streams_rewound")
-        peer.stream = Stream(origin.sequence + 1)
+        peer.stream = Stream(sequence + 1)
         if peer is self._leader:
             self._probe("the numbers went back", now, actions)
 
-    def _advance(self, peer: Peer, now: float, actions: Outcome) -> None:
+    def _advance(self, peer: Peer, now: float, actions: list[Action]) -> None:
         """Draw the conclusions from what is missing, lost or finished."""
-        lost = peer.stream.take_lost()
+        lost, _ = peer.stream.take_lost()
         if peer is not self._leader:
             return
         if lost:
             self._counters.add("datagrams_lost", lost)
             if peer.state is not PeerState.PROBE:
                 self._probe("datagrams were lost", now, actions)
-        snapshot = self._snapshot
-        if snapshot is None or snapshot.end is None:
-            return
-        if peer.stream.is_missing_before(snapshot.end):
-            return
-        if snapshot.records != snapshot.records_expected:
-            self._counters.add("snapshots_incomplete")
-            self._probe("the snapshot was incomplete", now, actions)
-            return
-        self._snapshot = None
-        self._counters.add("snapshots_received")
-        actions.append(EndSnapshot(self._sync_id))
-        self._enter(peer, PeerState.REPLICATE, "the snapshot is complete", actions)
+        for begin, snapshot in list(self._snapshots.items()):
+            if snapshot.end is None or peer.stream.is_missing_between(begin, snapshot.end):
+                continue
+            del self._snapshots[begin]
+            self._counters.add("snapshots_received")
+            actions.append(EndSnapshot(self._tally.sync_id, snapshot.buckets))
+            self._wanted &= ~snapshot.buckets
+            if not self._wanted and peer.state is PeerState.SNAPSHOT:
+                self._rounds += 1
+                self._enter(peer, PeerState.REPLICATE, "the snapshot is complete", actions)
 
-    def _enter(self, peer: Peer, state: PeerState, reason: str, actions: Outcome) -> None:
+    # --- snapshots -----------------------------------------------------------------
+
+    def _begin(self, peer: Peer, message: SnapshotBegin, now: float, actions: list[Action]) -> None:
+        if peer.state is PeerState.REPLICATE or self._draining:
+            return
+        if peer.level <= LEVEL_PLAIN:
+            # A record among what is missing from before could confirm a connection whose
+            # delete is lost, and nothing would show it.
+            peer.stream.abandon()
+            peer.stream.take_lost()
+            self._snapshots.clear()
+            self._wanted = ALL_BUCKETS
+            self._enter(peer, PeerState.SNAPSHOT, "a snapshot began", actions)
+        buckets = message.buckets & self._wanted
+        if not buckets:
+            return
+        if len(self._snapshots) >= SNAPSHOTS_MAX:
+            del self._snapshots[next(iter(self._snapshots))]
+        self._snapshots[message.origin.sequence] = _Snapshot(buckets, now + SNAPSHOT_STALL)
+        self._request_at = now + SNAPSHOT_STALL
+        actions.append(BeginSnapshot(self._tally.sync_id, buckets))
+
+    def _chunk(self, peer: Peer, message: SnapshotChunk, now: float, actions: list[Action]) -> None:
+        if peer.state is PeerState.REPLICATE:
+            # It is for another node; all that it holds is here already.
+            return
+        snapshot = self._snapshots.get(message.begin)
+        if snapshot is not None:
+            snapshot.stalled_at = self._request_at = now + SNAPSHOT_STALL
+        elif peer.level > LEVEL_PLAIN:
+            return
+        self._use(peer.stream, message.origin.sequence, message.records, [], actions)
+
+    def _is_exact(self, peer: Peer, sequence: int) -> bool:
+        """Whether the copy is now what its leader had told at this number."""
+        return peer.stream.position == sequence and not peer.stream.missing
+
+    def _compare_total(
+        self, leader: Peer, message: Heartbeat, now: float, actions: list[Action]
+    ) -> None:
+        """Compare the sum of all buckets with what a heartbeat says."""
+        standing = message.standing
+        if (
+            leader.state is not PeerState.REPLICATE
+            or not self._compares
+            or self._draining
+            or not standing.is_current
+            or not self._is_exact(leader, message.origin.sequence)
+        ):
+            return
+        if (standing.told, standing.total) == (self._tally.told, self._tally.total):
+            self._rounds = self._mismatched = 0
+        elif not self._mismatched or now >= self._mismatch_until:
+            self._counters.add("sums_differed")
+            self._probe("the sums differ", now, actions)
+
+    def _compare(self, peer: Peer, message: Sums, now: float, actions: list[Action]) -> None:
+        """Compare the sums of some buckets; when all were, ask for those that differ."""
+        if peer is not self._leader or peer.state is not PeerState.PROBE or self._draining:
+            return
+        if not self._is_exact(peer, message.origin.sequence):
+            self._inexact += 1
+            if self._inexact < INEXACT_MAX:
+                return
+        for bucket, value in enumerate(message.sums, message.first):
+            bit = 1 << bucket
+            self._compared |= bit
+            if self._tally.sums[bucket] != value:
+                self._differing |= bit
+        if self._compared == ALL_BUCKETS:
+            self._conclude(peer, now, actions)
+
+    def _conclude(self, leader: Peer, now: float, actions: list[Action]) -> None:
+        """All sums were compared."""
+        differing, self._differing, self._compared = self._differing, 0, 0
+        self._inexact = self._mismatched = 0
+        if not differing:
+            self._enter(leader, PeerState.REPLICATE, "all sums agree", actions)
+        elif self._rounds >= ROUNDS_MAX:
+            self._rounds = 0
+            self._mismatched = differing
+            self._mismatch_until = now + MISMATCH_PAUSE
+            self._counters.add("buckets_mismatched", differing.bit_count())
+            actions.append(Alarm("mismatch", leader.node))
+            self._enter(leader, PeerState.REPLICATE, "some sums cannot be mended", actions)
+        else:
+            self._counters.add("buckets_wanted", differing.bit_count())
+            self._wanted = differing
+            self._request_at = now
+            reason = f"{differing.bit_count()} of {BUCKETS} sums differ"
+            self._enter(leader, PeerState.SNAPSHOT, reason, actions)
+
+    def _enter(self, peer: Peer, state: PeerState, reason: str, actions: list[Action]) -> None:
         peer.state = state
         actions.append(PeerChanged(peer.node, state, reason))
 
-    def _probe(self, reason: str, now: float, actions: Outcome) -> None:
+    def _probe(self, reason: str, now: float, actions: list[Action]) -> None:
         assert self._leader is not None
-        self._snapshot = None
-        self._request_at = max(now, self._request_at)
+        self._snapshots.clear()
+        self._compared = self._differing = self._inexact = self._wanted = 0
+        self._request_at = max(now, min(self._request_at, now + REQUEST_INTERVAL))
         self._enter(self._leader, PeerState.PROBE, reason, actions)
+
+    # --- what is asked and told ------------------------------------------------------
+
+    def _may_ask(self, peer: Peer) -> bool:
+        """Whether a peer would send its numbers again."""
+        return (
+            peer is self._leader
+            and peer.level > LEVEL_PLAIN
+            and peer.role is not Role.FOLLOW
+            and not peer.silent
+        )
 
     def _is_asking(self) -> bool:
         leader = self._leader
-        return (
-            leader is not None
-            and leader.state is PeerState.PROBE
-            and leader.role is Role.LEAD
-            and not leader.silent
-            and not self._draining
-        )
+        if leader is None or not leader.leads or not leader.level or self._draining:
+            return False
+        if leader.state is PeerState.SNAPSHOT:
+            return leader.level > LEVEL_PLAIN
+        return leader.state is PeerState.PROBE
 
-    def _ask(self, now: float, actions: Outcome) -> None:
+    def _ask(self, origin: Origin, now: float, actions: list[Action]) -> None:
         leader = self._leader
         if leader is None or not self._is_asking() or now < self._request_at:
             return
         self._request_at = now + REQUEST_INTERVAL
+        if leader.level > LEVEL_PLAIN and leader.state is PeerState.PROBE and not self._compares:
+            self._wanted = ALL_BUCKETS
+            self._enter(leader, PeerState.SNAPSHOT, "a snapshot is asked for", actions)
+        if leader.level > LEVEL_PLAIN and leader.state is PeerState.PROBE:
+            self._counters.add("sums_requested")
+            self._compared = self._differing = 0
+            actions.append(Send(encode(SumsRequest(origin, leader.node, leader.epoch))))
+            return
+        buckets = ALL_BUCKETS
+        if leader.state is PeerState.SNAPSHOT:
+            buckets = self._wanted
+            for snapshot in self._snapshots.values():
+                buckets &= ~snapshot.buckets
+            if not buckets:
+                return
         self._counters.add("snapshots_requested")
-        actions.append(Ask(self._sync_id, leader.node, leader.epoch, leader.stream.position))
+        request = SnapshotRequest(
+            origin, leader.node, leader.epoch, leader.stream.position, buckets
+        )
+        actions.append(Send(encode(request)))
+
+    def _tell_progress(self, origin: Origin, now: float, actions: list[Action]) -> None:
+        leader = self._leader
+        if self._unacknowledged < PROGRESS_DATAGRAMS and now < self._progress_at:
+            return
+        self._unacknowledged = 0
+        self._progress_at = float("inf")
+        if leader is not None and leader.level > LEVEL_PLAIN:
+            progress = Progress(origin, leader.node, leader.epoch, leader.stream.position)
+            actions.append(Send(encode(progress)))
