@@ -44,6 +44,7 @@ LEVELS = (
     ("lvsha.datapath", 0),
     ("lvsha.datapath.*", 2),
     ("lvsha.sync.courier", 3),
+    ("lvsha.sync.key_file", 3),
     ("lvsha.sync.loopback", 3),
     ("lvsha.sync.transport", 3),
     ("lvsha.sync", 0),
