@@ -27,6 +27,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lvsha.config_fields import (
+    AbsolutePath,
     InterfaceName,
     IpAddress,
     IpInterface,
@@ -124,7 +125,7 @@ class Sync(Table):
 
     ``tell = "established"`` reports a connection as soon as it is established and
     refreshes it before the backup could forget it; ``"threshold"`` is the kernel's
-    sync_threshold and sync_period.
+    sync_threshold and sync_period. With ``key_file`` every datagram is sealed.
     """
 
     interface: Name = "sync"
@@ -136,6 +137,7 @@ class Sync(Table):
     period: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     heartbeat_interval: Annotated[float, Field(ge=0.05, le=60)] = 0.5
     datagram_max: Annotated[int, Field(ge=500, le=65_000)] = 1400
+    key_file: AbsolutePath | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -57,6 +57,8 @@ from lvsha.sync.records import Packing, PlainPacking, array_head
 from lvsha.tally import SUM_MASK
 
 VERSION: Final = 1
+# Of a datagram that `lvsha.sync.seal` has sealed.
+SEALED_VERSION: Final = 2
 HEAD_BYTES: Final = 4
 NOT_A_LENGTH: Final = b"\xff\xff"
 
@@ -84,6 +86,8 @@ def sync_id_of(datagram: bytes) -> int:
         raise SyncError("a datagram of an impossible length")
     if datagram[2:HEAD_BYTES] != NOT_A_LENGTH:
         raise SyncError("a datagram of another protocol, perhaps the kernel's sync")
+    if datagram[0] == SEALED_VERSION:
+        raise SyncError("a sealed datagram, and this node has no key")
     if datagram[0] != VERSION:
         raise SyncError("a datagram of another version of the protocol")
     return datagram[1]
