@@ -21,9 +21,11 @@ from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptio
 from lvsha.datapath.tcp_states import ACK, SYN
 from lvsha.model import ForwardMethod, IPv4_BYTES, Protocol, parse_address
 from lvsha.settings import Settings
+from lvsha.tally import Tally
 from lvsha.wire import ipv4, ipv6, vnet
 
 SEED: Final = 1
+SYNC_ID: Final = 1
 OUTSIDE: Final = 1
 INSIDE: Final = 2
 SERVICE_PORT: Final = 80
@@ -110,6 +112,7 @@ class Crowd:
             settings=settings,
             reporting=reporting,
         )
+        self.tally = Tally(SYNC_ID)
         size = IPv4_BYTES if kind.family == 4 else 16
         self._client_base = int.from_bytes(parse_address("11.0.0.0" if size == 4 else "2001:db8::"))
         self._size = size
@@ -119,6 +122,8 @@ class Crowd:
         self._servers = [
             (server_base + 1 + n).to_bytes(size) for n in range(min(services * servers, 60_000))
         ]
+        if reporting is not None:
+            self.director.registry.tallies.update(dict.fromkeys(self._virtual, self.tally))
         self.identities: list[ServiceIdentity] = []
         self._learn_network()
         self._add_services(servers, marked=marked)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, TypeVar
 
-from bench.crowd import Crowd, Kind
+from bench.crowd import SYNC_ID, Crowd, Kind
 from lvsha.connection_store import ConnectionStore
 from lvsha.counters import Counters
 from lvsha.datapath.flow import Frame
@@ -22,6 +22,7 @@ from lvsha.datapath.registry import Reporting
 from lvsha.model import Protocol
 from lvsha.settings import MODE_ALWAYS, Settings
 from lvsha.sync.source import Pace, Source
+from lvsha.tally import UNTOLD
 
 BEGIN: Final = 1000.0
 SPREAD: Final = 100.0
@@ -31,7 +32,6 @@ LATER: Final = 10_000.0
 HOUSEKEEPING: Final = 0.1
 """The forwarder's interval between two turns of it."""
 SERVERS: Final = 4
-SYNC_ID: Final = 1
 
 Row = dict[str, object]
 T = TypeVar("T")
@@ -131,7 +131,7 @@ def _while_connections_live(number: int) -> Iterator[Row]:
         crowd.director.process(crowd.frame, crowd.lay(crowd.request(each)), now)
         connection = director.registry.table.find(bytes(crowd.frame.key))
         assert connection is not None
-        connection.told_state = -1
+        director.registry.retell(connection, UNTOLD)
     director.registry.take_changes()
     telling = director.registry.tell_all(set(crowd.virtual))
     taking = director.registry.take_changes

@@ -2,19 +2,22 @@
 
 The client's side is link 1 (10.0.0.1/24, default route via 10.0.0.254), the servers' side
 link 2 (10.1.0.1/16); the same for IPv6 with fd00:c::/64 and fd00:5::/64. All neighbours are
-known unless a test forgets them. Time stands still until `sleep`.
+known unless a test forgets them. The virtual addresses are synced. Time stands still until
+`sleep`.
 """
 
 import ipaddress
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from zlib import crc32
 
+from lvsha.datapath.connections import Connection, TemplateIdentity
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.network import HOST, AddressChange, LinkChange, NeighbourChange, RouteChange
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.registry import Registry, Reporting
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -25,6 +28,7 @@ from lvsha.datapath.services import (
 from lvsha.datapath.tunnels import IPIP, Tunnel
 from lvsha.model import ForwardMethod, Protocol, parse_address
 from lvsha.settings import Settings
+from lvsha.tally import UNTOLD, Tally
 from tests.packets import NO_VNET
 
 CLIENT, SERVER = 1, 2
@@ -33,6 +37,7 @@ NAMES = {**{number: name for name, number in SIDES.items()}, HOST: "host"}
 MACS = {CLIENT: bytes.fromhex("02000c000001"), SERVER: bytes.fromhex("020005000001")}
 CLIENT_MAC = bytes.fromhex("02000c0000fe")
 SERVERS_KNOWN = 64
+SYNC_ID = 51
 
 NAT, DR, TUN = ForwardMethod.NAT, ForwardMethod.DIRECT_ROUTE, ForwardMethod.TUNNEL
 
@@ -73,8 +78,10 @@ class Laboratory:
         self.frame = Frame()
         self.now = 1000.0
         self._attach(mtu)
+        self.tally = Tally(SYNC_ID)
         for vip in vips:
             address = parse_address(vip.partition("/")[0])
+            self.director.registry.tallies[address] = self.tally
             self.director.learn(AddressChange(CLIENT, address, present=True))
 
     def _attach(self, mtu: int) -> None:
@@ -202,6 +209,52 @@ class Laboratory:
             if (kept := [server.active, server.inactive, server.persistent])
             != counts.get(server, [0, 0, 0])
         ]
+
+    def mistallied(self) -> list[str]:
+        """Tallies that are not what a walk over the table gives."""
+        registry = self.director.registry
+        kept = {*registry.tallies.values(), *registry.mark_tallies.values()}
+        walked = {tally: Tally(tally.sync_id) for tally in kept}
+        for connection in registry.table.connections():
+            tally = tally_of(registry, connection)
+            if tally is not None:
+                count_in(walked[tally], connection)
+            if connection.tally is not tally:
+                return [f"{connection.key.hex()} counts at another sync id"]
+        return [
+            f"sync id {tally.sync_id}: {name} {getattr(tally, name)}, recounted {recounted}"
+            for tally, again in walked.items()
+            for name in ("connections", "told", "established", "exposed", "sums")
+            if getattr(tally, name) != (recounted := getattr(again, name))
+        ]
+
+
+def tally_of(registry: Registry, connection: Connection) -> Tally | None:
+    """Where a connection must count: at its address or mark, and poisoned templates nowhere."""
+    identity = connection.dialogue
+    if isinstance(identity, TemplateIdentity):
+        if connection in registry.table._poisoned:
+            return None
+        if identity.mark:
+            return registry.mark_tallies.get(identity.mark)
+    return registry.tallies.get(connection.virtual[0])
+
+
+def count_in(tally: Tally, connection: Connection) -> None:
+    """Count a connection in a tally, by what docs/sync-protocol.md says of sums."""
+    tally.connections += 1
+    untold = connection.told_state == UNTOLD
+    established = {Protocol.TCP: 1, Protocol.SCTP: 8}.get(Protocol(connection.protocol))
+    if not connection.is_template and established in {None, connection.state}:
+        tally.established += 1
+        tally.exposed += untold
+    if not untold:
+        tally.told += 1
+        key = connection.record_key
+        end = connection.server.address + connection.binding.port.to_bytes(2)
+        bucket = crc32(key) % 511 if connection.is_template else key[-3] + key[5]
+        tally.sums[bucket] += (crc32(key + end) + 1) * (2 * connection.told_state + 1)
+        tally.sums[bucket] %= 2**64
 
 
 def server_mac(address: bytes) -> bytes:

@@ -70,7 +70,7 @@ class Connection:
         told_state: the state that was last reported; `UNTOLD` if none was.
         sync_end: when it would have ended when it was last reported by the kernel's rule, in
             that rule's ticks.
-        tally: of its sync id, in which it counts; None if it is not synced.
+        tally: of its sync id, in which it counts; None if it counts in none.
         generation: of the snapshot that last confirmed it.
         parent: what it belongs to: the template of its client, or an FTP control connection;
             that does not end before it.

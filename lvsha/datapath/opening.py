@@ -20,6 +20,7 @@ from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import Registry
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer, ServerOptions, VirtualService
+from lvsha.datapath.template_keys import bare_template_key
 from lvsha.datapath.verdicts import ACCEPT, Accept, Drop
 from lvsha.model import ConnectionFlag, ForwardMethod, IPv4_BYTES, Protocol, template_key
 from lvsha.settings import Settings
@@ -27,7 +28,6 @@ from lvsha.wire import icmp
 
 _ONE_PACKET: Final = int(ConnectionFlag.ONE_PACKET)
 _UDP: Final = int(Protocol.UDP)
-_ANY_PORT: Final = bytes(2)
 _WITH_TEMPLATE: Final = 2
 """What a connection and its template take in the table."""
 
@@ -143,7 +143,7 @@ class Opener:
                 return self._bind(service, server, server.port, key, now)
         port = int.from_bytes(key[-2:])
         at_own_port = port == service.port
-        bare = _bare_template_key(service, key)
+        bare = bare_template_key(service, key)
         template = registry.table.template(template_key(bare, found))
         if template is not None and not self._is_good(template, server):
             registry.poison(template)
@@ -232,24 +232,3 @@ class Opener:
         if not icmp.may_be_told(destination):
             return False
         return len(destination) != IPv4_BYTES or not self._network.is_local(destination)
-
-
-def _bare_template_key(service: VirtualService, key: bytes) -> bytes:
-    """The key of the template of a client: its masked address, and what it keeps to.
-
-    That is the service's own port; all ports, with FTP and where the service stands for
-    all; or the firewall mark, written where the virtual address would be.
-    """
-    size = (len(key) - 6) // 2
-    client, virtual = key[2 : 2 + size], key[2 + size : 2 + 2 * size]
-    netmask = service.options.netmask
-    if netmask:
-        masked = int.from_bytes(client) & int.from_bytes(netmask)
-        client = masked.to_bytes(size)
-    protocol, port = key[1:2], _ANY_PORT
-    if service.identity.mark:
-        protocol = bytes((Protocol.IP,))
-        virtual = service.identity.mark.to_bytes(4) + bytes(size - 4)
-    elif int.from_bytes(key[-2:]) == service.port != FTP_PORT:
-        port = key[-2:]
-    return key[:1] + protocol + client + virtual + _ANY_PORT + port

@@ -9,7 +9,8 @@ What always holds:
   before that of its children. Only what replaces it, or the peer that it was copied from,
   ends it sooner; its children then live on by themselves.
 * Of each connection at most one change waits to be told, and it is the newest.
-* The tally of a sync id has exactly the connections in the table that belong to it.
+* The tally of a sync id has exactly the connections and templates in the table that belong
+  to it, but for templates that are found no more.
 
 Times are seconds on the caller's clock.
 """
@@ -143,7 +144,8 @@ class Registry:
             connection.parent = parent
             parent.children += 1
         self.table.add(connection)
-        self._enrol(connection, self.tallies.get(connection.virtual[0]))
+        size = (len(key) - 6) // 2
+        self._enrol(connection, self.tallies.get(key[2 + size : 2 + 2 * size]))
         return connection
 
     def make(self, key: bytes, binding: Binding, flags: int = 0) -> Connection:
@@ -202,8 +204,11 @@ class Registry:
         self.table.learn_client_port(connection, port)
 
     def poison(self, template: Connection) -> None:
-        """Let a template be found no more; it ends when its time is over."""
-        self._retract(template)
+        """Let a template be found no more; it ends when its time is over.
+
+        Backups forget it now, for its key may soon be another's; so it counts no more.
+        """
+        self._withdraw(template)
         self.table.poison(template)
 
     # States
@@ -239,7 +244,7 @@ class Registry:
 
     def listen(self, connection: Connection, now: float) -> None:
         """Let an FTP data connection wait for its first packet."""
-        connection.state = int(TcpState.LISTEN)
+        self._change_state(connection, int(TcpState.LISTEN))
         connection.timeout = connection.machine.timeouts[connection.state]
         connection.expires = now + connection.timeout
 
@@ -269,13 +274,7 @@ class Registry:
 
     def take_out(self, connection: Connection) -> None:
         """The first half of an end: it is found no more; its server counts it still."""
-        tally = connection.tally
-        if tally is not None:
-            self._retract(connection)
-            tally.connections -= 1
-            if connection.is_established:
-                self._count_established(connection, -1)
-            connection.tally = None
+        self._withdraw(connection)
         self.table.remove(connection)
 
     def let_go(self, connection: Connection) -> None:
@@ -327,6 +326,17 @@ class Registry:
         if connection.is_established:
             self._count_established(connection, 1)
 
+    def _withdraw(self, connection: Connection) -> None:
+        """Count a connection no more, and have backups forget it."""
+        tally = connection.tally
+        if tally is None:
+            return
+        self._retract(connection)
+        tally.connections -= 1
+        if connection.is_established:
+            self._count_established(connection, -1)
+        connection.tally = None
+
     def _count_established(self, connection: Connection, change: int) -> None:
         tally = connection.tally
         assert tally is not None, "only what is synced is counted"
@@ -336,12 +346,15 @@ class Registry:
 
     def become(self, connection: Connection, state: int) -> None:
         """Take over the state that another director tells of a connection."""
-        if connection.tally is not None:
-            established = connection.machine.established
-            if established >= 0 and (state == established) != (connection.state == established):
-                self._count_established(connection, 1 if state == established else -1)
-        connection.state = state
+        self._change_state(connection, state)
         self.retell(connection, state)
+
+    def _change_state(self, connection: Connection, state: int) -> None:
+        """Change a state and nothing else but whether the connection counts as established."""
+        was = connection.is_established
+        connection.state = state
+        if connection.tally is not None and connection.is_established != was:
+            self._count_established(connection, -1 if was else 1)
 
     def retell(self, connection: Connection, state: int) -> None:
         """Note which state backups know of a connection from now on; `UNTOLD` for none."""
@@ -350,7 +363,7 @@ class Registry:
             return
         binding = connection.binding
         tally.retell(connection.record_key, binding.server.address, binding.port, told, state)
-        if UNTOLD in {told, state} and connection.is_established:
+        if (told == UNTOLD or state == UNTOLD) and connection.is_established:
             tally.exposed += 1 if state == UNTOLD else -1
         connection.told_state = state
 

@@ -21,6 +21,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import assert_never
 
 from lvsha.datapath.director import Director
@@ -30,8 +31,9 @@ from lvsha.datapath.reasons import Reason
 from lvsha.datapath.verdicts import Accept, Drop, TunnelError, Verdict
 from lvsha.errors import AdministrationError, ConfigError
 from lvsha.model import ConnectionChange
+from lvsha.tally import Tally
 from tests.fuzz.checks import CHANGES_OF_A_FRAME, BrokenRuleError, demand
-from tests.fuzz.landscape import VIRTUAL
+from tests.fuzz.landscape import MARKS, VIRTUAL
 from tests.fuzz.steps import (
     Apply,
     BackUp,
@@ -154,6 +156,11 @@ class World(Laboratory):
         self._attach(plan.mtu)
         for address in VIRTUAL:
             self.director.learn(AddressChange(CLIENT, address, present=True))
+        # Each family is one sync id; of the marks some belong to one, and one to none.
+        registry = self.director.registry
+        tallies = {size: Tally(size) for size in {len(address) for address in VIRTUAL}}
+        registry.tallies.update((address, tallies[len(address)]) for address in VIRTUAL)
+        registry.mark_tallies.update(zip(MARKS, tallies.values(), strict=False))
 
     def take(self, step: Step) -> None:
         """Let a step happen.
@@ -174,9 +181,13 @@ class World(Laboratory):
                 self.refusals[error.code] += 1
             except ConfigError:
                 self.refusals[0] += 1
-        self.changes = self.director.registry.take_changes()
+        self.changes = self._told()
         demand(len(self.changes) <= limit, f"{len(self.changes)} changes told")
         self._go_on()
+
+    def _told(self) -> list[ConnectionChange]:
+        """What the backups are told, of all sync ids."""
+        return [*chain.from_iterable(self.director.registry.take_changes().values())]
 
     def _begin(self, walk: Iterator[object]) -> None:
         """Walk over the table from now on, while other things happen."""
@@ -192,7 +203,7 @@ class World(Laboratory):
                     next(walk)
             except StopIteration:
                 self._walks.remove(walk)
-        self.changes += self.director.registry.take_changes()
+        self.changes += self._told()
 
     # Frames
 

@@ -1,7 +1,6 @@
 """The director as a whole: no frame breaks it, and its counts are those of a recount."""
 
 from collections import Counter
-from dataclasses import replace
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,8 +15,9 @@ from lvsha.datapath.services import (
     ServiceOptions,
 )
 from lvsha.model import ConnectionFlag, ForwardMethod, Protocol
+from lvsha.tally import Tally
 from tests import packets
-from tests.laboratory import C4, C6, DR, NAT, S4, S6, TUN, V4, V6, Laboratory, Left
+from tests.laboratory import C4, C6, DR, NAT, S4, S6, SYNC_ID, TUN, V4, V6, Laboratory, Left
 from tests.packets import ACK, FIN, PSH, RST, SYN
 from tests.reader import faults
 
@@ -220,6 +220,7 @@ def _try(side: str, packet: bytes, vnet: bytes = packets.NO_VNET, cut: int = 0) 
         assert fingerprint(laboratory) == before
         assert left == []
     assert laboratory.miscounted() == []
+    assert laboratory.mistallied() == []
     return left
 
 
@@ -416,6 +417,7 @@ class Wilderness:
         self.chosen = chosen
         self.drawn: list[tuple[ServiceIdentity, ServiceOptions, list[_Server]]] = []
         self.laboratory.director.marks.set([MarkRule(3, (packets.address(MARKED), 32))])
+        self.laboratory.director.registry.mark_tallies[3] = Tally(SYNC_ID + 1)
         for (protocol, port), scheduler, persistence, netmask, one_packet, servers in drawn:
             identity = ServiceIdentity(4, 6, mark=3)
             if protocol is not None:
@@ -513,11 +515,12 @@ class Wilderness:
                 replication.forget(record.key)
             elif kind == "copy":
                 server = packets.address(SERVERS4[three % 3])
-                replication.apply(replace(record, server=server), self.laboratory.now)
+                replication.apply(record._replace(server=server), self.laboratory.now)
 
     def check(self) -> None:
         """Everything that is counted is what a recount gives, and no limit is passed."""
         assert self.laboratory.miscounted() == []
+        assert self.laboratory.mistallied() == []
         table = self.laboratory.director.registry.table
         connections = list(table.connections())
         assert len(connections) == len(table) <= 12

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.reasons import Reason
+from lvsha.datapath.registry import Reporting
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -20,8 +21,9 @@ from lvsha.datapath.services import (
 )
 from lvsha.datapath.verdicts import Accept, Drop
 from lvsha.model import ConnectionFlag, ForwardMethod, parse_address
+from lvsha.tally import Tally
 from tests import packets
-from tests.laboratory import DR, NAT, TUN, V4, V6, Laboratory, server_mac
+from tests.laboratory import DR, NAT, SYNC_ID, TUN, V4, V6, Laboratory, server_mac
 from tests.packets import ACK, FIN, PSH, RST, SYN, address
 from tests.properties.naive import (
     ALONE,
@@ -135,8 +137,9 @@ class Pairing:
     def __init__(self, family: int, drawn: list[DrawnService], chosen: dict[str, int]) -> None:
         self.family = family
         self.clients, self.virtuals = CLIENTS[family], VIRTUALS[family]
-        self.laboratory = Laboratory(vips=self.virtuals[1:])
+        self.laboratory = Laboratory(vips=self.virtuals[1:], reporting=Reporting())
         self.director = self.laboratory.director
+        self.director.registry.mark_tallies[MARK] = Tally(SYNC_ID + 1)
         # Ends lie at .75 and are looked for at .25, so that a second's rounding decides nothing.
         self.laboratory.now = 1000.75
         self.naive = NaiveDirector(self.mark_of)
@@ -404,6 +407,7 @@ class Pairing:
                 for server in service.servers
             ]
         assert self.laboratory.miscounted() == []
+        assert self.laboratory.mistallied() == []
 
 
 MEANINGS: Final = {

@@ -168,7 +168,7 @@ CHANGES: st.SearchStrategy[list[ConnectionChange]] = st.lists(
             st.integers(0, 9),
         ),
         st.builds(
-            lambda number: ConnectionEnded(connection(number, 0).key, b"\xc0\x00\x02\x01"),
+            lambda number: ConnectionEnded(connection(number, 0).key),
             st.integers(0, 9),
         ),
     ),
@@ -256,7 +256,7 @@ def test_a_snapshot_holds_each_connection_once_whatever_is_told_meanwhile(
                             used(copied, copy.receive(sent.datagram, now))
         if table and len(table) % 3:
             # The table changes between two ticks of the snapshot.
-            key, record = table.popitem()
+            key, _ = table.popitem()
             used(
                 copied,
                 [

@@ -36,7 +36,7 @@ import trio
 import trio.testing
 
 from lvsha.config import VirtualRouter
-from lvsha.datapath.connections import UNTOLD, Connection
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.services import RealServer
 from lvsha.datapath.tcp_states import TOLD, TcpState
@@ -46,6 +46,7 @@ from lvsha.model import VrrpState
 from lvsha.node import TRANSITION
 from lvsha.sync.copy import DRAIN, SNAPSHOT_STALL, silence_limit
 from lvsha.sync.messages import Role
+from lvsha.tally import UNTOLD
 from tests.simulation.pair_draw import SERVERS, draw_pair
 from tests.simulation.pair_faults import FAULTS, cut_outside, isolate, stop
 from tests.simulation.pair_host import identity

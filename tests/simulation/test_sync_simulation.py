@@ -14,7 +14,7 @@ import heapq
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -317,7 +317,7 @@ class World:
             self.incarnation += 1
             record = connection(client, self.incarnation)
         else:
-            record = replace(known, state=self.random.randrange(1, 9))
+            record = known._replace(state=self.random.randrange(1, 9))
         self.existed.add(record)
         node.table[key] = record
         node.marks[key] = node.generation

@@ -1,13 +1,19 @@
+from zlib import crc32
+
 import pytest
 
 from lvsha.model import (
+    BUCKETS,
     ConnectionFlag,
     ConnectionRecord,
     ForwardMethod,
+    bucket_of,
     connection_key,
     format_address,
     format_endpoint,
     parse_address,
+    template_key,
+    virtual_of,
 )
 
 
@@ -26,6 +32,36 @@ def test_a_record_has_the_key_of_its_request_direction() -> None:
         6, b"\x0a\0\0\1", 1, b"\x0a\0\0\2", 2, b"\x0a\0\0\3", 3, ForwardMethod.NAT, 1, 0, 900
     )
     assert record.key == connection_key(6, b"\x0a\0\0\1", 1, b"\x0a\0\0\2", 2)
+
+
+V4_KEY = connection_key(6, b"\x0a\0\0\1", 0x1234, b"\x0a\0\0\2", 80)
+V6_KEY = connection_key(17, bytes(15) + b"\1", 0x12FF, bytes(15) + b"\2", 53)
+
+
+@pytest.mark.parametrize(
+    ("key", "virtual"), [(V4_KEY, (b"\x0a\0\0\2", 80)), (V6_KEY, (bytes(15) + b"\2", 53))]
+)
+def test_a_key_tells_the_virtual_end(key: bytes, virtual: tuple[bytes, int]) -> None:
+    assert virtual_of(key) == virtual
+
+
+def test_a_templates_key_is_no_connections_and_ends_with_what_was_found() -> None:
+    key = template_key(V4_KEY, b"call@host")
+    assert key == b"\x84" + V4_KEY[1:] + b"call@host"
+    assert template_key(V4_KEY) == key[:14]
+    record = ConnectionRecord(key, b"\x0a\0\0\3", 80, ForwardMethod.NAT, 0, 0x1000, 300)
+    assert record.is_template
+    assert not record._replace(key=V4_KEY).is_template
+
+
+def test_a_connections_bucket_is_a_sum_of_two_bytes_and_a_templates_a_remainder() -> None:
+    assert bucket_of(V4_KEY) == 0x34 + 1
+    assert bucket_of(V6_KEY) == 0xFF
+    highest = connection_key(6, b"\xff" * 4, 0xFFFF, bytes(4), 80)
+    assert bucket_of(highest) == BUCKETS - 1
+    assert bucket_of(template_key(V4_KEY)) == crc32(template_key(V4_KEY)) % BUCKETS
+    calls = {bucket_of(template_key(V4_KEY, b"call-%d" % n)) for n in range(5000)}
+    assert calls == set(range(BUCKETS))
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1", "2001:db8::1", "fe80::1"])

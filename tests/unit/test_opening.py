@@ -357,7 +357,7 @@ def test_each_datagram_is_scheduled_by_itself_and_leaves_no_connection() -> None
     for server in servers:
         assert server.idle
         assert server.counted().connections == server.counted().in_packets == 2
-    assert laboratory.director.registry.take_changes() == []
+    assert laboratory.director.registry.take_changes() == {}
 
 
 def test_the_answer_to_a_single_packet_finds_nothing() -> None:

@@ -18,7 +18,16 @@ from lvsha.datapath.services import (
     VirtualService,
 )
 from lvsha.datapath.tcp_states import TcpState
-from lvsha.model import ConnectionEnded, ConnectionFlag, ForwardMethod, Protocol, connection_key
+from lvsha.model import (
+    ConnectionChanged,
+    ConnectionEnded,
+    ConnectionFlag,
+    ForwardMethod,
+    Protocol,
+    connection_key,
+    template_key,
+)
+from lvsha.tally import Tally
 
 V, S, C = bytes((192, 0, 2, 21)), bytes((10, 1, 0, 11)), bytes((198, 51, 100, 71))
 NOW = 1000.0
@@ -38,6 +47,7 @@ class Stand:
         lower: int = 0,
     ) -> None:
         self.registry = Registry(limit, reporting)
+        self.tally = self.registry.tallies[V] = Tally(7)
         service = VirtualService("web", ServiceIdentity(4, 6, V, 80), ServiceOptions())
         self.server = RealServer(service, S, 8080, ServerOptions(method, 1, upper, lower))
 
@@ -111,8 +121,8 @@ def test_a_template_is_found_by_its_key_and_what_an_engine_found_and_counted_apa
     stand = Stand()
     plain, named = stand.template(), stand.template(found=b"call@host")
     table = stand.registry.table
-    assert table.template(stand.key(0)) is plain
-    assert table.template(stand.key(0) + b"call@host") is named
+    assert table.template(template_key(stand.key(0))) is plain
+    assert table.template(template_key(stand.key(0), b"call@host")) is named
     assert table.template(stand.key(0) + b"other") is None
     assert table.find(stand.key(0)) is None
     assert isinstance(named.dialogue, TemplateIdentity)
@@ -126,11 +136,11 @@ def test_a_poisoned_template_is_found_no_more_and_ends_in_its_time() -> None:
     old = stand.template(timeout=300.0)
     child = stand.open(1, parent=old)
     table = stand.registry.table
-    table.poison(old)
-    assert table.template(stand.key(0)) is None
+    stand.registry.poison(old)
+    assert table.template(template_key(stand.key(0))) is None
     assert old.virtual == (V, 65535)
     new = stand.template(timeout=300.0)
-    assert table.template(stand.key(0)) is new
+    assert table.template(template_key(stand.key(0))) is new
     assert (len(table), stand.counts) == (3, (0, 1, 2))
     stand.registry.end(child)
     stand.expire(NOW + 299)
@@ -308,19 +318,123 @@ def test_the_end_of_what_was_told_is_told_and_a_template_is_never() -> None:
     template = stand.template()
     connection = stand.open(1, parent=template)
     stand.registry.delete(connection)
-    assert stand.registry.take_changes() == []
+    assert stand.registry.take_changes() == {}
     connection = stand.open(2)
     stand.registry.enter(connection, ESTABLISHED, NOW)
     stand.registry.take_changes()
     stand.registry.end(connection)
-    assert stand.registry.take_changes() == [ConnectionEnded(stand.key(2))]
+    assert stand.registry.take_changes() == {7: [ConnectionEnded(stand.key(2))]}
 
 
 def test_a_state_that_is_not_told_is_told_while_its_address_moves() -> None:
     stand = Stand(reporting=Reporting())
     stand.registry.in_transition.add(V)
     stand.registry.enter(stand.open(1), SYN_RECV, NOW)
-    assert len(stand.registry.take_changes()) == 1
+    assert len(stand.registry.take_changes()[7]) == 1
     stand.registry.in_transition.clear()
     stand.registry.enter(stand.open(2), SYN_RECV, NOW)
-    assert stand.registry.take_changes() == []
+    assert stand.registry.take_changes() == {}
+
+
+# What is counted of a sync id
+
+
+def counted(stand: Stand) -> tuple[int, int, int, int]:
+    """Connections, told, established and exposed."""
+    tally = stand.tally
+    return tally.connections, tally.told, tally.established, tally.exposed
+
+
+def test_a_connection_is_exposed_from_its_establishment_until_it_is_told() -> None:
+    stand = Stand()
+    connection = stand.open(1)
+    assert counted(stand) == (1, 0, 0, 0)
+    stand.registry.enter(connection, ESTABLISHED, NOW)
+    assert counted(stand) == (1, 0, 1, 1)
+    stand.registry.tell(connection)
+    assert counted(stand) == (1, 1, 1, 0)
+    stand.registry.enter(connection, CLOSE, NOW)
+    assert counted(stand) == (1, 1, 0, 0)
+    stand.registry.tell(connection)
+    assert counted(stand) == (1, 1, 0, 0)
+    stand.registry.end(connection)
+    assert counted(stand) == (0, 0, 0, 0)
+    assert not any(stand.tally.sums)
+
+
+def test_of_a_protocol_without_such_a_state_all_connections_are_established() -> None:
+    stand = Stand()
+    connection = stand.open(1, protocol=Protocol.UDP)
+    assert counted(stand) == (1, 0, 1, 1)
+    stand.registry.tell(connection)
+    assert counted(stand) == (1, 1, 1, 0)
+    stand.registry.end(connection)
+    assert counted(stand) == (0, 0, 0, 0)
+
+
+def test_a_state_that_another_director_tells_counts_as_told_and_a_templates_is_none() -> None:
+    stand = Stand()
+    connection, template = stand.open(1), stand.template()
+    stand.registry.become(connection, ESTABLISHED)
+    stand.registry.become(template, TEMPLATE_ASSURED)
+    assert counted(stand) == (2, 2, 1, 0)
+    stand.registry.become(connection, CLOSE)
+    assert counted(stand) == (2, 2, 0, 0)
+
+
+def test_a_connection_that_is_made_to_listen_again_is_not_established_any_more() -> None:
+    stand = Stand()
+    connection = stand.open(1)
+    stand.registry.become(connection, ESTABLISHED)
+    stand.registry.listen(connection, NOW)
+    assert counted(stand) == (1, 1, 0, 0)
+
+
+def test_what_nobody_syncs_counts_nowhere_and_is_never_told() -> None:
+    stand = Stand(reporting=Reporting())
+    stand.registry.tallies.clear()
+    connection = stand.open(1)
+    stand.registry.enter(connection, ESTABLISHED, NOW)
+    stand.registry.tell(connection)
+    stand.registry.end(connection)
+    assert stand.registry.take_changes() == {}
+    assert counted(stand) == (0, 0, 0, 0)
+
+
+def test_a_template_of_a_mark_counts_where_the_mark_belongs() -> None:
+    stand = Stand()
+    of_mark = stand.registry.mark_tallies[3] = Tally(8)
+    for mark in (3, 4):
+        stand.registry.open_template(stand.key(mark), b"", stand.binding(), 300.0, NOW, mark=mark)
+    assert (of_mark.connections, stand.tally.connections) == (1, 0)
+
+
+def test_backups_forget_a_poisoned_template_at_once_and_hear_no_more_of_it() -> None:
+    stand = Stand(reporting=Reporting())
+    old = stand.template()
+    stand.registry.tell(old)
+    stand.registry.take_changes()
+    stand.registry.poison(old)
+    key = template_key(stand.key(0))
+    assert stand.registry.take_changes() == {7: [ConnectionEnded(key)]}
+    new = stand.template()
+    stand.registry.tell(new)
+    stand.registry.tell(old)
+    [told] = stand.registry.take_changes()[7]
+    assert told == ConnectionChanged(new.record())
+    stand.registry.end(old)
+    assert stand.registry.take_changes() == {}
+    assert counted(stand) == (1, 1, 0, 0)
+
+
+def test_backups_forget_a_connection_whose_port_is_learned_and_hear_of_it_anew() -> None:
+    stand = Stand(reporting=Reporting())
+    flags = ConnectionFlag.NO_CLIENT_PORT
+    connection = stand.registry.open(stand.key(0), stand.binding(), NOW, flags=flags)
+    stand.registry.tell(connection)
+    stand.registry.learn_client_port(connection, (9).to_bytes(2))
+    stand.registry.tell(connection)
+    assert stand.registry.take_changes() == {
+        7: [ConnectionEnded(stand.key(0)), ConnectionChanged(connection.record())]
+    }
+    assert connection.record().key == stand.key(9)

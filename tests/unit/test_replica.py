@@ -1,5 +1,4 @@
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -1019,7 +1018,7 @@ def test_the_table_of_own_connections_is_bounded() -> None:
 
 
 def test_a_record_is_told_on_only_with_its_own_values() -> None:
-    record = replace(connection(1), flags=0x120, timeout=0.5)
+    record = connection(1)._replace(flags=0x120, timeout=0.5)
     (message,) = sent(leading().tell([ConnectionChanged(record)], START))
     assert isinstance(message, Records)
     assert message.entries == (record,)

@@ -4,7 +4,7 @@ import pytest
 
 from lvsha.datapath.connections import SLICE
 from lvsha.datapath.registry import Reporting
-from lvsha.model import ConnectionChanged, ConnectionEnded, Protocol, parse_address
+from lvsha.model import ConnectionChanged, ConnectionEnded, Protocol, parse_address, virtual_of
 from tests import packets
 from tests.laboratory import C4, V4, V6, Laboratory
 from tests.packets import ACK, FIN, PSH, RST, SYN
@@ -21,13 +21,16 @@ def build(reporting: Reporting | None, *, udp: bool = False) -> Laboratory:
 def told(laboratory: Laboratory) -> list[str]:
     """The changes since the last time, as words."""
     words = []
-    for change in laboratory.director.registry.take_changes():
+    told = laboratory.director.registry.take_changes()
+    assert set(told) <= {laboratory.tally.sync_id}
+    for change in told.get(laboratory.tally.sync_id, ()):
         match change:
             case ConnectionChanged(record):
                 words.append(f"state {record.state}")
-            case ConnectionEnded(_, virtual):
-                assert virtual == VIP
+            case ConnectionEnded(key):
+                assert virtual_of(key) == (VIP, 80)
                 words.append("ended")
+    assert laboratory.mistallied() == []
     return words
 
 

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import msgpack
 import pytest
 
@@ -9,6 +7,7 @@ from lvsha.model import (
     ConnectionEnded,
     ConnectionRecord,
     ForwardMethod,
+    connection_key,
     parse_address,
 )
 from lvsha.sync import messages
@@ -45,10 +44,8 @@ IPV4 = ConnectionRecord.between(
     flags=0x0120,
     timeout=900.0,
 )
-IPV6 = replace(
-    IPV4,
-    client=parse_address("2001:db8::7"),
-    virtual=parse_address("2001:db8::1"),
+IPV6 = IPV4._replace(
+    key=connection_key(6, parse_address("2001:db8::7"), 40_000, parse_address("2001:db8::1"), 80),
     server=parse_address("fd00::5"),
     method=ForwardMethod.DIRECT_ROUTE,
     timeout=0.25,
@@ -107,7 +104,7 @@ def test_a_full_datagram_needs_at_most_forty_bytes_for_a_connection() -> None:
 
 
 def test_no_entry_is_longer_than_its_stated_maximum() -> None:
-    longest = replace(IPV6, server_port=65_535, state=255, flags=0xFFFF_FFFF, timeout=0.1)
+    longest = IPV6._replace(server_port=65_535, state=255, flags=0xFFFF_FFFF, timeout=0.1)
     assert len(messages.encode_record(longest)) == messages.ENTRY_BYTES_MAX
 
 
@@ -250,10 +247,10 @@ def test_a_record_with_a_bad_field_is_refused(field: int, value: object) -> None
 
 
 def test_only_a_tunnel_leads_to_a_server_of_the_other_family() -> None:
-    mixed = replace(IPV4, server=IPV6.server)
+    mixed = IPV4._replace(server=IPV6.server)
     with pytest.raises(SyncError):
         decode(encode(Records(ORIGIN, (mixed,))))
-    tunnelled = replace(mixed, method=ForwardMethod.TUNNEL)
+    tunnelled = mixed._replace(method=ForwardMethod.TUNNEL)
     assert decode(encode(Records(ORIGIN, (tunnelled,)))) == Records(ORIGIN, (tunnelled,))
 
 
