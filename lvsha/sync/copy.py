@@ -18,8 +18,8 @@ The state of the followed peer:
 A leader of level 1 has no sums and sends nothing again: it is asked for everything, and
 one lost number costs all of it.
 
-Buckets that differ although they came whole, several times, cannot be mended by asking: this
-node could not take something in. They are an alarm, and are asked for again later.
+What differs although it came whole is an alarm, and is asked for again later; see
+`lvsha.sync.catching_up`, which knows what is wanted and what is on its way.
 
 A node that drains still changes connections by itself, and tells the new leader; only when
 that is over does it compare, so that the two agree about them as well.
@@ -33,7 +33,7 @@ heartbeat are an alarm.
 Times are seconds on a monotonic clock.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final, assert_never
 
 from lvsha.counters import Counters
@@ -48,10 +48,12 @@ from lvsha.sync.actions import (
     PeerChanged,
     Send,
 )
+from lvsha.sync.catching_up import CatchingUp, Conclusion
 from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
     ALL_BUCKETS,
     LEVEL_PLAIN,
+    RANGES_MAX,
     Answer,
     Changes,
     Configuration,
@@ -83,28 +85,12 @@ DRAIN: Final = 2.0
 # because the two do not change roles at the same instant.
 OVERLAP: Final = 2 * DRAIN
 REQUEST_INTERVAL: Final = 0.25
-# A snapshot that does not advance has lost its end; the source sends a part in every tick.
-SNAPSHOT_STALL: Final = 2.0
-SNAPSHOTS_MAX: Final = 8
+# Buckets that were asked for and do not begin to come, or stop to, are asked for again.
+SNAPSHOT_PATIENCE: Final = 0.5
 ALARM_INTERVAL: Final = 10.0
-# Sums come in four datagrams. Under changes that overtake each other none may ever come at
-# its own number; after so many they are compared all the same, and too much is asked for.
-INEXACT_MAX: Final = 16
-# So often buckets come whole and differ again before that is an alarm.
-ROUNDS_MAX: Final = 3
-MISMATCH_PAUSE: Final = 10.0
 # Progress is told after so many datagrams, or after this time.
 PROGRESS_DATAGRAMS: Final = 8
 PROGRESS_WAIT: Final = 0.02
-
-
-@dataclass(slots=True)
-class _Snapshot:
-    """One that is being received; its beginning's number is its name."""
-
-    buckets: int
-    stalled_at: float
-    end: int | None = None
 
 
 class Copy:
@@ -115,6 +101,7 @@ class Copy:
         node: this node's name.
         peers: the others.
         heartbeat_interval: seconds.
+        level: what this node understands.
         compares: whether the tally has just the connections of one leader, so that sums say
             something; else everything is asked for.
         own_max: how many connections of its own a leader remembers during the overlap.
@@ -129,9 +116,11 @@ class Copy:
         peers: Peers,
         heartbeat_interval: float,
         own_max: int,
+        level: int,
         compares: bool,
         counters: Counters,
     ) -> None:
+        self._level = level
         self._compares = compares
         self._tally = tally
         self._node = node
@@ -145,16 +134,9 @@ class Copy:
         self._listening_until: float | None = None
         self._listened = False
         self._request_at = float("-inf")
-        self._compared = 0
-        self._differing = 0
-        self._inexact = 0
-        self._wanted = 0
-        self._rounds = 0
-        self._mismatched = 0
-        self._mismatch_until = float("-inf")
-        self._snapshots: dict[int, _Snapshot] = {}
+        self._catching_up = CatchingUp()
         self._unacknowledged = 0
-        self._progress_at = float("inf")
+        self._progress_at: float | None = None
         self._overlap_until = float("-inf")
         self._own: set[bytes] = set()
 
@@ -176,7 +158,7 @@ class Copy:
         return (
             leader.state is PeerState.REPLICATE
             and not leader.stream.missing
-            and not self._mismatched
+            and not self._catching_up.mismatched
             # A leader that resigned has nothing more to tell; one that fell silent may.
             and not (leader.silent and leader.role is Role.LEAD)
         )
@@ -184,17 +166,12 @@ class Copy:
     @property
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
-        times = [self._progress_at]
-        times += [peer.stream.deadline or self._progress_at for peer in self.peers]
-        times += [snapshot.stalled_at for snapshot in self._snapshots.values()]
-        if (silent_at := self.peers.deadline) is not None:
-            times.append(silent_at)
-        if self._listening_until is not None:
-            times.append(self._listening_until)
+        times = [peer.stream.deadline for peer in self.peers]
+        times += [self.peers.deadline, self._catching_up.deadline]
+        times += [self._listening_until, self._progress_at]
         if self._is_asking():
             times.append(self._request_at)
-        first = min(times)
-        return first if first < float("inf") else None
+        return min((time for time in times if time is not None), default=None)
 
     @property
     def standing(self) -> Standing:
@@ -207,8 +184,8 @@ class Copy:
             established=tally.established,
             exposed=tally.exposed,
             missing=0 if stream is None else stream.missing,
-            wanted=self._wanted.bit_count(),
-            mismatched=self._mismatched.bit_count(),
+            wanted=self._catching_up.wanted.bit_count(),
+            mismatched=self._catching_up.mismatched.bit_count(),
             lost=0 if stream is None else stream.lost_total,
             repaired=0 if stream is None else stream.repaired_total,
         )
@@ -262,10 +239,10 @@ class Copy:
             self._ask(origin, now, actions)
         return actions
 
-    def own(self, key: bytes, now: float) -> None:
-        """This node, while it leads, tells of a connection itself."""
+    def own(self, keys: Sequence[bytes], now: float) -> None:
+        """This node, while it leads, tells of these connections itself."""
         if now < self._overlap_until:
-            self._own.add(key)
+            self._own.update(keys)
             if len(self._own) > self._own_max:
                 # Without room to remember what is ours, nothing more is taken.
                 self._overlap_until = now
@@ -333,16 +310,17 @@ class Copy:
             ranges = peer.stream.expire(now, may_ask=self._may_ask(peer))
             if ranges:
                 self._counters.add("datagrams_asked_for", sum(count for _, count in ranges))
-                request = GapRequest(origin, peer.node, peer.epoch, tuple(ranges))
-                actions.append(Send(encode(request)))
+                for first in range(0, len(ranges), RANGES_MAX):
+                    part = tuple(ranges[first : first + RANGES_MAX])
+                    request = GapRequest(origin, peer.node, peer.epoch, part)
+                    actions.append(Send(encode(request)))
             self._advance(peer, now, actions)
         self._choose(now, actions)
-        for begin, snapshot in list(self._snapshots.items()):
-            if now >= snapshot.stalled_at:
-                del self._snapshots[begin]
-                self._counters.add("snapshots_stalled")
-                if self._leader is not None and self._leader.level <= LEVEL_PLAIN:
-                    self._probe("the snapshot does not advance", now, actions)
+        stalled = self._catching_up.drop_stalled(now)
+        if stalled:
+            self._counters.add("snapshots_stalled", stalled)
+            if self._leader is not None and self._leader.speaks <= LEVEL_PLAIN:
+                self._probe("the snapshot does not advance", now, actions)
         self._ask(origin, now, actions)
         self._tell_progress(origin, now, actions)
         if now >= self._overlap_until:
@@ -374,7 +352,7 @@ class Copy:
             return
         if leader.state is PeerState.REPLICATE:
             return
-        if self._snapshots or leader.state is PeerState.SNAPSHOT:
+        if leader.state is PeerState.SNAPSHOT:
             self._probe("the leader resigned", now, actions)
         if leader.role is Role.FOLLOW:
             # It tells nothing any more, and what is missing here it will not send.
@@ -387,11 +365,9 @@ class Copy:
 
     def _forget_progress(self) -> None:
         """Begin anew with another leader, or none."""
-        self._snapshots.clear()
-        self._compared = self._differing = self._inexact = self._wanted = 0
-        self._rounds = self._mismatched = 0
+        self._catching_up.forget()
         self._unacknowledged = 0
-        self._progress_at = float("inf")
+        self._progress_at = None
 
     def _choose(self, now: float, actions: list[Action]) -> None:
         """Follow the newest of the peers that lead; stay if none does."""
@@ -421,7 +397,12 @@ class Copy:
             actions.append(Alarm("second_leader", peer.node))
 
     def _heartbeat(self, peer: Peer, message: Heartbeat, now: float, actions: list[Action]) -> None:
-        peer.level = message.level
+        peer.level = min(message.level, self._level)
+        speaks = min(message.speaks, self._level)
+        if peer.speaks != speaks:
+            peer.speaks = speaks
+            if peer is self._leader:
+                self._probe("the leader speaks otherwise", now, actions)
         peer.connections = message.connections
         peer.leader = message.leader
         peer.position = message.position
@@ -455,7 +436,8 @@ class Copy:
             self._counters.add("refused_not_leader")
         else:
             self._unacknowledged += 1
-            self._progress_at = min(self._progress_at, now + PROGRESS_WAIT)
+            if self._progress_at is None:
+                self._progress_at = now + PROGRESS_WAIT
             match message:
                 case Changes():
                     self._use(stream, sequence, message.records, message.ended, actions)
@@ -465,8 +447,7 @@ class Copy:
                 case SnapshotChunk():
                     self._chunk(peer, message, now, actions)
                 case SnapshotEnd():
-                    if message.begin in self._snapshots:
-                        self._snapshots[message.begin].end = sequence
+                    self._catching_up.end(message.begin, sequence)
                 case _:
                     assert_never(message)
         stream.settle()
@@ -527,15 +508,10 @@ class Copy:
             self._counters.add("datagrams_lost", lost)
             if peer.state is not PeerState.PROBE:
                 self._probe("datagrams were lost", now, actions)
-        for begin, snapshot in list(self._snapshots.items()):
-            if snapshot.end is None or peer.stream.is_missing_between(begin, snapshot.end):
-                continue
-            del self._snapshots[begin]
+        for buckets in self._catching_up.finished(peer.stream):
             self._counters.add("snapshots_received")
-            actions.append(EndSnapshot(self._tally.sync_id, snapshot.buckets))
-            self._wanted &= ~snapshot.buckets
-            if not self._wanted and peer.state is PeerState.SNAPSHOT:
-                self._rounds += 1
+            actions.append(EndSnapshot(self._tally.sync_id, buckets))
+            if not self._catching_up.wanted and peer.state is PeerState.SNAPSHOT:
                 self._enter(peer, PeerState.REPLICATE, "the snapshot is complete", actions)
 
     # --- snapshots -----------------------------------------------------------------
@@ -543,31 +519,26 @@ class Copy:
     def _begin(self, peer: Peer, message: SnapshotBegin, now: float, actions: list[Action]) -> None:
         if peer.state is PeerState.REPLICATE or self._draining:
             return
-        if peer.level <= LEVEL_PLAIN:
+        if peer.speaks <= LEVEL_PLAIN:
             # A record among what is missing from before could confirm a connection whose
             # delete is lost, and nothing would show it.
             peer.stream.abandon()
             peer.stream.take_lost()
-            self._snapshots.clear()
-            self._wanted = ALL_BUCKETS
+            self._catching_up.begin_anew()
+            self._catching_up.wanted = ALL_BUCKETS
             self._enter(peer, PeerState.SNAPSHOT, "a snapshot began", actions)
-        buckets = message.buckets & self._wanted
-        if not buckets:
-            return
-        if len(self._snapshots) >= SNAPSHOTS_MAX:
-            del self._snapshots[next(iter(self._snapshots))]
-        self._snapshots[message.origin.sequence] = _Snapshot(buckets, now + SNAPSHOT_STALL)
-        self._request_at = now + SNAPSHOT_STALL
-        actions.append(BeginSnapshot(self._tally.sync_id, buckets))
+        buckets = self._catching_up.begin(message.origin.sequence, message.buckets, now)
+        if buckets:
+            self._request_at = now + SNAPSHOT_PATIENCE
+            actions.append(BeginSnapshot(self._tally.sync_id, buckets))
 
     def _chunk(self, peer: Peer, message: SnapshotChunk, now: float, actions: list[Action]) -> None:
         if peer.state is PeerState.REPLICATE:
             # It is for another node; all that it holds is here already.
             return
-        snapshot = self._snapshots.get(message.begin)
-        if snapshot is not None:
-            snapshot.stalled_at = self._request_at = now + SNAPSHOT_STALL
-        elif peer.level > LEVEL_PLAIN:
+        if self._catching_up.advance(message.begin, now):
+            self._request_at = now + SNAPSHOT_PATIENCE
+        elif peer.speaks > LEVEL_PLAIN:
             return
         self._use(peer.stream, message.origin.sequence, message.records, [], actions)
 
@@ -583,14 +554,15 @@ class Copy:
         if (
             leader.state is not PeerState.REPLICATE
             or not self._compares
+            or leader.speaks <= LEVEL_PLAIN
             or self._draining
             or not standing.is_current
             or not self._is_exact(leader, message.origin.sequence)
         ):
             return
         if (standing.told, standing.total) == (self._tally.told, self._tally.total):
-            self._rounds = self._mismatched = 0
-        elif not self._mismatched or now >= self._mismatch_until:
+            self._catching_up.agrees()
+        elif self._catching_up.may_compare(now):
             self._counters.add("sums_differed")
             self._probe("the sums differ", now, actions)
 
@@ -598,37 +570,24 @@ class Copy:
         """Compare the sums of some buckets; when all were, ask for those that differ."""
         if peer is not self._leader or peer.state is not PeerState.PROBE or self._draining:
             return
-        if not self._is_exact(peer, message.origin.sequence):
-            self._inexact += 1
-            if self._inexact < INEXACT_MAX:
-                return
-        for bucket, value in enumerate(message.sums, message.first):
-            bit = 1 << bucket
-            self._compared |= bit
-            if self._tally.sums[bucket] != value:
-                self._differing |= bit
-        if self._compared == ALL_BUCKETS:
-            self._conclude(peer, now, actions)
-
-    def _conclude(self, leader: Peer, now: float, actions: list[Action]) -> None:
-        """All sums were compared."""
-        differing, self._differing, self._compared = self._differing, 0, 0
-        self._inexact = self._mismatched = 0
-        if not differing:
-            self._enter(leader, PeerState.REPLICATE, "all sums agree", actions)
-        elif self._rounds >= ROUNDS_MAX:
-            self._rounds = 0
-            self._mismatched = differing
-            self._mismatch_until = now + MISMATCH_PAUSE
-            self._counters.add("buckets_mismatched", differing.bit_count())
-            actions.append(Alarm("mismatch", leader.node))
-            self._enter(leader, PeerState.REPLICATE, "some sums cannot be mended", actions)
-        else:
-            self._counters.add("buckets_wanted", differing.bit_count())
-            self._wanted = differing
-            self._request_at = now
-            reason = f"{differing.bit_count()} of {BUCKETS} sums differ"
-            self._enter(leader, PeerState.SNAPSHOT, reason, actions)
+        exact = self._is_exact(peer, message.origin.sequence)
+        catching_up = self._catching_up
+        if not catching_up.compare(message.first, message.sums, self._tally.sums, exact=exact):
+            return
+        match catching_up.conclude(now):
+            case Conclusion.AGREES:
+                self._enter(peer, PeerState.REPLICATE, "all sums agree", actions)
+            case Conclusion.WANTED:
+                count = catching_up.wanted.bit_count()
+                self._counters.add("buckets_wanted", count)
+                self._request_at = now
+                reason = f"{count} of {BUCKETS} sums differ"
+                self._enter(peer, PeerState.SNAPSHOT, reason, actions)
+            case Conclusion.MISMATCHED:
+                self._counters.add("buckets_mismatched", catching_up.mismatched.bit_count())
+                actions.append(Alarm("mismatch", peer.node))
+                reason = "some sums cannot be made to agree"
+                self._enter(peer, PeerState.REPLICATE, reason, actions)
 
     def _enter(self, peer: Peer, state: PeerState, reason: str, actions: list[Action]) -> None:
         peer.state = state
@@ -636,8 +595,7 @@ class Copy:
 
     def _probe(self, reason: str, now: float, actions: list[Action]) -> None:
         assert self._leader is not None
-        self._snapshots.clear()
-        self._compared = self._differing = self._inexact = self._wanted = 0
+        self._catching_up.begin_anew()
         self._request_at = max(now, min(self._request_at, now + REQUEST_INTERVAL))
         self._enter(self._leader, PeerState.PROBE, reason, actions)
 
@@ -654,10 +612,10 @@ class Copy:
 
     def _is_asking(self) -> bool:
         leader = self._leader
-        if leader is None or not leader.leads or not leader.level or self._draining:
+        if leader is None or not leader.leads or not leader.speaks or self._draining:
             return False
         if leader.state is PeerState.SNAPSHOT:
-            return leader.level > LEVEL_PLAIN
+            return leader.speaks > LEVEL_PLAIN
         return leader.state is PeerState.PROBE
 
     def _ask(self, origin: Origin, now: float, actions: list[Action]) -> None:
@@ -665,19 +623,17 @@ class Copy:
         if leader is None or not self._is_asking() or now < self._request_at:
             return
         self._request_at = now + REQUEST_INTERVAL
-        if leader.level > LEVEL_PLAIN and leader.state is PeerState.PROBE and not self._compares:
-            self._wanted = ALL_BUCKETS
-            self._enter(leader, PeerState.SNAPSHOT, "a snapshot is asked for", actions)
-        if leader.level > LEVEL_PLAIN and leader.state is PeerState.PROBE:
-            self._counters.add("sums_requested")
-            self._compared = self._differing = 0
-            actions.append(Send(encode(SumsRequest(origin, leader.node, leader.epoch))))
-            return
         buckets = ALL_BUCKETS
-        if leader.state is PeerState.SNAPSHOT:
-            buckets = self._wanted
-            for snapshot in self._snapshots.values():
-                buckets &= ~snapshot.buckets
+        if leader.speaks > LEVEL_PLAIN:
+            if leader.state is PeerState.PROBE and self._compares:
+                self._counters.add("sums_requested")
+                self._catching_up.ask_sums()
+                actions.append(Send(encode(SumsRequest(origin, leader.node, leader.epoch))))
+                return
+            if leader.state is PeerState.PROBE:
+                self._catching_up.wanted = ALL_BUCKETS
+                self._enter(leader, PeerState.SNAPSHOT, "all is asked for", actions)
+            buckets = self._catching_up.unasked
             if not buckets:
                 return
         self._counters.add("snapshots_requested")
@@ -688,10 +644,11 @@ class Copy:
 
     def _tell_progress(self, origin: Origin, now: float, actions: list[Action]) -> None:
         leader = self._leader
-        if self._unacknowledged < PROGRESS_DATAGRAMS and now < self._progress_at:
+        due = self._progress_at is not None and now >= self._progress_at
+        if self._unacknowledged < PROGRESS_DATAGRAMS and not due:
             return
         self._unacknowledged = 0
-        self._progress_at = float("inf")
+        self._progress_at = None
         if leader is not None and leader.level > LEVEL_PLAIN:
             progress = Progress(origin, leader.node, leader.epoch, leader.stream.position)
             actions.append(Send(encode(progress)))

@@ -14,7 +14,7 @@ Every array may grow at its end. Elements behind those known here are ignored, s
 older node understands a newer one. A wrong length, type or range is an error.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -31,6 +31,7 @@ from lvsha.sync.messages import (
     LEVEL,
     LEVEL_PLAIN,
     RANGES_MAX,
+    SUM_BYTES,
     SUMS_MAX,
     Answer,
     Changes,
@@ -69,7 +70,6 @@ NODE_CHARACTERS_MAX: Final = 63
 PIECE_CHARACTERS_MAX: Final = 127
 PIECE_DIGEST_BYTES_MAX: Final = 32
 PARTS_MAX: Final = 4096
-SUM_BYTES: Final = 8
 LEVEL_MAX: Final = 0xFF
 UINT32_MAX: Final = 0xFFFF_FFFF
 UINT64_MAX: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -144,6 +144,23 @@ def entries_room(origin: Origin, datagram_max: int) -> int:
     return datagram_max - len(_begin(MessageType.PART_CHUNK, origin, 2)) - 9 - 3
 
 
+def encode_answers(answer: Answer, datagram_max: int) -> Iterator[bytes]:
+    """An answer in as many datagrams as it takes."""
+    origin = answer.origin
+    room = entries_room(origin, datagram_max) - len(_pack(answer.asker))
+    records, keys = list(reversed(answer.records)), list(reversed(answer.unknown))
+    while records or keys:
+        packing = Packing(room // 2)
+        while records and packing.add(records[-1]):
+            records.pop()
+        unknown: list[bytes] = []
+        left = room // 2
+        while keys and len(unknown) < KEYS_MAX and (left := left - len(keys[-1]) - 3) >= 0:
+            unknown.append(_pack(keys.pop()))
+        head = _begin(MessageType.ANSWER, origin, 3) + _pack(answer.asker)
+        yield head + packing.groups() + array_head(len(unknown)) + b"".join(unknown)
+
+
 def encode(message: Message, level: int = LEVEL) -> bytes:
     """Turn a message into a datagram. The inverse of `decode`.
 
@@ -195,8 +212,8 @@ def encode(message: Message, level: int = LEVEL) -> bytes:
         case Question():
             return _encode(MessageType.QUESTION, origin, (message.keys,))
         case Answer():
-            head = _begin(MessageType.ANSWER, origin, 3) + _pack(message.asker)
-            return head + _packed(message.records, ()).groups() + _pack(message.unknown)
+            (whole,) = encode_answers(message, DATAGRAM_BYTES_MAX)
+            return whole
         case Unknown():
             raise AssertionError("a message of an unknown type is never sent")
 
@@ -206,15 +223,21 @@ def _encode(kind: MessageType, origin: Origin, fields: tuple[object, ...]) -> by
 
 
 def _heartbeat_fields(message: Heartbeat) -> tuple[object, ...]:
-    standing = message.standing
-    return (
+    alive = (
         message.connections,
         message.digest,
         message.leader,
         message.state.value,
         message.position,
         message.complete,
+    )
+    if message.level <= LEVEL_PLAIN and not message.heard:
+        return alive
+    standing = message.standing
+    return (
+        *alive,
         message.level,
+        message.speaks,
         message.oldest,
         message.heard,
         (
@@ -304,16 +327,17 @@ def _heartbeat(origin: Origin, body: list[Any]) -> Heartbeat:
         _integer(body[10], UINT64_MAX, "position"),
         _boolean(body[11]),
     )
-    if len(body) < 16:
+    if len(body) < 17:
         return Heartbeat(origin, *alive)
-    heard = _list(body[14], HEARD_MAX)
+    heard = _list(body[15], HEARD_MAX)
     return Heartbeat(
         origin,
         *alive,
         level=max(_integer(body[12], LEVEL_MAX, "level"), LEVEL_PLAIN),
-        oldest=_integer(body[13], UINT64_MAX, "sequence number"),
+        speaks=max(_integer(body[13], LEVEL_MAX, "level"), LEVEL_PLAIN),
+        oldest=_integer(body[14], UINT64_MAX, "sequence number"),
         heard=tuple(_integer(epoch, UINT64_MAX, "epoch") for epoch in heard),
-        standing=_standing(body[15]),
+        standing=_standing(body[16]),
     )
 
 

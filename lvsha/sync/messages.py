@@ -28,7 +28,9 @@ DIGEST_BYTES: Final = 16
 DATAGRAM_BYTES_MAX: Final = 65_507
 # A pair file has at most 16 nodes.
 HEARD_MAX: Final = 16
-RANGES_MAX: Final = 64
+# They fit in the smallest datagram that may be configured.
+RANGES_MAX: Final = 20
+SUM_BYTES: Final = 8
 # Four datagrams of 1,400 bytes for all sums.
 SUMS_MAX: Final = 128
 KEYS_MAX: Final = 32
@@ -139,6 +141,7 @@ class Heartbeat:
         state, position: how far it is with that one.
         complete: whether its copy is.
         level: what it understands.
+        speaks: the level that it keeps to now.
         oldest: the oldest number that it can send again.
         heard: the epochs of the senders that it hears.
         standing: of level 2.
@@ -152,6 +155,7 @@ class Heartbeat:
     position: int
     complete: bool
     level: int = LEVEL_PLAIN
+    speaks: int = LEVEL_PLAIN
     oldest: int = 0
     heard: tuple[int, ...] = ()
     standing: Standing = field(default_factory=Standing)

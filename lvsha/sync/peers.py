@@ -55,6 +55,7 @@ class Peer:
 
     Attributes:
         level: what it understands; 0 until a heartbeat has said.
+        speaks: the level that it keeps to.
         acknowledged: the number of this node up to which it has told its progress; None
             until it has.
     """
@@ -69,6 +70,7 @@ class Peer:
     state: PeerState = PeerState.PROBE
     silent: bool = False
     level: int = 0
+    speaks: int = 0
     connections: int = 0
     leader: str = ""
     position: int = 0

@@ -1,14 +1,14 @@
 """Ask the other nodes about connections that this one does not know.
 
 A question is open until a peer knows the connection, until all that are heard have denied
-it, or for `PATIENCE`. Answers to what was not asked are ignored, so that nobody can bring
-in a connection by answering. At most `OPEN_MAX` questions are open; what does not fit is
-not asked.
+it, until something newer is heard of the connection, or for `PATIENCE`. Answers to what was
+not asked are ignored, so that nobody can bring in a connection by answering. At most
+`OPEN_MAX` questions are open; what does not fit is not asked.
 
 Times are seconds on a monotonic clock.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,7 @@ from lvsha.sync.messages import KEYS_MAX, Answer, Origin, Question
 
 PATIENCE: Final = 0.5
 OPEN_MAX: Final = 1024
+_KEY_OVERHEAD_BYTES: Final = 3
 
 
 @dataclass(slots=True)
@@ -40,17 +41,38 @@ class Questions:
         return None if oldest is None else oldest.until
 
     def ask(
-        self, keys: Sequence[bytes], listeners: Collection[str], origin: Origin, now: float
+        self,
+        keys: Sequence[bytes],
+        listeners: Collection[str],
+        origin: Origin,
+        room: int,
+        now: float,
     ) -> Iterator[Question]:
-        """Open questions about connections; what is to be sent for them."""
+        """Open questions about connections; what is to be sent for them.
+
+        Args:
+            keys: of the connections.
+            listeners: the peers that are heard.
+            origin: of this node.
+            room: for keys in a datagram, in bytes.
+            now: the clock.
+        """
         fresh = [key for key in keys if key not in self._open]
         if not listeners:
             return
         fresh = fresh[: OPEN_MAX - len(self._open)]
         for key in fresh:
             self._open[key] = _Open(now + PATIENCE)
-        for first in range(0, len(fresh), KEYS_MAX):
-            yield Question(origin, tuple(fresh[first : first + KEYS_MAX]))
+        asked: list[bytes] = []
+        left = room
+        for key in fresh:
+            left -= len(key) + _KEY_OVERHEAD_BYTES
+            if asked and (left < 0 or len(asked) == KEYS_MAX):
+                yield Question(origin, tuple(asked))
+                asked, left = [], room - len(key) - _KEY_OVERHEAD_BYTES
+            asked.append(key)
+        if asked:
+            yield Question(origin, tuple(asked))
 
     def answered(
         self, answer: Answer, listeners: Collection[str]
@@ -67,6 +89,14 @@ class Questions:
                 del self._open[key]
                 denied.append(key)
         return records, tuple(denied)
+
+    def close(self, keys: Iterable[bytes]) -> None:
+        """Something newer than any answer is known of these connections."""
+        for key in keys:
+            self._open.pop(key, None)
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
 
     def expire(self, now: float) -> None:
         """Close what nobody has answered."""

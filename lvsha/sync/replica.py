@@ -47,7 +47,7 @@ from lvsha.sync.actions import (
 )
 from lvsha.sync.configuration import Comparison
 from lvsha.sync.copy import ALARM_INTERVAL, DRAIN, Copy
-from lvsha.sync.datagrams import decode, encode
+from lvsha.sync.datagrams import decode, encode, encode_answers, entries_room
 from lvsha.sync.messages import (
     DATAGRAM_BYTES_MAX,
     DIGEST_BYTES,
@@ -119,6 +119,7 @@ class Replica:
         datagram_max: int,
         pace: Pace | None = None,
         proven: bool = False,
+        level: int = LEVEL,
     ) -> None:
         """Describe the replica.
 
@@ -134,6 +135,8 @@ class Replica:
             pace: limits of the queue and of sending.
             proven: whether a peer must show that it hears this node before it is believed;
                 for a sealed wire, on which nobody but a recording can lie.
+            level: what this node understands; less than `LEVEL` only to stand for an older
+                one.
         """
         assert 0 <= tally.sync_id <= 0xFF
         assert len(configuration_digest) == DIGEST_BYTES
@@ -145,7 +148,9 @@ class Replica:
         self.counters = Counters()
         self._tally = tally
         self._proven = proven
+        self._level = level
         self._heartbeat_interval = heartbeat_interval
+        self._datagram_max = datagram_max
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
         self._questions = Questions()
@@ -285,12 +290,13 @@ class Replica:
         """The datapath's connections have changed; ignored unless this node tells."""
         if self._source.role is Role.FOLLOW or not self._running:
             return []
+        keys = [
+            change.record.key if isinstance(change, ConnectionChanged) else change.key
+            for change in changes
+        ]
+        self._questions.close(keys)
         if self._home.leading:
-            for change in changes:
-                self._home.own(
-                    change.record.key if isinstance(change, ConnectionChanged) else change.key,
-                    now,
-                )
+            self._home.own(keys, now)
         return self._performed([*self._source.tell(changes, now)], now)
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
@@ -303,11 +309,16 @@ class Replica:
         return self._performed([*self._source.snapshot(records, now)], now)
 
     def ask(self, keys: Sequence[bytes], now: float) -> list[Action]:
-        """Packets of these connections have come, and this node does not know them."""
-        if not self._running:
+        """Packets of these connections have come, and this node does not know them.
+
+        Only who leads asks: a follower has what its leader has.
+        """
+        if not self._running or self._source.role is not Role.LEAD:
             return []
         listeners = {peer.node for peer in self._home.peers if not peer.silent}
-        messages = self._questions.ask(keys, listeners, self._source.origin, now)
+        origin = self._source.origin
+        room = entries_room(origin, self._datagram_max)
+        messages = self._questions.ask(keys, listeners, origin, room, now)
         return self._performed([Send(encode(message)) for message in messages], now)
 
     def answer(
@@ -322,7 +333,8 @@ class Replica:
         if not records and not unknown:
             return []
         answer = Answer(self._source.origin, asker, list(records), unknown)
-        return self._performed([Send(encode(answer))], now)
+        datagrams = encode_answers(answer, self._datagram_max)
+        return self._performed([Send(datagram) for datagram in datagrams], now)
 
     def configure(self, digest: bytes, digests: Mapping[str, bytes], now: float) -> list[Action]:
         """This node's configuration has changed while it runs."""
@@ -343,6 +355,8 @@ class Replica:
             return refusal
         copy, origin = self._copy_of(message.origin.sync_id, now)
         received, taken = copy.receive(message, origin, now)
+        if self._questions:
+            self._close_questions(received)
         actions: list[Action] = [*received]
         if taken:
             actions.extend(self._source.tell([ConnectionChanged(record) for record in taken], now))
@@ -383,6 +397,7 @@ class Replica:
             node=self.node,
             peers=peers,
             heartbeat_interval=self._heartbeat_interval,
+            level=self._level,
             compares=compares,
             own_max=self._pace.queue_max,
             counters=self.counters,
@@ -407,13 +422,21 @@ class Replica:
         """Keep to what all who listen understand, and to the slowest of them."""
         peers = [peer for peer in self._home.peers if not peer.silent]
         source = self._source
-        source.level = min((peer.level or LEVEL for peer in peers), default=LEVEL)
+        levels = (peer.level or self._level for peer in peers)
+        source.level = min(self._level, min(levels, default=self._level))
         told = [
             peer.acknowledged
             for peer in peers
             if peer.acknowledged is not None and peer.state is not PeerState.REPLICATE
         ]
         source.progress = min(told, default=None)
+
+    def _close_questions(self, received: Sequence[Action]) -> None:
+        for action in received:
+            if isinstance(action, Apply):
+                self._questions.close(record.key for record in action.records)
+            elif isinstance(action, Forget):
+                self._questions.close(action.keys)
 
     def _refuse(self, message: Message, now: float) -> list[Action] | None:
         """The actions for a message that is not used; None for one that is."""
@@ -452,7 +475,7 @@ class Replica:
                 return self._comparison.described(origin.node, message)
             case Question() if message.keys:
                 return [LookUp(origin.node, message.keys)]
-            case Answer() if message.asker == self.node:
+            case Answer() if message.asker == self.node and self._source.role is Role.LEAD:
                 return self._answered(message, now)
             case _:
                 pass
@@ -493,9 +516,7 @@ class Replica:
         if records:
             self.counters.add("connections_found", len(records))
             actions.append(Apply(records))
-            if self._source.role is not Role.FOLLOW:
-                changes = [ConnectionChanged(record) for record in records]
-                actions += self._source.tell(changes, now)
+            actions += self._source.tell([ConnectionChanged(record) for record in records], now)
         if denied:
             self.counters.add("connections_denied", len(denied))
             actions.append(Deny(denied))
@@ -532,7 +553,8 @@ class Replica:
             PeerState.PROBE if leader is None else leader.state,
             0 if leader is None else leader.stream.position,
             self.complete,
-            level=LEVEL,
+            level=self._level,
+            speaks=source.level,
             oldest=source.history.oldest or source.sequence + 1,
             heard=self._home.peers.heard_epochs(now),
             standing=replace(self._home.standing, is_current=not source.queued),

@@ -28,6 +28,7 @@ What always holds:
 Times are seconds on a monotonic clock.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -48,6 +49,7 @@ from lvsha.sync.messages import (
     ALL_BUCKETS,
     LEVEL,
     LEVEL_PLAIN,
+    SUM_BYTES,
     SUMS_MAX,
     Origin,
     Role,
@@ -70,6 +72,8 @@ SNAPSHOT_READS_PER_TICK: Final = 4096
 SLICE_READS: Final = 250
 # Connections in one snapshot: what is asked for again if a part of it is lost.
 SNAPSHOT_CONNECTIONS: Final = 8_000
+# Requests that were on their way when what they ask for began are of the last moment.
+SNAPSHOTS_REMEMBERED: Final = 32
 WINDOW_STALL: Final = 0.1
 # Numbers that wait to be sent again; a listener asks again for the others.
 RESEND_MAX: Final = 4096
@@ -148,7 +152,7 @@ class Source:
         self._wanted = 0
         self._wanted_since = float("-inf")
         self._offered = 0
-        self._sending = 0
+        self._snapshots: deque[tuple[int, int]] = deque(maxlen=SNAPSHOTS_REMEMBERED)
         self._provide_at = float("-inf")
         self._sums_by: float | None = None
 
@@ -238,12 +242,12 @@ class Source:
 
     def request(self, buckets: int, position: int, now: float) -> list[Action]:
         """A follower that has seen numbers up to ``position`` asks for these buckets."""
-        if self._records is not None and position < self._snapshot_begin:
-            # It asked before it saw the beginning of the snapshot that is under way.
-            buckets &= ~self._sending
-            if not buckets:
-                self._counters.add("snapshot_requests_served")
-                return []
+        for begin, sent in self._snapshots:
+            if position < begin:
+                buckets &= ~sent  # it asked before it saw them begin
+        if not buckets:
+            self._counters.add("snapshot_requests_served")
+            return []
         if not self._wanted and self._records is None:
             self._wanted_since = now
         self._wanted |= buckets
@@ -274,14 +278,15 @@ class Source:
         """
         if self.role is not Role.LEAD or self._records is not None or not self._offered:
             return []
-        self._sending, self._offered = self._offered, 0
-        self._wanted &= ~self._sending
+        buckets, self._offered = self._offered, 0
+        self._wanted &= ~buckets
         self._number()
         self._records = records
         self._snapshot_begin = self.sequence
+        self._snapshots.append((self.sequence, buckets))
         self._moved_at = now
         self._snapshot_records = 0
-        begin = encode(SnapshotBegin(self.origin, self._sending), self.level)
+        begin = encode(SnapshotBegin(self.origin, buckets), self.level)
         return [self._sent(begin, 0, now), *self._send_snapshot(now)]
 
     def progressed(self, now: float) -> list[Action]:
@@ -400,10 +405,11 @@ class Source:
         if self._sums_by is None or (self._queue and now < self._sums_by):
             return []
         self._sums_by = None
-        sums = self._tally.sums
+        sums, origin = self._tally.sums, self.origin
+        step = min(SUMS_MAX, entries_room(origin, self._datagram_max) // SUM_BYTES)
         return [
-            Send(encode(Sums(self.origin, first, tuple(sums[first : first + SUMS_MAX]))))
-            for first in range(0, BUCKETS, SUMS_MAX)
+            Send(encode(Sums(origin, first, tuple(sums[first : first + step]))))
+            for first in range(0, BUCKETS, step)
         ]
 
     def _next_buckets(self) -> int:

@@ -24,14 +24,14 @@ Times are seconds on a monotonic clock.
 from enum import Enum, auto
 from typing import Final
 
-from lvsha.sync.messages import RANGES_MAX
-
 # A switched link reorders by far less than a millisecond; a busy receiver by a few.
 REORDER_WAIT: Final = 0.005
 # The answer to a request takes a round trip of a local link, and a turn of a busy sender.
 ASK_INTERVAL: Final = 0.03
 # Of a request and its answer both come at 20 % loss in 64 of 100 tries; 12 in vain are rare.
 ASKS_MAX: Final = 12
+# Ranges in one round of asking; four datagrams of them.
+ASK_RANGES_MAX: Final = 80
 # How long a number is waited for whose sender cannot send it again.
 PATIENCE: Final = 0.05
 # Two seconds of datagrams at 2,000 a second; a longer gap is a cut, not a reordering.
@@ -195,7 +195,7 @@ class Stream:
             elif ranges and sum(ranges[-1]) == number:
                 ranges[-1] = (ranges[-1][0], ranges[-1][1] + 1)
                 missing.asks += 1
-            elif len(ranges) < RANGES_MAX:
+            elif len(ranges) < ASK_RANGES_MAX:
                 ranges.append((number, 1))
                 missing.asks += 1
         self._ask_at = now + ASK_INTERVAL
