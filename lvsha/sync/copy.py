@@ -517,9 +517,9 @@ class Copy:
     # --- snapshots -----------------------------------------------------------------
 
     def _begin(self, peer: Peer, message: SnapshotBegin, now: float, actions: list[Action]) -> None:
-        if peer.state is PeerState.REPLICATE or self._draining:
+        if peer.state is PeerState.REPLICATE or self._draining or not peer.speaks:
             return
-        if peer.speaks <= LEVEL_PLAIN:
+        if peer.speaks == LEVEL_PLAIN:
             # A record among what is missing from before could confirm a connection whose
             # delete is lost, and nothing would show it.
             peer.stream.abandon()

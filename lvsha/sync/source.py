@@ -62,9 +62,9 @@ from lvsha.sync.stream import Range
 from lvsha.tally import Tally
 
 # When all that was wanted was sent, the next snapshot waits as long as that took, but no
-# longer than this, so that a listener on a bad link can not keep the sender busy for more
-# than half its time.
-SNAPSHOT_PAUSE_MAX: Final = 10.0
+# longer than this, so that a listener on a bad link does not keep the sender busy all the
+# time.
+SNAPSHOT_PAUSE_MAX: Final = 1.0
 # A caller that was asked for connections and has not answered is asked again.
 PROVIDE_PATIENCE: Final = 0.1
 # A table whose records all wait in the queue must not make one step read all of it.

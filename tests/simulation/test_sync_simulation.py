@@ -55,6 +55,7 @@ from lvsha.sync.replica import (
     Replica,
     Send,
 )
+from lvsha.sync.source import SNAPSHOT_PAUSE_MAX
 from lvsha.sync.stream import MISSING_MAX, TOUCHED_MAX
 from lvsha.tally import UNTOLD, Tally
 
@@ -65,7 +66,9 @@ TROUBLE = 8.0
 # A late datagram of a process that is no more can keep its successor unheard until it counts
 # as silent; a peer is heard again within a heartbeat; an old leader has drained; a snapshot
 # whose end was lost has stalled; then two snapshots and the pause between them.
-CONVERGENCE = silence_limit(HEARTBEAT) + HEARTBEAT + DRAIN + SNAPSHOT_STALL + 1.0
+CONVERGENCE = (
+    silence_limit(HEARTBEAT) + HEARTBEAT + DRAIN + SNAPSHOT_STALL + SNAPSHOT_PAUSE_MAX + 1.0
+)
 
 VIRTUAL = bytes((192, 0, 2, 1))
 # A sender: name, epoch and term; and with the sequence number of its datagram.
