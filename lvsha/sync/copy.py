@@ -506,7 +506,10 @@ class Copy:
             return
         if lost:
             self._counters.add("datagrams_lost", lost)
-            if peer.state is not PeerState.PROBE:
+            if peer.state is PeerState.PROBE:
+                # What agreed before may have agreed without what is lost now.
+                self._catching_up.ask_sums()
+            else:
                 self._probe("datagrams were lost", now, actions)
         for buckets in self._catching_up.finished(peer.stream):
             self._counters.add("snapshots_received")
