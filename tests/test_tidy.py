@@ -48,6 +48,8 @@ LEVELS = (
     ("lvsha.sync.loopback", 3),
     ("lvsha.sync.transport", 3),
     ("lvsha.sync", 0),
+    ("lvsha.sync.ipvs", 0),
+    ("lvsha.sync.ipvs.messages", 1),
     ("lvsha.sync.*", 2),
     ("lvsha.failover.election", 2),
     ("lvsha.failover", 0),
