@@ -275,6 +275,8 @@ class _Options:
                 return "option_malformed"
             seen.add(kind)
             self._take(kind, data[content_at:at])
+        if not self.found:
+            self.engine = ""  # a name alone means nothing
         return "engine_unnamed" if self.found and not self.engine else None
 
     def _take(self, kind: int, content: bytes) -> None:
