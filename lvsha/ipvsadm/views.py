@@ -13,8 +13,8 @@ from typing import Final, NamedTuple, Protocol
 from lvsha.datapath.connections import Connection, TemplateIdentity
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.datapath.tunnels import IPIP, Tunnel
-from lvsha.ipvsadm.requests import Role
 from lvsha.model import ConnectionFlag, ForwardMethod
+from lvsha.sync.ipvs.roster import Role
 
 POISONED_PORT: Final = 65_535
 """What an invalidated template shows as both its ports that are not the client's."""

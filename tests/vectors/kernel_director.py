@@ -19,7 +19,7 @@ from lvsha.ipvsadm.views import amounts, view_connection, view_service
 from lvsha.model import Protocol, parse_address
 from tests.laboratory import CLIENT, Laboratory, Left
 from tests.vectors.recordings import Counts, Scenario, parse_endpoint
-from tests.vectors.sync_daemons import StandInDaemons
+from tests.vectors.sync_daemons import RecordedDaemons
 
 START = 1000.0
 """What the laboratory's clock shows when a scenario begins."""
@@ -38,7 +38,7 @@ class KernelDirector(Laboratory):
         super().__init__(vips=scenario.get("vips", []))
         self._own = [ipaddress.ip_network(prefix) for prefix in scenario.get("local", [])]
         self.names = known_names(scenario.get("hosts", ""), scenario.get("services_file", []))
-        self.daemons = StandInDaemons()
+        self.daemons = RecordedDaemons()
         self.accepted = False
         self.director.marks.set(
             [mark_rule(mark["dst"], mark["mark"]) for mark in scenario.get("marks", [])]
