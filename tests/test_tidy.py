@@ -75,6 +75,7 @@ LEVELS = (
     ("lvsha.sync_daemons", 4),
     ("lvsha.host", 4),
     ("lvsha.node", 4),
+    ("lvsha.node_sync", 4),
     ("lvsha.drill", 4),
     ("lvsha.drill.*", 4),
     ("lvsha.cli", 5),
