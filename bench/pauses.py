@@ -18,7 +18,7 @@ from bench.crowd import SYNC_ID, Crowd, Kind
 from lvsha.connection_store import ConnectionStore
 from lvsha.counters import Counters
 from lvsha.datapath.flow import Frame
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.model import Protocol
 from lvsha.settings import MODE_ALWAYS, Settings
 from lvsha.sync.source import Pace, Source
@@ -120,7 +120,7 @@ _END: Final = object()
 
 
 def _while_connections_live(number: int) -> Iterator[Row]:
-    crowd = Crowd(Kind(), reporting=Reporting())
+    crowd = Crowd(Kind(), reporting=ESTABLISHED)
     director = crowd.director
     yield _filled(crowd, number, _spread(number), "")
     now = BEGIN + SPREAD
@@ -131,9 +131,9 @@ def _while_connections_live(number: int) -> Iterator[Row]:
         crowd.director.process(crowd.frame, crowd.lay(crowd.request(each)), now)
         connection = director.registry.table.find(bytes(crowd.frame.key))
         assert connection is not None
-        director.registry.retell(connection, UNTOLD)
+        director.registry.teller.retell(connection, UNTOLD)
     director.registry.take_changes()
-    telling = director.registry.tell_all(set(crowd.virtual))
+    telling = director.registry.tell_all(SYNC_ID)
     taking = director.registry.take_changes
     yield _stepped("telling half of them on leaving", telling, taking)
     director.configure(Settings(drop_entry=MODE_ALWAYS))

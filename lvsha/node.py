@@ -226,7 +226,7 @@ class Node:
 
     async def _tell_everything(self, router: str) -> None:
         """Tell what the backup does not know, half-open connections too."""
-        for _ in self.director.registry.tell_all(self._virtual(router)):
+        for _ in self.director.registry.tell_all(self._routers[router].sync_id):
             self._sync.tell()
             await trio.lowlevel.checkpoint()
         self._sync.tell()

@@ -94,7 +94,7 @@ def _sync(sync: list[tuple[str, object]]) -> Table:
         "peer", "peer is", "copy is", "lag", "lost / repaired",
     )  # fmt: skip
     for sync_id, replica in sync:
-        own = (
+        own: tuple[str, ...] = (
             sync_id,
             _text(replica, "role"),
             "complete" if _get(replica, "complete") else "incomplete",

@@ -9,8 +9,9 @@ from typing import Final
 
 from lvsha.datapath.ftp import FTP_PORT
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import REFRESH_PART, Registry
+from lvsha.datapath.registry import Registry
 from lvsha.datapath.services import Binding, VirtualService
+from lvsha.datapath.telling import REFRESH_PART
 from lvsha.model import ConnectionFlag, ConnectionRecord, virtual_of
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
@@ -88,7 +89,8 @@ class Replication:
         active = not record.flags & _INACTIVE
         if connection.active != active:
             registry.count_as(connection, active=active)
-        registry.report_from(connection, now)
+        if connection.tally is not None:
+            registry.teller.copied(connection, now)
         return None
 
     def _binding(self, key: bytes, record: ConnectionRecord) -> Binding | None:

@@ -13,6 +13,7 @@ from lvsha.build import build_director
 from lvsha.config import Pair, parse_pair
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.network import LinkChange, NetworkChange, Outgoing
+from lvsha.datapath.service_policy import TellWhen, Unknown
 from lvsha.errors import ConfigError, HostError
 from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
@@ -171,9 +172,13 @@ def test_a_director_has_the_servers_ports_methods_and_weights_of_the_file() -> N
 
 
 def test_nothing_is_reported_where_nobody_is_told() -> None:
-    assert build_director(TWO).registry._reporting is not None
-    assert build_director(pair(ROUTER, SERVICE, BOTH)).registry._reporting is None
-    assert build_director(pair(SERVICE, SYNC, BOTH)).registry._reporting is None
+    for made, told, asked in (
+        (TWO, TellWhen.ESTABLISHED, Unknown.ASK),
+        (pair(ROUTER, SERVICE, BOTH), TellWhen.NEVER, Unknown.RESET),
+        (pair(SERVICE, SYNC, BOTH), TellWhen.NEVER, Unknown.RESET),
+    ):
+        (service,) = build_director(made).services
+        assert (service.policy.tell.when, service.policy.unknown) == (told, asked)
 
 
 # From start to end

@@ -2,8 +2,9 @@
 
 from lvsha.connection_store import ConnectionStore
 from lvsha.datapath.connections import SLICE
-from lvsha.datapath.registry import REFRESH_PART, Reporting
+from lvsha.datapath.service_policy import ESTABLISHED, TellRule
 from lvsha.datapath.tcp_states import ACK, SYN
+from lvsha.datapath.telling import REFRESH_PART
 from lvsha.model import (
     ConnectionChanged,
     ConnectionEnded,
@@ -53,7 +54,7 @@ def client_port(told: ConnectionRecord) -> int:
 
 
 def make(
-    connections_max: int = 5, reporting: Reporting | None = None
+    connections_max: int = 5, reporting: TellRule | None = None
 ) -> tuple[ConnectionStore, Laboratory, Clock]:
     """Three services, two of them on addresses that virtual routers move."""
     laboratory = Laboratory(
@@ -237,7 +238,7 @@ def test_an_end_without_a_begin_sweeps_nothing() -> None:
 
 
 def test_changes_are_sorted_by_sync_id_and_those_of_others_left_out() -> None:
-    store, laboratory, _ = make(reporting=Reporting())
+    store, laboratory, _ = make(reporting=ESTABLISHED)
     for number, virtual in enumerate((WEB, MAIL, WEB, LOCAL)):
         for flags in (SYN, ACK):
             laboratory.send("client", packets.tcp(C4, number, virtual, 80, flags))
