@@ -24,16 +24,12 @@ What differs although it came whole is an alarm, and is asked for again later; s
 A node that drains still changes connections by itself, and tells the new leader; only when
 that is over does it compare, so that the two agree about them as well.
 
-While this node leads it follows nobody. For ``OVERLAP`` seconds it still takes records of
-the leader before it, which carries on with the packets that are on their way and drains;
-but never a delete (a connection ends there because its packets now come here), and never
-a connection of which this node has told itself. Two nodes that lead for longer than a
-heartbeat are an alarm.
+While this node leads it follows nobody, but for what it takes of the leader before it (see
+`lvsha.sync.overlap`). Two nodes that lead for longer than a heartbeat are an alarm.
 
 Times are seconds on a monotonic clock.
 """
 
-from collections.abc import Sequence
 from typing import Final, assert_never
 
 from lvsha.counters import Counters
@@ -54,9 +50,7 @@ from lvsha.sync.messages import (
     ALL_BUCKETS,
     LEVEL_PLAIN,
     RANGES_MAX,
-    Answer,
     Changes,
-    Configuration,
     GapRequest,
     Heartbeat,
     Message,
@@ -64,7 +58,6 @@ from lvsha.sync.messages import (
     Origin,
     PeerState,
     Progress,
-    Question,
     Role,
     SnapshotBegin,
     SnapshotChunk,
@@ -73,21 +66,15 @@ from lvsha.sync.messages import (
     Standing,
     Sums,
     SumsRequest,
-    Unknown,
 )
+from lvsha.sync.overlap import Overlap
 from lvsha.sync.peers import Peer, Peers
 from lvsha.sync.stream import MISSING_MAX, Admission, Stream
 from lvsha.tally import Tally
 
-# How long a node that has stopped to lead still tells what happens to it.
-DRAIN: Final = 2.0
-# How long the next leader takes what the one before tells: the drain, and as much again
-# because the two do not change roles at the same instant.
-OVERLAP: Final = 2 * DRAIN
 REQUEST_INTERVAL: Final = 0.25
 # Buckets that were asked for and do not begin to come, or stop to, are asked for again.
 SNAPSHOT_PATIENCE: Final = 0.5
-ALARM_INTERVAL: Final = 10.0
 # Progress is told after so many datagrams, or after this time.
 PROGRESS_DATAGRAMS: Final = 8
 PROGRESS_WAIT: Final = 0.02
@@ -100,12 +87,14 @@ class Copy:
         tally: of the node's connections of this sync id, with those copied.
         node: this node's name.
         peers: the others.
-        heartbeat_interval: seconds.
         level: what this node understands.
         compares: whether the tally has just the connections of one leader, so that sums say
             something; else everything is asked for.
         own_max: how many connections of its own a leader remembers during the overlap.
         counters: for everything that is counted.
+
+    Attributes:
+        overlap: with the leader before this node.
     """
 
     def __init__(
@@ -114,7 +103,6 @@ class Copy:
         tally: Tally,
         node: str,
         peers: Peers,
-        heartbeat_interval: float,
         own_max: int,
         level: int,
         compares: bool,
@@ -125,8 +113,7 @@ class Copy:
         self._tally = tally
         self._node = node
         self.peers = peers
-        self._heartbeat_interval = heartbeat_interval
-        self._own_max = own_max
+        self.overlap = Overlap(own_max)
         self._counters = counters
         self.leading = False
         self._draining = False
@@ -137,8 +124,6 @@ class Copy:
         self._catching_up = CatchingUp()
         self._unacknowledged = 0
         self._progress_at: float | None = None
-        self._overlap_until = float("-inf")
-        self._own: set[bytes] = set()
 
     # --- what can be asked ---------------------------------------------------------
 
@@ -204,8 +189,7 @@ class Copy:
         self._leader = None
         self._forget_progress()
         self._listening_until = None
-        self._overlap_until = now + OVERLAP
-        self._own.clear()
+        self.overlap.begin(now)
         for peer in self.peers:
             peer.state = PeerState.PROBE
             peer.acknowledged = None
@@ -214,7 +198,7 @@ class Copy:
         """This node leads no longer; it drains until `drained`."""
         self.leading = False
         self._draining = True
-        self._own.clear()
+        self.overlap.end()
         self.listen(now)
         actions: list[Action] = []
         for peer in self.peers:
@@ -238,15 +222,6 @@ class Copy:
             self._probe("resync", now, actions)
             self._ask(origin, now, actions)
         return actions
-
-    def own(self, keys: Sequence[bytes], now: float) -> None:
-        """This node, while it leads, tells of these connections itself."""
-        if now < self._overlap_until:
-            self._own.update(keys)
-            if len(self._own) > self._own_max:
-                # Without room to remember what is ours, nothing more is taken.
-                self._overlap_until = now
-                self._own.clear()
 
     def receive(
         self, message: Message, origin: Origin, now: float
@@ -281,19 +256,9 @@ class Copy:
             case Sums():
                 peer.stream.reach(sequence, now)
                 self._compare(peer, message, now, actions)
-            case (
-                SnapshotRequest()
-                | Configuration()
-                | GapRequest()
-                | SumsRequest()
-                | Progress()
-                | Question()
-                | Answer()
-                | Unknown()
-            ):
-                peer.stream.reach(sequence, now)
             case _:
-                assert_never(message)
+                # What is asked and answered is the replica's; it says how far its sender is.
+                peer.stream.reach(sequence, now)
         self._advance(peer, now, actions)
         self._ask(origin, now, actions)
         self._tell_progress(origin, now, actions)
@@ -323,8 +288,6 @@ class Copy:
                 self._probe("the snapshot does not advance", now, actions)
         self._ask(origin, now, actions)
         self._tell_progress(origin, now, actions)
-        if now >= self._overlap_until:
-            self._own.clear()
         return actions
 
     # --- peers ---------------------------------------------------------------------
@@ -385,16 +348,10 @@ class Copy:
         self._request_at = now
 
     def _note_second_leader(self, peer: Peer, now: float, actions: list[Action]) -> None:
-        if not self.leading and (self._leader is None or not self._leader.leads):
-            return
-        self._counters.add("second_leader_datagrams")
-        if now - peer.overlap_last > self.peers.silence:
-            peer.overlap_since = now
-        peer.overlap_last = now
-        # A change of roles makes two leaders for a moment; that is no alarm.
-        if now - peer.overlap_since >= self._heartbeat_interval and now >= peer.alarm_at:
-            peer.alarm_at = now + ALARM_INTERVAL
-            actions.append(Alarm("second_leader", peer.node))
+        if self.leading or (self._leader is not None and self._leader.leads):
+            self._counters.add("second_leader_datagrams")
+            if self.peers.leads_too_long(peer, now):
+                actions.append(Alarm("second_leader", peer.node))
 
     def _heartbeat(self, peer: Peer, message: Heartbeat, now: float, actions: list[Action]) -> None:
         peer.level = min(message.level, self._level)
@@ -473,16 +430,14 @@ class Copy:
         self, stream: Stream, message: Numbered, now: float, actions: list[Action]
     ) -> list[ConnectionRecord]:
         """While leading: take what the leader before still tells."""
-        if now >= self._overlap_until or not isinstance(message, Changes):
+        if not self.overlap.is_on(now) or not isinstance(message, Changes):
             self._counters.add("refused_while_leading")
             return []
-        sequence = message.origin.sequence
-        guarded = stream.guarded
-        taken = [
-            record
-            for record in message.records
-            if (not guarded or stream.fresh(record.key, sequence)) and record.key not in self._own
-        ]
+        records = message.records
+        if stream.guarded:
+            sequence = message.origin.sequence
+            records = [record for record in records if stream.fresh(record.key, sequence)]
+        taken = self.overlap.wanted(records)
         if taken:
             actions.append(Apply(taken))
             self._counters.add("records_taken_over", len(taken))

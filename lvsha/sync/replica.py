@@ -46,7 +46,7 @@ from lvsha.sync.actions import (
     Send,
 )
 from lvsha.sync.configuration import Comparison
-from lvsha.sync.copy import ALARM_INTERVAL, DRAIN, Copy
+from lvsha.sync.copy import Copy
 from lvsha.sync.datagrams import decode, encode, encode_answers, entries_room
 from lvsha.sync.messages import (
     DATAGRAM_BYTES_MAX,
@@ -66,7 +66,8 @@ from lvsha.sync.messages import (
     SumsRequest,
     Unknown,
 )
-from lvsha.sync.peers import Peer, Peers, silence_limit
+from lvsha.sync.overlap import DRAIN
+from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
 from lvsha.sync.readiness import peer_status, readiness
 from lvsha.sync.source import Pace, Source
@@ -296,7 +297,7 @@ class Replica:
         ]
         self._questions.close(keys)
         if self._home.leading:
-            self._home.own(keys, now)
+            self._home.overlap.own(keys, now)
         return self._performed([*self._source.tell(changes, now)], now)
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
@@ -388,7 +389,7 @@ class Replica:
     def _new_copy(self, tally: Tally, *, compares: bool) -> Copy:
         peers = Peers(
             self.epoch,
-            silence_limit(self._heartbeat_interval),
+            self._heartbeat_interval,
             proven=self._proven,
             counters=self.counters,
         )
@@ -396,7 +397,6 @@ class Replica:
             tally=tally,
             node=self.node,
             peers=peers,
-            heartbeat_interval=self._heartbeat_interval,
             level=self._level,
             compares=compares,
             own_max=self._pace.queue_max,
