@@ -63,7 +63,6 @@ from lvsha.sync.messages import (
     SnapshotChunk,
     SnapshotEnd,
     SnapshotRequest,
-    Standing,
     Sums,
     SumsRequest,
 )
@@ -94,7 +93,9 @@ class Copy:
         counters: for everything that is counted.
 
     Attributes:
+        peers: the others.
         overlap: with the leader before this node.
+        catching_up: what is lacking of the followed leader.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Copy:
         self._listening_until: float | None = None
         self._listened = False
         self._request_at = float("-inf")
-        self._catching_up = CatchingUp()
+        self.catching_up = CatchingUp()
         self._unacknowledged = 0
         self._progress_at: float | None = None
 
@@ -143,7 +144,7 @@ class Copy:
         return (
             leader.state is PeerState.REPLICATE
             and not leader.stream.missing
-            and not self._catching_up.mismatched
+            and not self.catching_up.mismatched
             # A leader that resigned has nothing more to tell; one that fell silent may.
             and not (leader.silent and leader.role is Role.LEAD)
         )
@@ -152,28 +153,11 @@ class Copy:
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
         times = [peer.stream.deadline for peer in self.peers]
-        times += [self.peers.deadline, self._catching_up.deadline]
+        times += [self.peers.deadline, self.catching_up.deadline]
         times += [self._listening_until, self._progress_at]
         if self._is_asking():
             times.append(self._request_at)
         return min((time for time in times if time is not None), default=None)
-
-    @property
-    def standing(self) -> Standing:
-        """How complete the copy is, for heartbeats."""
-        tally, leader = self._tally, self._leader
-        stream = None if leader is None else leader.stream
-        return Standing(
-            told=tally.told,
-            total=tally.total,
-            established=tally.established,
-            exposed=tally.exposed,
-            missing=0 if stream is None else stream.missing,
-            wanted=self._catching_up.wanted.bit_count(),
-            mismatched=self._catching_up.mismatched.bit_count(),
-            lost=0 if stream is None else stream.lost_total,
-            repaired=0 if stream is None else stream.repaired_total,
-        )
 
     # --- what happens --------------------------------------------------------------
 
@@ -281,7 +265,7 @@ class Copy:
                     actions.append(Send(encode(request)))
             self._advance(peer, now, actions)
         self._choose(now, actions)
-        stalled = self._catching_up.drop_stalled(now)
+        stalled = self.catching_up.drop_stalled(now)
         if stalled:
             self._counters.add("snapshots_stalled", stalled)
             if self._leader is not None and self._leader.speaks <= LEVEL_PLAIN:
@@ -328,7 +312,7 @@ class Copy:
 
     def _forget_progress(self) -> None:
         """Begin anew with another leader, or none."""
-        self._catching_up.forget()
+        self.catching_up.forget()
         self._unacknowledged = 0
         self._progress_at = None
 
@@ -404,7 +388,7 @@ class Copy:
                 case SnapshotChunk():
                     self._chunk(peer, message, now, actions)
                 case SnapshotEnd():
-                    self._catching_up.end(message.begin, sequence)
+                    self.catching_up.end(message.begin, sequence)
                 case _:
                     assert_never(message)
         stream.settle()
@@ -463,13 +447,13 @@ class Copy:
             self._counters.add("datagrams_lost", lost)
             if peer.state is PeerState.PROBE:
                 # What agreed before may have agreed without what is lost now.
-                self._catching_up.ask_sums()
+                self.catching_up.ask_sums()
             else:
                 self._probe("datagrams were lost", now, actions)
-        for buckets in self._catching_up.finished(peer.stream):
+        for buckets in self.catching_up.finished(peer.stream):
             self._counters.add("snapshots_received")
             actions.append(EndSnapshot(self._tally.sync_id, buckets))
-            if not self._catching_up.wanted and peer.state is PeerState.SNAPSHOT:
+            if not self.catching_up.wanted and peer.state is PeerState.SNAPSHOT:
                 self._enter(peer, PeerState.REPLICATE, "the snapshot is complete", actions)
 
     # --- snapshots -----------------------------------------------------------------
@@ -482,10 +466,10 @@ class Copy:
             # delete is lost, and nothing would show it.
             peer.stream.abandon()
             peer.stream.take_lost()
-            self._catching_up.begin_anew()
-            self._catching_up.wanted = ALL_BUCKETS
+            self.catching_up.begin_anew()
+            self.catching_up.wanted = ALL_BUCKETS
             self._enter(peer, PeerState.SNAPSHOT, "a snapshot began", actions)
-        buckets = self._catching_up.begin(message.origin.sequence, message.buckets, now)
+        buckets = self.catching_up.begin(message.origin.sequence, message.buckets, now)
         if buckets:
             self._request_at = now + SNAPSHOT_PATIENCE
             actions.append(BeginSnapshot(self._tally.sync_id, buckets))
@@ -494,7 +478,7 @@ class Copy:
         if peer.state is PeerState.REPLICATE:
             # It is for another node; all that it holds is here already.
             return
-        if self._catching_up.advance(message.begin, now):
+        if self.catching_up.advance(message.begin, now):
             self._request_at = now + SNAPSHOT_PATIENCE
         elif peer.speaks > LEVEL_PLAIN:
             return
@@ -519,8 +503,8 @@ class Copy:
         ):
             return
         if (standing.told, standing.total) == (self._tally.told, self._tally.total):
-            self._catching_up.agrees()
-        elif self._catching_up.may_compare(now):
+            self.catching_up.agrees()
+        elif self.catching_up.may_compare(now):
             self._counters.add("sums_differed")
             self._probe("the sums differ", now, actions)
 
@@ -529,7 +513,7 @@ class Copy:
         if peer is not self._leader or peer.state is not PeerState.PROBE or self._draining:
             return
         exact = self._is_exact(peer, message.origin.sequence)
-        catching_up = self._catching_up
+        catching_up = self.catching_up
         if not catching_up.compare(message.first, message.sums, self._tally.sums, exact=exact):
             return
         match catching_up.conclude(now):
@@ -553,7 +537,7 @@ class Copy:
 
     def _probe(self, reason: str, now: float, actions: list[Action]) -> None:
         assert self._leader is not None
-        self._catching_up.begin_anew()
+        self.catching_up.begin_anew()
         self._request_at = max(now, min(self._request_at, now + REQUEST_INTERVAL))
         self._enter(self._leader, PeerState.PROBE, reason, actions)
 
@@ -585,13 +569,13 @@ class Copy:
         if leader.speaks > LEVEL_PLAIN:
             if leader.state is PeerState.PROBE and self._compares:
                 self._counters.add("sums_requested")
-                self._catching_up.ask_sums()
+                self.catching_up.ask_sums()
                 actions.append(Send(encode(SumsRequest(origin, leader.node, leader.epoch))))
                 return
             if leader.state is PeerState.PROBE:
-                self._catching_up.wanted = ALL_BUCKETS
+                self.catching_up.wanted = ALL_BUCKETS
                 self._enter(leader, PeerState.SNAPSHOT, "all is asked for", actions)
-            buckets = self._catching_up.unasked
+            buckets = self.catching_up.unasked
             if not buckets:
                 return
         self._counters.add("snapshots_requested")

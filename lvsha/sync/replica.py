@@ -23,7 +23,6 @@ Times are seconds on a monotonic clock; none of them crosses the wire.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from lvsha.counters import Counters
@@ -69,7 +68,7 @@ from lvsha.sync.messages import (
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
-from lvsha.sync.readiness import peer_status, readiness
+from lvsha.sync.readiness import peer_status, readiness, standing
 from lvsha.sync.source import Pace, Source
 from lvsha.tally import Tally
 
@@ -557,7 +556,7 @@ class Replica:
             speaks=source.level,
             oldest=source.history.oldest or source.sequence + 1,
             heard=self._home.peers.heard_epochs(now),
-            standing=replace(self._home.standing, is_current=not source.queued),
+            standing=standing(self._home, source, self._tally),
         )
         for node in self._comparison.differing:
             if node not in self._home.peers:

@@ -338,7 +338,7 @@ class World:
         copy = replica._home
         assert replica._source.queued <= self.pace.queue_max
         assert len(list(copy.peers)) <= PEERS_MAX
-        assert len(copy._catching_up._snapshots) <= SNAPSHOTS_MAX
+        assert len(copy.catching_up._snapshots) <= SNAPSHOTS_MAX
         assert replica._source.history._bytes <= HISTORY_BYTES
         assert len(copy.overlap) <= self.pace.queue_max
         for peer in copy.peers:
