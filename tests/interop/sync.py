@@ -100,7 +100,7 @@ class Plan:
         for last in (2, 3, 4):
             server = SERVERS[self.family].format(last)
             end = server if self.family == 4 else f"[{server}]"
-            where = end if self.mark else f"{end}:{self.server_port}"
+            where = server if self.mark else f"{end}:{self.server_port}"
             lines.append(f"-a {service} -r {where} {self.method}")
         return lines
 
