@@ -220,7 +220,7 @@ class Site:
         run("ip", "netns", "exec", self.lvsha, "sysctl", "-qw", "net.ipv4.ip_forward=1")
 
     def _cable(self, link: str, namespace: str, *addresses: str) -> None:
-        far = f"{link[0]}{namespace[4:6]}"
+        far = f"{link[:2]}-{namespace[4:6]}"
         run(*f"ip link add {far} type veth peer {link}0 netns {namespace}".split())
         run(*f"ip link set {far} master {link} up".split())
         for address in addresses:
