@@ -13,6 +13,7 @@ and what counts is how many of them go on with their servers.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -402,15 +403,20 @@ def run(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True, text=True, timeout=20)
 
 
+def why_not() -> str | None:
+    """Why the drill cannot be had here; None if it can."""
+    if shutil.which("keepalived") is None:
+        return "needs the program keepalived"
+    return missing()
+
+
 def main(words: Sequence[str]) -> int:
     """Run the drill; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.interop.migration")
     parser.add_argument("--active", type=int, default=20, help="connections that talk")
     parser.add_argument("--idle", type=int, default=20, help="connections that are silent")
     arguments = parser.parse_args(words)
-    reason = missing()
-    if reason is None and subprocess.run(["which", "keepalived"], capture_output=True).returncode:
-        reason = "needs keepalived"
+    reason = why_not()
     if reason is not None:
         print(f"migration skipped: {reason}")
         return 0
