@@ -81,11 +81,13 @@ def _add(director: Director, service: Service, policy: ServicePolicy) -> None:
 def default_policy(pair: Pair) -> ServicePolicy:
     """The policy of services for which the file says nothing, and of those it does not have.
 
-    Where nobody is told of connections, nobody could be asked about one either.
+    Where nobody is told of connections, nobody could be asked about one either; in the
+    kernel's protocol there are no questions.
     """
     if pair.sync is None or not pair.virtual_routers:
         return ServicePolicy(NEVER, Unknown.RESET)
-    return ServicePolicy(tell_rule(pair.sync.tell), Unknown.ASK)
+    unknown = Unknown.ASK if pair.sync.format == "lvsha" else Unknown.RESET
+    return ServicePolicy(tell_rule(pair.sync.tell), unknown)
 
 
 def service_policy(service: Service, default: ServicePolicy) -> ServicePolicy:

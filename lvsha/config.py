@@ -444,15 +444,13 @@ def _check_sync(pair: Pair) -> Iterable[str]:
 
 
 def _check_policies(pair: Pair) -> Iterable[str]:
-    """What of a service has no effect without sync."""
-    if pair.sync is not None:
-        return
+    """What of a service has no effect without sync, or with that of the kernel."""
     for service in pair.services:
         where = f"services.{service.name}"
-        if service.tell is not None:
+        if service.tell is not None and pair.sync is None:
             yield f"{where}.tell: expected none, because there is no [sync]"
-        if service.unknown == "ask":
+        if service.unknown == "ask" and (pair.sync is None or pair.sync.format != "lvsha"):
             yield (
-                f'{where}.unknown: expected "kernel", "adopt" or "reset", because without '
-                "[sync] there is nobody to ask"
+                f'{where}.unknown: expected "kernel", "adopt" or "reset", because only in '
+                "lvsha's own [sync] format is there somebody to ask"
             )

@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Protocol, Self, cast
 
 from tests import packets
 from tests.interop.confinement import PLAIN_VECTORS, prepare_guest
@@ -78,10 +78,18 @@ def missing() -> str | None:
     return None
 
 
+class Link(Protocol):
+    """A network device that is an end of one of the guest's links."""
+
+    @property
+    def name(self) -> str:
+        """Of the device."""
+
+
 class Guest:
     """The running guest: its process, and the line over which it is asked."""
 
-    def __init__(self, taps: Sequence[Tap | SyncTap], macs: Sequence[bytes]) -> None:
+    def __init__(self, taps: Sequence[Link], macs: Sequence[bytes]) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="lvsha-interop-"))
         shutil.copy(HERE / "guest_agent.py", self._directory)
         init = shutil.copy(HERE / "guest_init.sh", self._directory)
@@ -157,13 +165,17 @@ class Guest:
                 raise GuestError(f"{command}: {errors or status}")
         return "".join(output for _, output, _ in results)
 
-    def close(self) -> None:
-        """End the guest and remove what it left."""
+    def kill(self) -> None:
+        """End the guest, as a power cut would."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             self._process.poll()
         self._process.wait()
+
+    def close(self) -> None:
+        """End the guest and remove what it left."""
+        self.kill()
         self._answers.close()
         self._line.close()
         self._log.close()
@@ -192,7 +204,7 @@ class KernelSide:
         self._loaded: list[str] = []
         self._guest = self._boot()
 
-    def _links(self) -> list[Tap | SyncTap]:
+    def _links(self) -> list[Link]:
         return [*self._taps.values(), *([self._sync] if self._sync is not None else [])]
 
     def _boot(self) -> Guest:

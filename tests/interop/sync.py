@@ -18,6 +18,7 @@ from typing import Final, Literal
 import trio
 
 from lvsha.interfaces import mtu
+from lvsha.model import format_address
 from lvsha.sync.ipvs.daemons import Daemons
 from lvsha.sync.ipvs.roster import Roster
 from lvsha.sync_daemons import SyncDaemons
@@ -30,10 +31,10 @@ from tests.laboratory import Left
 from tests.vectors.kernel_director import KernelDirector, mark_rule
 
 VIPS: Final = {4: "192.0.2.61", 6: "2001:db8:ffff::61"}
-MARKED: Final = {4: "203.0.113.0/24", 6: "2001:db8:beef::/64"}
-MARKED_END: Final = {4: "203.0.113.7", 6: "2001:db8:beef::7"}
+MARKED: Final = {4: "192.0.2.62", 6: "2001:db8:ffff::62"}
 GROUPS: Final = {4: "224.0.0.81", 6: "ff02::81"}
 SERVERS: Final = {4: "10.1.0.{}", 6: "fd00:5::{:x}"}
+BITS: Final = {4: 32, 6: 128}
 MARK = 8
 SYNC_ID = 21
 HEARD_TIME = 6.0
@@ -78,7 +79,7 @@ class Plan:
     @property
     def virtual(self) -> tuple[str, int]:
         """Where clients send to."""
-        return (MARKED_END if self.mark else VIPS)[self.family], 80
+        return (MARKED if self.mark else VIPS)[self.family], 80
 
     @property
     def server_port(self) -> int:
@@ -99,7 +100,7 @@ class Plan:
         for last in (2, 3, 4):
             server = SERVERS[self.family].format(last)
             end = server if self.family == 4 else f"[{server}]"
-            where = end + (f":{self.server_port}" if not self.mark else ":0")
+            where = server if self.mark else f"{end}:{self.server_port}"
             lines.append(f"-a {service} -r {where} {self.method}")
         return lines
 
@@ -206,44 +207,41 @@ class Conversation:
         if self._plan.method == "-m":
             packet = left[0].packet
             there = packet[16:20] if self._plan.family == 4 else packet[24:40]
-            self._server = packets.text(there)
+            self._server = format_address(there)
 
 
-class LvshaHalf:
-    """lvsha's director and its daemons, on the host's end of the sync link."""
+class LvshaHalf(KernelDirector):
+    """lvsha's director, with real daemons on the host's end of the sync link."""
 
     def __init__(self, plan: Plan) -> None:
-        self.kernel = KernelDirector({"vips": list(VIPS.values()), "config": []})
-        self.daemons = Daemons(
-            Roster(mtu),
-            self.kernel.store,
-            lambda: self.kernel.director.settings,
-            self.kernel.states(),
-        )
-        self.kernel.daemons = SyncDaemons(self.daemons)
-        self._started = time.monotonic()
+        super().__init__({"vips": [VIPS[plan.family], MARKED[plan.family]], "config": []})
+        self.real = Daemons(Roster(mtu), self, lambda: self.director.settings, self.states())
+        self.daemons = SyncDaemons(self.real)
+        self._began = time.monotonic()
         if plan.mark:
-            self.kernel.director.marks.set([mark_rule(MARKED[plan.family], MARK)])
+            self.director.marks.set([mark_rule(MARKED[plan.family], MARK)])
         self.do(*plan.configuration())
 
     def do(self, *commands: str) -> None:
         """Carry out commands of ipvsadm."""
         for command in commands:
-            result = self.kernel.ipvsadm(command)
+            result = self.ipvsadm(command)
             if result.status:
                 raise MissedError(f"lvsha's ipvsadm {command}: {result.err}")
 
-    def send(self, side: str, packet: bytes) -> list[Left]:
+    def send(self, side: str, packet: bytes, vnet: bytes = packets.NO_VNET) -> list[Left]:
         """Let a packet come in."""
         self.catch_up()
-        left = self.kernel.send(side, packet)
-        for sync_id, changes in self.kernel.director.registry.take_changes().items():
-            self.daemons.tell(sync_id, changes)
-        return left
+        return super().send(side, packet, vnet)
+
+    def tell_daemons(self) -> None:
+        """Tell the real daemons of changes."""
+        for sync_id, changes in self.director.registry.take_changes().items():
+            self.real.tell(sync_id, changes)
 
     def catch_up(self) -> None:
         """Let the director's clock show how much time has passed."""
-        self.kernel.at(time.monotonic() - self._started)
+        self.at(time.monotonic() - self._began)
 
 
 Lines = dict[str, tuple[str, int]]
@@ -294,14 +292,14 @@ class Trial:
         plan, kernel = self.plan, self.kernel
         kernel.reset(["rr"])
         if plan.mark:
-            kernel.mark(MARKED[plan.family], MARK)
+            kernel.mark(f"{MARKED[plan.family]}/{BITS[plan.family]}", MARK)
         kernel.configure(plan.configuration())
         lvsha = LvshaHalf(plan)
         kernel.sysctl("sync_version", str(plan.version))
         kernel.sysctl("sync_threshold", plan.threshold)
-        lvsha.kernel.set(sync_version=plan.version, sync_threshold=plan.threshold)
+        lvsha.set(sync_version=plan.version, sync_threshold=plan.threshold)
         async with trio.open_nursery() as nursery:
-            await nursery.start(lvsha.daemons.run)
+            await nursery.start(lvsha.real.run)
             roles = ("master", "backup") if kernel_speaks else ("backup", "master")
             kernel.configure([plan.daemon(roles[0], "vec2")])
             lvsha.do(plan.daemon(roles[1], SyncTap.name))
@@ -324,7 +322,7 @@ class Trial:
             await trio.sleep(0.3)
             lvsha.catch_up()
             of_kernel = parse_lines(self.kernel.do("ipvsadm -Lnc").splitlines()[2:])
-            of_lvsha = parse_lines(lvsha.kernel.lines())
+            of_lvsha = parse_lines(lvsha.lines())
             sides = (of_kernel, of_lvsha) if kernel_speaks else (of_lvsha, of_kernel)
             found = list(differences(*sides))
             if not found:
@@ -399,7 +397,7 @@ def main(words: list[str]) -> int:
     enter_network_namespace()
     failed, connections = [], 0
     started = time.monotonic()
-    vips = [f"{VIPS[4]}/32", f"{VIPS[6]}/128", *(f"{end}/128" for end in ())]
+    vips = [f"{group[family]}/{bits}" for group in (VIPS, MARKED) for family, bits in BITS.items()]
     with KernelSide(vips, synced=True) as kernel:
         print(f"sync between Linux {kernel.release} and lvsha, {arguments.seeds} seeds")
         for seed in range(arguments.first, arguments.first + arguments.seeds):

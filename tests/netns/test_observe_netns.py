@@ -134,8 +134,8 @@ def test_a_change_of_master_and_the_sync_stream_are_seen(tmp_path: Path) -> None
     assert west["is_speaking"]
     senders = {sender["address"]: sender for sender in answer["sync"]["senders"]}
     assert len(senders) == 2
-    assert sorted(senders)[0] == "10.2.0.1"
-    assert sorted(senders)[1].startswith("fe80::")
+    assert "10.2.0.1" in senders
+    assert max(senders).startswith("fe80::")
     for sender in senders.values():
         assert sender["sync_id"] == 5
         assert sender["versions"] == [0, 1]
