@@ -19,7 +19,7 @@ from lvsha.connection_store import ConnectionStore
 from lvsha.counters import Counters
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.registry import Reporting
-from lvsha.model import Protocol
+from lvsha.model import BUCKETS, ConnectionRecord, Protocol
 from lvsha.settings import MODE_ALWAYS, Settings
 from lvsha.sync.source import Pace, Source
 from lvsha.tally import UNTOLD
@@ -158,7 +158,14 @@ def _read_snapshot(crowd: Crowd, now: float) -> Row:
     )
     source.lead(1)
     longest = Longest("a tick of a snapshot")
-    records = crowd.director.replication.records(set(crowd.virtual))
+    replication = crowd.director.replication
+
+    def looked_at() -> Iterator[ConnectionRecord | None]:
+        for bucket in range(BUCKETS):
+            yield from replication.records(crowd.tally, bucket)
+            yield None
+
+    records = looked_at()
     longest.time(lambda: source.snapshot(records, now))
     while source.is_snapshotting:
         moment = source.deadline
@@ -184,15 +191,15 @@ def _of_one_port(number: int) -> Iterator[Row]:
 
 def _after_a_snapshot(number: int) -> Iterator[Row]:
     crowd, now = Crowd(Kind(protocol=Protocol.UDP)), BEGIN + SPREAD
-    crowd.fill(number, _spread(number))
     store = ConnectionStore(crowd.director, dict.fromkeys(crowd.virtual, SYNC_ID), lambda: now)
+    crowd.fill(number, _spread(number))
     for what in ("a sweep that finds nothing", "a sweep that ends all"):
-        store.begin_snapshot(SYNC_ID)
+        store.begin(SYNC_ID, None)
         if what == "a sweep that finds nothing":
             for connection in crowd.director.registry.table.connections():
                 connection.generation = crowd.director.registry.generation
         longest = Longest("the end of a snapshot")
-        longest.time(lambda: store.end_snapshot(SYNC_ID))
+        longest.time(lambda: store.end(SYNC_ID, None))
         yield longest.row()
         yield _housekept(crowd, what, now, now + 0.5)
     assert len(crowd.director.registry.table) == 0, "everything was swept"
@@ -219,7 +226,7 @@ def _of_services(services: int) -> Iterator[Row]:
     yield _housekept(crowd, f"ways are kept warm, {many}", now + 10, now + 10.5)
     store = ConnectionStore(director, dict.fromkeys(crowd.virtual, SYNC_ID), lambda: now)
     count = Longest(f"connections are counted for the sync, {many}")
-    count.time(lambda: store.count(SYNC_ID))
+    count.time(lambda: store.tally(SYNC_ID).connections)
     yield count.row()
     director.services.flush()
     yield _housekept(crowd, f"the trash, {many}", now + 10.5, now + 400)

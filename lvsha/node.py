@@ -25,9 +25,9 @@ import trio
 
 import lvsha
 from lvsha.administration import Administration
-from lvsha.build import build_director
+from lvsha.build import build_director, mark_sync_ids, sync_ids
 from lvsha.config import Pair, Sync, VirtualRouter
-from lvsha.connection_store import ConnectionStore
+from lvsha.connection_store import ConnectionStore, OneByOne
 from lvsha.control import Handler
 from lvsha.datapath.service_table import describe
 from lvsha.datapath.services import RealServer, VirtualService
@@ -73,12 +73,9 @@ class Node:
         self._own = pair.nodes[name]
         self._store = ConnectionStore(
             self.director,
-            {
-                placed.address.ip.packed: router.sync_id
-                for router in pair.virtual_routers
-                for placed in router.addresses
-            },
+            sync_ids(pair),
             trio.current_time,
+            mark_sync_ids(pair),
         )
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self._tell, self._stale_after()
@@ -180,7 +177,7 @@ class Node:
             )
             for router in self.pair.virtual_routers
         ]
-        self._courier = Courier(self._replicas, transport, self._store)
+        self._courier = Courier(self._replicas, transport, OneByOne(self._store))
         nursery.start_soon(self._report_sync, self._courier.events)
         await nursery.start(self._courier.run)
 

@@ -6,8 +6,8 @@ from lvsha.datapath.connections import (
     TEMPLATE_ASSURED,
     TEMPLATE_NONE,
     Connection,
-    TemplateIdentity,
 )
+from lvsha.datapath.memories import TemplateIdentity
 from lvsha.datapath.registry import EXPIRE_BATCH, PARENT_TIMEOUT, Registry, Reporting
 from lvsha.datapath.services import (
     Binding,

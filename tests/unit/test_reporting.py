@@ -4,7 +4,14 @@ import pytest
 
 from lvsha.datapath.connections import SLICE
 from lvsha.datapath.registry import Reporting
-from lvsha.model import ConnectionChanged, ConnectionEnded, Protocol, parse_address, virtual_of
+from lvsha.model import (
+    ConnectionChanged,
+    ConnectionEnded,
+    Protocol,
+    connection_key,
+    parse_address,
+    virtual_of,
+)
 from tests import packets
 from tests.laboratory import C4, V4, V6, Laboratory
 from tests.packets import ACK, FIN, PSH, RST, SYN
@@ -130,9 +137,8 @@ def test_a_connection_that_was_taken_over_is_told_with_its_first_packet() -> Non
     laboratory = build(Reporting())
     tell_all(source, [VIP])
     send(source, ACK)
-    record, _ = source.director.replication.records([VIP])
-    assert record is not None
-    laboratory.director.replication.apply(record, laboratory.now)
+    key = connection_key(6, parse_address(C4), 40000, VIP, 80)
+    laboratory.director.replication.apply(source.director.replication.lookup([key]), laboratory.now)
     assert not laboratory.director.registry.untold
     assert send(laboratory, ACK) == ["state 1"]
 
