@@ -28,11 +28,16 @@ from lvsha.drill.options import DrillOptions, Failure, Method
 from lvsha.errors import ConfigError, HostError, LvshaError
 from lvsha.host import LinuxHost
 from lvsha.ipvsadm import client
+from lvsha.model import parse_address
 from lvsha.node import Node
+from lvsha.observe.command import GROUPS
+from lvsha.observe.command import observe as watch_link
+from lvsha.observe.display import render
 from lvsha.replay import Summary
 from lvsha.replay import replay as replay_capture
 from lvsha.settings import NAMES, Settings
 from lvsha.sync import key_file
+from lvsha.sync.ipvs.roster import PORT
 from lvsha.sync.seal import key_id
 from lvsha.view import show_status
 
@@ -255,6 +260,40 @@ def drill(
         html=html_file,
     )
     raise typer.Exit(_explained(lambda: run_drill(options, Console())))
+
+
+@app.command()
+def observe(
+    interface: Annotated[str, typer.Argument(help="Where to listen.", show_default=False)],
+    seconds: Annotated[
+        float | None, typer.Option(help="How long; default: until interrupted.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was found, as JSON.")] = False,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Sync group; default: 224.0.0.81 and ff02::81.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="First port of the sync.")] = PORT,
+    ports: Annotated[int, typer.Option(help="How many ports it has.", min=1, max=64)] = 1,
+) -> None:
+    """Listen beside a pair of kernel IPVS and keepalived: sync stream and VRRP; changes nothing."""
+
+    def watch() -> None:
+        console = None
+        if not as_json:
+            console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        try:
+            groups = [parse_address(text) for text in group] if group else GROUPS
+        except ValueError as error:
+            raise ConfigError(f"--group: expected a multicast address: {error}") from error
+        found = watch_link(
+            interface, console, seconds=seconds, groups=groups, port=port, ports=ports
+        )
+        if console is None:
+            sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        else:
+            console.print(render(found, interface))
+
+    _explained(watch)
 
 
 @app.command()

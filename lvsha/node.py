@@ -25,7 +25,7 @@ import trio
 
 import lvsha
 from lvsha.administration import Administration
-from lvsha.build import build_director
+from lvsha.build import build_director, mark_sync_ids, sync_ids
 from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
 from lvsha.control import Handler
@@ -72,16 +72,13 @@ class Node:
         self._own = pair.nodes[name]
         self._store = ConnectionStore(
             self.director,
-            {
-                placed.address.ip.packed: router.sync_id
-                for router in pair.virtual_routers
-                for placed in router.addresses
-            },
+            sync_ids(pair),
             trio.current_time,
+            mark_sync_ids(pair),
         )
-        self._sync = NodeSync(pair, name, self.director, self._store, host)
+        self.sync = NodeSync(pair, name, self.director, self._store, host)
         self._forwarder = host.forwarder(
-            self.director, self._traffic_interfaces(), self._sync.tell, self._stale_after()
+            self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
@@ -129,7 +126,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.serve_control, self._commands())
                 await nursery.start(self._forwarder.run)
-                await self._sync.start(nursery, resources)
+                await self.sync.start(nursery, resources)
                 await self._let_a_backup_go_first(stop)
                 await self._start_speakers(nursery, resources)
                 nursery.start_soon(self._watch_interfaces)
@@ -149,13 +146,13 @@ class Node:
             self.director,
             trio.current_time,
             self._services_changed,
-            SyncDaemons(self._sync.daemons),
+            SyncDaemons(self.sync.daemons),
         )
         return {"status": self.status, **administration.commands()}
 
     def _services_changed(self) -> None:
         self._forwarder.services_changed()
-        self._sync.services_changed()
+        self.sync.services_changed()
 
     async def clean(self) -> None:
         """Take away what a run leaves on the host.
@@ -175,7 +172,7 @@ class Node:
         and the peer has a copy. The peer's timer is at most one interval longer than the own
         one (Skew_Time of RFC 9568, section 6.1).
         """
-        if self._sync.is_on:
+        if self.sync.is_on:
             with trio.move_on_after(self._slowest_interval()):
                 await stop.wait()
 
@@ -207,7 +204,7 @@ class Node:
                 pseudo_header=router.checksum == "keepalived",
             )
             self._speakers[router.name] = speaker
-            if not self._sync.is_on:
+            if not self.sync.is_on:
                 speaker.permit_preemption(permitted=True)
             await nursery.start(speaker.run)
 
@@ -226,10 +223,10 @@ class Node:
 
     async def _tell_everything(self, router: str) -> None:
         """Tell what the backup does not know, half-open connections too."""
-        for _ in self.director.registry.tell_all(self._virtual(router)):
-            self._sync.tell()
+        for _ in self.director.registry.tell_all(self._routers[router].sync_id):
+            self.sync.tell()
             await trio.lowlevel.checkpoint()
-        self._sync.tell()
+        self.sync.tell()
 
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
@@ -264,7 +261,7 @@ class Node:
         self._masters.add(router)
         self._hold(router, held=True, in_transition=True)
         self._back_up()
-        self._sync.lead(self._routers[router].sync_id)
+        self.sync.lead(self._routers[router].sync_id)
 
     async def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
@@ -273,7 +270,7 @@ class Node:
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)
         await self._tell_everything(router)
-        self._sync.follow(sync_id, stalled=stalled)
+        self.sync.follow(sync_id, stalled=stalled)
 
     async def _settle(self, change: RouterStateChanged) -> None:
         """End the transition, unless another has begun meanwhile."""
@@ -288,12 +285,12 @@ class Node:
 
     async def _watch_readiness(self) -> None:
         """Permit preemption while the copy of the connection table is complete."""
-        if not self._sync.is_on:
+        if not self.sync.is_on:
             return
         permitted = dict.fromkeys(self._speakers, False)
         while True:
             for name, speaker in self._speakers.items():
-                complete = self._sync.complete(self._routers[name].sync_id)
+                complete = self.sync.complete(self._routers[name].sync_id)
                 if complete != permitted[name] or (
                     complete and not speaker.election.preemption_permitted
                 ):
@@ -335,8 +332,8 @@ class Node:
             "uptime_seconds": trio.current_time() - self._started_at,
             "configuration": self.pair.digest().hex(),
             "routers": {name: speaker.status() for name, speaker in self._speakers.items()},
-            "sync": self._sync.status(),
-            "daemons": self._sync.daemons.status(),
+            "sync": self.sync.status(),
+            "daemons": self.sync.daemons.status(),
             "services": {
                 service.name: {
                     "address": _endpoint(service),
@@ -353,7 +350,7 @@ class Node:
             "counters": {
                 "forwarder": self._forwarder.counters.snapshot(),
                 "records": self._store.counters.snapshot(),
-                "sync": self._sync.counters(),
+                "sync": self.sync.counters(),
             },
         }
 

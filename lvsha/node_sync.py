@@ -81,7 +81,8 @@ class NodeSync:
         host: the machine.
 
     Attributes:
-        daemons: those that speak the kernel's format.
+        replicas: one for each virtual router, with lvsha's own format.
+        daemons: those that speak the kernel's.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class NodeSync:
         self._director = director
         self._store = store
         self._host = host
-        self._replicas: list[Replica] = []
+        self.replicas: list[Replica] = []
         self._courier: Courier | None = None
         self.daemons = make_daemons(pair, name, director, store, host.open_sync_socket)
         self._services_changed = trio.Event()
@@ -130,7 +131,7 @@ class NodeSync:
         )
         self._running = await _digests(self._director.services)
         digest, digests = self._configuration()
-        self._replicas = [
+        self.replicas = [
             Replica(
                 tally=self._store.tally(router.sync_id),
                 node=self._name,
@@ -144,7 +145,7 @@ class NodeSync:
             )
             for router in self._pair.virtual_routers
         ]
-        self._courier = Courier(self._replicas, transport, self._store, seal=seal)
+        self._courier = Courier(self.replicas, transport, self._store, seal=seal)
         nursery.start_soon(_report, self._courier.events)
         nursery.start_soon(self._watch_services, self._courier)
         if seal is not None and key_file is not None:
@@ -208,7 +209,7 @@ class NodeSync:
     def status(self) -> dict[str, object]:
         """By sync id, all that an operator may want to see, as JSON values."""
         now = trio.current_time()
-        return {str(replica.sync_id): replica.status(now) for replica in self._replicas}
+        return {str(replica.sync_id): replica.status(now) for replica in self.replicas}
 
     def counters(self) -> dict[str, int]:
         """What the courier has counted."""

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
-from lvsha.datapath.connections import Connection, TemplateIdentity
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.network import HOST, AddressChange, LinkChange, NeighbourChange, RouteChange
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import Registry, Reporting
+from lvsha.datapath.registry import Registry
+from lvsha.datapath.service_policy import ServicePolicy, TellRule, Unknown
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -63,7 +64,8 @@ class Laboratory:
         *,
         vips: Sequence[str] = (V4, V6),
         connections_max: int = 100_000,
-        reporting: Reporting | None = None,
+        reporting: TellRule | None = None,
+        unknown: Unknown = Unknown.RESET,
         answers_per_second: float = 1e6,
         mtu: int = 1500,
         settings: Settings | None = None,
@@ -72,6 +74,7 @@ class Laboratory:
             connections_max=connections_max,
             dice=random.Random(1),
             reporting=reporting,
+            unknown=unknown,
             settings=settings,
             answers_per_second=answers_per_second,
         )
@@ -120,12 +123,14 @@ class Laboratory:
         netmask: bytes = b"",
         one_packet: bool = False,
         engine: str = "",
+        policy: ServicePolicy | None = None,
     ) -> VirtualService:
         """Add a virtual service."""
         there = parse_address(address)
         return self.director.services.add(
             ServiceIdentity(4 if len(there) == 4 else 6, protocol, there, port),
             ServiceOptions(scheduler, frozenset(flags), persistence, netmask, one_packet, engine),
+            policy=policy,
         )
 
     def server(
@@ -199,15 +204,16 @@ class Laboratory:
         counts: dict[RealServer, list[int]] = {}
         connections = list(self.director.registry.table.connections())
         for connection in connections:
-            count = counts.setdefault(connection.server, [0, 0, 0])
+            count = counts.setdefault(connection.server, [0, 0, 0, 0])
             count[2 if connection.is_template else 0 if connection.active else 1] += 1
+            count[3] += _is_at_risk(connection)
         servers = {connection.server for connection in connections}
         servers.update(server for service in self.director.services for server in service.servers)
         return [
-            f"{server}: {kept}, recounted {counts.get(server, [0, 0, 0])}"
+            f"{server}: {kept}, recounted {counts.get(server, [0, 0, 0, 0])}"
             for server in servers
-            if (kept := [server.active, server.inactive, server.persistent])
-            != counts.get(server, [0, 0, 0])
+            if (kept := [server.active, server.inactive, server.persistent, server.at_risk])
+            != counts.get(server, [0, 0, 0, 0])
         ]
 
     def mistallied(self) -> list[str]:
@@ -231,13 +237,15 @@ class Laboratory:
 
 def tally_of(registry: Registry, connection: Connection) -> Tally | None:
     """Where a connection must count: at its address or mark, and poisoned templates nowhere."""
-    identity = connection.dialogue
-    if isinstance(identity, TemplateIdentity):
+    virtual, _ = connection.virtual
+    if connection.is_template:
         if connection in registry.table._poisoned:
             return None
-        if identity.mark:
-            return registry.mark_tallies.get(identity.mark)
-    return registry.tallies.get(connection.virtual[0])
+        if not connection.protocol:
+            return registry.mark_tallies.get(int.from_bytes(virtual[:4]))
+        return registry.tallies.get(virtual)
+    mark = connection.server.service.identity.mark
+    return registry.tallies.get(virtual) or registry.mark_tallies.get(mark)
 
 
 def count_in(tally: Tally, connection: Connection) -> None:
@@ -260,3 +268,9 @@ def count_in(tally: Tally, connection: Connection) -> None:
 def server_mac(address: bytes) -> bytes:
     """The made-up link-layer address of a server."""
     return bytes((0x02, 0x05, 4 if len(address) == 4 else 6, 0)) + address[-2:]
+
+
+def _is_at_risk(connection: Connection) -> bool:
+    """Whether a client would notice the loss of a connection that only this director knows."""
+    untold = connection.tally is not None and connection.told_state == UNTOLD
+    return untold and connection.is_established

@@ -22,21 +22,24 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lvsha.datapath import icmp_errors
-from lvsha.datapath.connections import SLICE, Connection, FtpDialogue, reversed_key
+from lvsha.datapath.connections import SLICE, Connection, reversed_key
 from lvsha.datapath.defence import Defence
+from lvsha.datapath.destinations import Destinations
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.ftp_control import FtpControl
 from lvsha.datapath.housekeeping import Housekeeping
 from lvsha.datapath.icmp_errors import QuotedTunnel
 from lvsha.datapath.marks import Marks
+from lvsha.datapath.memories import FtpDialogue
 from lvsha.datapath.network import Network, NetworkChange, Outgoing
 from lvsha.datapath.opening import NO_SERVICE, Opener
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.reassembly import LIMIT_BYTES, Reassembler
-from lvsha.datapath.registry import Registry, Reporting
+from lvsha.datapath.registry import Registry
 from lvsha.datapath.replication import Replication
 from lvsha.datapath.scheduler_options import Dice
 from lvsha.datapath.sctp_states import SctpEvent
+from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, Unknown
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer
 from lvsha.datapath.tcp_states import RST, TcpState
@@ -67,7 +70,9 @@ class Director:
     Args:
         connections_max: the limit of the connection table.
         dice: for what is left to chance.
-        reporting: when changes are reported; None reports nothing.
+        reporting: when the backups are told of the connections of services that have no rule
+            of their own; None tells nothing.
+        unknown: what becomes of packets in mid-stream for such services.
         settings: as they are at the start.
         answers_per_second: the limit of ICMP errors of its own.
         fragment_bytes: the limit of fragments that wait for the rest of their datagram.
@@ -89,7 +94,8 @@ class Director:
         *,
         connections_max: int,
         dice: Dice,
-        reporting: Reporting | None = None,
+        reporting: TellRule | None = None,
+        unknown: Unknown = Unknown.RESET,
         settings: Settings | None = None,
         answers_per_second: float = ANSWERS_PER_SECOND,
         fragment_bytes: int = LIMIT_BYTES,
@@ -97,9 +103,10 @@ class Director:
         settings = settings or Settings()
         self.drops: Counter[Reason] = Counter()
         self.network = Network(self.drops)
-        self.services = ServiceTable(dice)
+        self.services = ServiceTable(dice, ServicePolicy(reporting or NEVER, unknown))
         self.marks = Marks()
-        self.registry = Registry(connections_max, reporting)
+        self.registry = Registry(connections_max)
+        self._teller = self.registry.teller
         self._table = self.registry.table
         self._inbound, self._outbound = self._table.inbound, self._table.outbound
         self._defence = Defence(self.registry, dice, settings)
@@ -107,13 +114,15 @@ class Director:
             self.registry, self.services, self.marks, self.network, self._defence, settings
         )
         self.replication = Replication(
-            self.registry, self._opener.service_of, lambda a: a not in self._opener.elsewhere
+            self.registry, Destinations(self.services, self.marks), self.holds
         )
         self._ftp = FtpControl(self.registry)
         self._reassembler = Reassembler(self.drops, limit_bytes=fragment_bytes)
         self._transmitter = Transmitter(self.network, self.drops, answers_per_second)
         self.carry_out = self._transmitter.carry_out
-        housekeeping = Housekeeping(self.registry, self.services, self._defence, self._reassembler)
+        housekeeping = Housekeeping(
+            self.registry, self.services, self.replication, self._defence, self._reassembler
+        )
         self._housekeeping = housekeeping
         self.housekeep, self.add_chore = housekeeping.run, housekeeping.add
         self._backup_of: frozenset[bytes] = frozenset()
@@ -130,6 +139,7 @@ class Director:
     def configure(self, settings: Settings) -> None:
         """Put settings into force."""
         self._defence.update(settings)
+        self._teller.configure(settings)
         self._opener.settings = settings
         self._transmitter.pmtu_discovery = settings.pmtu_disc
         self.services.set_scheduling(
@@ -289,7 +299,7 @@ class Director:
         statistics.in_bytes += frame.length
         connection.packets += 1
         if now >= connection.report_at:
-            self.registry.report(connection, now)
+            self._teller.requested(connection, now)
         if connection.dialogue is not None:
             return self._dialogue(connection, frame, now, to_server=True)
         return binding.to_server
@@ -324,7 +334,7 @@ class Director:
             statistics.out_bytes += frame.length
         parent = connection.parent
         if parent is not None and machine.established < 0:
-            self.registry.assure(connection)
+            self.registry.assure(parent, now)
         return binding.to_client or ACCEPT
 
     def _replace(self, connection: Connection, frame: Frame, now: float) -> Verdict:
@@ -363,13 +373,12 @@ class Director:
         self, connection: Connection, frame: Frame, now: float, *, to_server: bool
     ) -> Verdict:
         """A segment of an FTP control connection, which may have to be rewritten."""
-        dialogue = connection.dialogue
-        assert isinstance(dialogue, FtpDialogue)
-        read = self._ftp.request if to_server else self._ftp.reply
-        reason = read(connection, dialogue, frame, now)
-        if reason is not None:
-            return Drop(reason)
-        binding = connection.binding
+        dialogue, binding = connection.dialogue, connection.binding
+        if isinstance(dialogue, FtpDialogue):
+            read = self._ftp.request if to_server else self._ftp.reply
+            reason = read(connection, dialogue, frame, now)
+            if reason is not None:
+                return Drop(reason)
         return binding.to_server if to_server else binding.to_client or ACCEPT
 
     # Packets of no connection

@@ -1,59 +1,48 @@
 """The life of connections: opened, counted, stepped, ended, and reported to backups.
 
 The registry is the one place that changes a connection. It keeps the counts of the real
-servers true, ends what is over, and notes which connections the backups must be told of.
+servers and of the sync ids true, ends what is over, and says everything that happens to a
+connection to its `Teller`, which decides what the backups are told.
 
 What always holds:
 
 * The time of a parent (the template of a client, an FTP control connection) is not over
   before that of its children. Only what replaces it, or the peer that it was copied from,
   ends it sooner; its children then live on by themselves.
-* Of each connection at most one change waits to be told, and it is the newest.
 * The tally of a sync id has exactly the connections and templates in the table that belong
   to it, but for templates that are found no more.
 
 Times are seconds on the caller's clock.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Final
 
 from lvsha.datapath import state_machines
 from lvsha.datapath.connections import (
     TEMPLATE_ASSURED,
     Connection,
     ConnectionTable,
-    FtpDialogue,
-    TemplateIdentity,
     reply_key,
 )
 from lvsha.datapath.ftp import FTP_PORT
+from lvsha.datapath.memories import FtpDialogue, TemplateIdentity
 from lvsha.datapath.services import Binding
 from lvsha.datapath.state_machines import StateMachine
 from lvsha.datapath.tcp_states import TcpState
-from lvsha.model import (
-    ConnectionChange,
-    ConnectionChanged,
-    ConnectionEnded,
-    ConnectionFlag,
-    ForwardMethod,
-    Protocol,
-    template_key,
-)
+from lvsha.datapath.telling import REFRESH_PART, Teller
+from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, template_key
 from lvsha.tally import UNTOLD, Tally
 
 EXPIRE_BATCH: Final = 250
 """Connections looked at in one call of `expire`; a millisecond of work."""
-REFRESH_PART: Final = 0.25
-"""After this part of its time-out a connection in use is reported again; a copy lives
-longer by the same part, so that it never ends before its original."""
 PARENT_TIMEOUT: Final = 60.0
 """How much longer what has children lives, each time that its own time is over."""
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
+_NO_OUTPUT: Final = int(ConnectionFlag.NO_OUTPUT)
 _TEMPLATE: Final = int(ConnectionFlag.TEMPLATE)
-_NEVER: Final = float("inf")
+_ONE_PACKET: Final = int(ConnectionFlag.ONE_PACKET)
 _INITIAL_TIMEOUT: Final = 3.0
 """The kernel gives a connection 3 s until its first state."""
 _TCP: Final = int(Protocol.TCP)
@@ -62,42 +51,26 @@ _SCTP: Final = int(Protocol.SCTP)
 _FTP_PORT_BYTES: Final = FTP_PORT.to_bytes(2)
 
 
-@dataclass(frozen=True, slots=True)
-class Reporting:
-    """When a connection is reported to the backups.
-
-    ``established``: when a TCP connection reaches a state that backups are told of or a
-    UDP flow begins, and again before a copy could expire. ``threshold``: the kernel's
-    rule, when the count of requests modulo ``period`` equals ``threshold`` (or, with
-    period 0, once), and when a closing state is entered.
-    """
-
-    when: Literal["established", "threshold"] = "established"
-    threshold: int = 3
-    period: int = 50
-
-
 class Registry:
     """Every connection of a director.
 
     Args:
         limit: of the connection table.
-        reporting: when changes are reported; None reports nothing.
 
     Attributes:
         table: the connections.
         machines: the state machine of each protocol.
         tallies: of each virtual address that is synced, the tally of its sync id.
-        mark_tallies: of each firewall mark whose templates are synced, the same.
-        untold: what `take_changes` would return; always the same object.
+        mark_tallies: of each firewall mark whose templates are synced, the same; of its
+            connections those to no such address count there, too.
+        teller: decides what the backups are told.
+        untold, in_transition: see `Teller`.
+        take_changes, tell_all: see `Teller`.
         generation: of the newest snapshot that has begun to arrive; what is opened from then
             on belongs to it.
-        in_transition: virtual addresses that have moved to or from this node a moment ago.
-            Some have not heard of it yet, so each of their connections is told from its
-            first packet on: its next one may go to the other node.
     """
 
-    def __init__(self, limit: int, reporting: Reporting | None) -> None:
+    def __init__(self, limit: int) -> None:
         self.table = ConnectionTable(limit)
         self.machines: dict[int, StateMachine] = {
             _TCP: state_machines.tcp(),
@@ -106,10 +79,10 @@ class Registry:
         }
         self.tallies: dict[bytes, Tally] = {}
         self.mark_tallies: dict[int, Tally] = {}
-        self.untold: dict[bytes, Connection | Tally] = {}
+        self.teller = teller = Teller(self.table)
+        self.untold, self.in_transition = teller.untold, teller.in_transition
+        self.take_changes, self.tell_all = teller.take_changes, teller.tell_all
         self.generation = 0
-        self.in_transition: set[bytes] = set()
-        self._reporting = reporting
 
     # Opening
 
@@ -133,20 +106,141 @@ class Registry:
         """
         connection = self.make(key, binding, flags)
         connection.expires = now + _INITIAL_TIMEOUT
-        if binding.method is ForwardMethod.NAT:
-            connection.reply_key = reply_key(key, binding.server.address, binding.port)
-            if key[1] == _TCP and key[-2:] == _FTP_PORT_BYTES:
-                connection.dialogue = FtpDialogue()
-        reporting = self._reporting
-        if reporting is not None and (key[1] == _UDP or reporting.when == "threshold"):
-            connection.report_at = 0.0  # with a threshold every packet looks at the count
+        self._fit(connection)
         if parent is not None:
-            connection.parent = parent
-            parent.children += 1
+            self.link(connection, parent)
+            parent.generation = self.generation  # no snapshot can name it with this child
         self.table.add(connection)
-        size = (len(key) - 6) // 2
-        self._enrol(connection, self.tallies.get(key[2 + size : 2 + 2 * size]))
+        mark = binding.server.service.identity.mark if self.mark_tallies else 0
+        tally = self._tally_of(key, mark)
+        if tally is not None:
+            self._enrol(connection, tally)
+            self.teller.opened(connection, now)
         return connection
+
+    def open_copy(
+        self,
+        key: bytes,
+        binding: Binding,
+        now: float,
+        *,
+        state: int,
+        flags: int,
+        timeout: float,
+        mark: int,
+    ) -> Connection:
+        """A connection of which another director has told, in the table.
+
+        Args:
+            key: of its request direction.
+            binding: its real server.
+            now: the clock.
+            state: that was told.
+            flags: all of them; they say whether it is active, too.
+            timeout: that was told; it lives a while longer here.
+            mark: the firewall mark of its first packet.
+        """
+        connection = Connection(key, binding, self.machines[key[1]], flags, timeout)
+        connection.state = state
+        connection.expires = now + timeout
+        connection.generation = self.generation
+        self._fit(connection)
+        self._bind(connection)
+        self.table.add(connection)
+        self.let_copy_live(connection, now)
+        tally = self._tally_of(key, mark)
+        if tally is not None:
+            self._enrol(connection, tally)
+            self.copied(connection, now)
+        return connection
+
+    def let_copy_live(self, connection: Connection, now: float) -> None:
+        """Let a copy live a while longer than its original.
+
+        It is looked at when its time-out is over all the same, since its own next packet may
+        have it end then.
+        """
+        connection.expires = now + connection.timeout
+        self.table.hasten(connection)
+        connection.expires += connection.timeout * REFRESH_PART
+
+    def open_alike(self, first: Connection, keys: Sequence[bytes]) -> list[bytes]:
+        """Connections of which another director has told just as of one that is in the table.
+
+        They differ from it only in their client, and nothing belongs to them or they to
+        anything. What stands in the table already is left as it is.
+
+        Args:
+            first: that one.
+            keys: of the others; there is room for all.
+
+        Returns:
+            Of these keys those that are new, each once.
+        """
+        entered = self.table.add_alike(first, keys)
+        number, server, tally = len(entered), first.server, first.tally
+        if first.active:
+            server.active += number
+        else:
+            server.inactive += number
+        if number:
+            server.note_bound()
+        if tally is not None:
+            tally.connections += number
+            if first.is_established:
+                tally.established += number
+            tally.tell(entered, server.address, first.binding.port, first.told_state)
+        return entered
+
+    def _fit(self, connection: Connection) -> None:
+        """Make ready what depends on the method: replies, and what FTP needs."""
+        key, binding = connection.key, connection.binding
+        if binding.method is not ForwardMethod.NAT:
+            connection.reply_key = b""
+            if isinstance(connection.dialogue, FtpDialogue):
+                connection.dialogue = None
+            return
+        connection.reply_key = reply_key(key, binding.server.address, binding.port)
+        is_dialogue = key[1] == _TCP and key[-2:] == _FTP_PORT_BYTES
+        if is_dialogue and not isinstance(connection.dialogue, FtpDialogue):
+            connection.dialogue = FtpDialogue()
+
+    def _bind(self, connection: Connection) -> None:
+        """Count a connection or template at its server."""
+        server = connection.server
+        if connection.flags & _TEMPLATE:
+            server.persistent += 1
+        elif connection.flags & _INACTIVE:
+            server.inactive += 1
+        else:
+            server.active += 1
+        server.note_bound()
+
+    def link(self, connection: Connection, parent: Connection) -> None:
+        """Let a connection belong to another one, or to a template."""
+        connection.parent = parent
+        parent.children += 1
+
+    def rebind(self, connection: Connection, binding: Binding) -> None:
+        """Bind a connection or template to its own server instead of to what stood for it.
+
+        The address and port are the same. What else depends on the server is that server's,
+        as in the kernel, but whether the connection is active.
+        """
+        self.unbind(connection)
+        is_template = bool(connection.flags & _TEMPLATE)
+        given = binding.server.connection_flags
+        if not is_template:
+            given &= ~_INACTIVE
+        connection.flags = connection.flags & ~_NO_OUTPUT | given
+        connection.binding = binding
+        self._bind(connection)
+        if not is_template:
+            if connection.reply_key:
+                self.table.leave_replies(connection)
+            self._fit(connection)
+            if connection.reply_key:
+                self.table.enter_replies(connection)
 
     def make(self, key: bytes, binding: Binding, flags: int = 0) -> Connection:
         """A connection that is bound to its server, but in no table."""
@@ -158,7 +252,6 @@ class Registry:
             server.connection_flags | flags,
             _INITIAL_TIMEOUT,
         )
-        connection.report_at = _NEVER
         connection.generation = self.generation
         server.inactive += 1
         server.note_bound()
@@ -173,6 +266,7 @@ class Registry:
         now: float,
         *,
         mark: int = 0,
+        flags: int = 0,
     ) -> Connection:
         """A new persistence template.
 
@@ -183,25 +277,36 @@ class Registry:
             binding: the server that the client keeps.
             timeout: of the service's persistence.
             now: the clock.
+            flags: beside those that the server gives it.
         """
-        server = binding.server
         machine = self.machines.get(key[1], self.machines[_UDP])
-        flags = server.connection_flags | _TEMPLATE
+        flags |= binding.server.connection_flags | _TEMPLATE
         template = Connection(key, binding, machine, flags, timeout)
-        template.dialogue = TemplateIdentity(template_key(key, found), found, mark)
+        if found:
+            template.dialogue = TemplateIdentity(template_key(key, found), found)
         template.expires = now + timeout
-        template.report_at = _NEVER
-        server.persistent += 1
-        server.note_bound()
+        template.generation = self.generation
+        self._bind(template)
         self.table.add_template(template)
         tally = self.mark_tallies.get(mark) if mark else self.tallies.get(template.virtual[0])
-        self._enrol(template, tally)
+        if tally is not None:
+            self._enrol(template, tally)
         return template
+
+    def join(self, template: Connection, connection: Connection, now: float) -> None:
+        """Let the time of a template begin anew, because another connection belongs to it."""
+        template.expires = now + template.timeout
+        if connection.flags & _ONE_PACKET:
+            template.packets += 1
+        if template.tally is not None:
+            self.teller.joined(template, connection, now)
 
     def learn_client_port(self, connection: Connection, port: bytes) -> None:
         """Enter a connection under the port that its client turned out to use."""
-        self._retract(connection)
+        self.teller.retract(connection)
         self.table.learn_client_port(connection, port)
+        if connection.tally is not None:
+            self.teller.renamed(connection)
 
     def poison(self, template: Connection) -> None:
         """Let a template be found no more; it ends when its time is over.
@@ -227,20 +332,17 @@ class Registry:
         self.table.hasten(connection)
         if machine.active[state] != connection.active:
             self.count_as(connection, active=machine.active[state])
-        if state == machine.established:
-            self.assure(connection)
-        reporting = self._reporting
-        if reporting is not None and self._is_worth_telling(connection):
-            if reporting.when == "established":
-                self.report(connection, now)
-            elif state != machine.established and state != connection.told_state:
-                self.tell(connection)
+        if state == machine.established and connection.parent is not None:
+            self.assure(connection.parent, now)
+        if connection.tally is not None:
+            self.teller.entered(connection, now)
 
-    def assure(self, connection: Connection) -> None:
+    def assure(self, parent: Connection, now: float) -> None:
         """Note on a client's template that a connection of it was answered."""
-        parent = connection.parent
-        if parent is not None and parent.flags & _TEMPLATE:
+        if parent.flags & _TEMPLATE and parent.state != TEMPLATE_ASSURED:
             parent.state = TEMPLATE_ASSURED
+            if parent.tally is not None:
+                self.teller.assured(parent, now)
 
     def listen(self, connection: Connection, now: float) -> None:
         """Let an FTP data connection wait for its first packet."""
@@ -307,31 +409,42 @@ class Registry:
         self.end(connection)
 
     def expire(self, now: float) -> None:
-        """End connections whose time is over, at most `EXPIRE_BATCH` in one call."""
-        for connection in self.table.expired(now, EXPIRE_BATCH):
-            if connection.children:
+        """End connections whose time is over; at most `EXPIRE_BATCH` are looked at in one call."""
+        for connection in self.table.due(now, EXPIRE_BATCH):
+            if connection.expires > now:
+                if connection.tally is not None:
+                    self.teller.lived_on(connection, now)
+            elif connection.children:
                 connection.timeout = PARENT_TIMEOUT
                 self.table.postpone(connection, now + PARENT_TIMEOUT)
+                if connection.tally is not None:
+                    self.teller.postponed(connection, now)
             else:
                 self.end(connection)
 
     # What is counted of a sync id
 
-    def _enrol(self, connection: Connection, tally: Tally | None) -> None:
+    def _enrol(self, connection: Connection, tally: Tally) -> None:
         """Count a connection in the tally of its sync id."""
-        if tally is None:
-            return
         connection.tally = tally
         tally.connections += 1
         if connection.is_established:
             self._count_established(connection, 1)
+
+    def _tally_of(self, key: bytes, mark: int) -> Tally | None:
+        """Where a connection counts: by its virtual address, else by its mark."""
+        size = (len(key) - 6) // 2
+        tally = self.tallies.get(key[2 + size : 2 + 2 * size])
+        if tally is None and mark:
+            tally = self.mark_tallies.get(mark)
+        return tally
 
     def _withdraw(self, connection: Connection) -> None:
         """Count a connection no more, and have backups forget it."""
         tally = connection.tally
         if tally is None:
             return
-        self._retract(connection)
+        self.teller.retract(connection)
         tally.connections -= 1
         if connection.is_established:
             self._count_established(connection, -1)
@@ -343,11 +456,18 @@ class Registry:
         tally.established += change
         if connection.told_state == UNTOLD:
             tally.exposed += change
+            connection.server.at_risk += change
 
-    def become(self, connection: Connection, state: int) -> None:
+    def copied(self, connection: Connection, now: float) -> None:
+        """A peer has told of a connection as it is now; from here on it is told from here."""
+        if connection.tally is not None:
+            self.teller.retell(connection, connection.state)
+            self.teller.copied(connection, now)
+
+    def become(self, connection: Connection, state: int, now: float) -> None:
         """Take over the state that another director tells of a connection."""
         self._change_state(connection, state)
-        self.retell(connection, state)
+        self.copied(connection, now)
 
     def _change_state(self, connection: Connection, state: int) -> None:
         """Change a state and nothing else but whether the connection counts as established."""
@@ -355,106 +475,3 @@ class Registry:
         connection.state = state
         if connection.tally is not None and connection.is_established != was:
             self._count_established(connection, -1 if was else 1)
-
-    def retell(self, connection: Connection, state: int) -> None:
-        """Note which state backups know of a connection from now on; `UNTOLD` for none."""
-        tally, told = connection.tally, connection.told_state
-        if tally is None or told == state:
-            return
-        binding = connection.binding
-        tally.retell(connection.record_key, binding.server.address, binding.port, told, state)
-        if (told == UNTOLD or state == UNTOLD) and connection.is_established:
-            tally.exposed += 1 if state == UNTOLD else -1
-        connection.told_state = state
-
-    def _retract(self, connection: Connection) -> None:
-        """Have backups forget a connection, if they know of it."""
-        tally = connection.tally
-        if tally is not None and connection.told_state != UNTOLD:
-            self.retell(connection, UNTOLD)
-            self.untold[connection.record_key] = tally
-
-    # What backups are told
-
-    def report(self, connection: Connection, now: float) -> None:
-        """Report a connection, if the rule for reports says so at this packet."""
-        reporting = self._reporting
-        assert reporting is not None, "report_at is never reached without reporting"
-        if reporting.when == "threshold":
-            self._report_by_count(connection, reporting)
-            return
-        if not self._is_worth_telling(connection):
-            return
-        connection.report_at = now + connection.timeout * REFRESH_PART
-        self.tell(connection)
-
-    def report_from(self, connection: Connection, now: float) -> None:
-        """Report a connection again from now on, because it is no longer another's copy."""
-        if self._reporting is not None and self._reporting.when == "established":
-            connection.report_at = now
-
-    def _is_worth_telling(self, connection: Connection) -> bool:
-        """Whether backups are told of connections in this state."""
-        return connection.machine.told[connection.state] or (
-            bool(self.in_transition) and connection.virtual[0] in self.in_transition
-        )
-
-    def _report_by_count(self, connection: Connection, reporting: Reporting) -> None:
-        if not self._is_worth_telling(connection):
-            return
-        count = connection.packets
-        if reporting.period:
-            due = count % reporting.period == reporting.threshold
-        else:
-            due = count == reporting.threshold
-        if due:
-            self.tell(connection)
-
-    def tell(self, connection: Connection) -> None:
-        """Put a connection on the list of what backups are told next, if it is synced."""
-        if connection.tally is not None:
-            self.retell(connection, connection.state)
-            self.untold[connection.record_key] = connection
-
-    def take_changes(self) -> dict[int, list[ConnectionChange]]:
-        """What has changed since the last call, by sync id: the newest word about each."""
-        changes: dict[int, list[ConnectionChange]] = {}
-        for key, change in self.untold.items():
-            if isinstance(change, Connection):
-                tally = change.tally
-                assert tally is not None, "what ends is on the list no more"
-                told: ConnectionChange = ConnectionChanged(change.record())
-            else:
-                tally, told = change, ConnectionEnded(key)
-            changes.setdefault(tally.sync_id, []).append(told)
-        self.untold.clear()
-        return changes
-
-    def tell_all(self, addresses: Collection[bytes]) -> Iterator[None]:
-        """Report what was not told yet of these virtual addresses, half-open ones too.
-
-        A node that gives up its addresses calls this, so that its successor knows even
-        connections in the middle of their handshake. It pauses after each slice of the
-        table, so that the caller can carry the changes away and let frames pass.
-        """
-        if self._reporting is None:
-            return
-        for part in self.synced(addresses):
-            for connection in part:
-                if connection.told_state != connection.state:
-                    self.tell(connection)
-            yield
-
-    def synced(self, addresses: Collection[bytes]) -> Iterator[list[Connection]]:
-        """Connections of these virtual addresses, slice by slice of the table.
-
-        The table may go on changing between two slices; a slice may well have none.
-        """
-        for part in self.table.slices():
-            yield [
-                connection
-                for connection in part
-                if connection.second >= 0
-                and not connection.flags & _TEMPLATE
-                and connection.virtual[0] in addresses
-            ]

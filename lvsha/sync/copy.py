@@ -24,16 +24,12 @@ What differs although it came whole is an alarm, and is asked for again later; s
 A node that drains still changes connections by itself, and tells the new leader; only when
 that is over does it compare, so that the two agree about them as well.
 
-While this node leads it follows nobody. For ``OVERLAP`` seconds it still takes records of
-the leader before it, which carries on with the packets that are on their way and drains;
-but never a delete (a connection ends there because its packets now come here), and never
-a connection of which this node has told itself. Two nodes that lead for longer than a
-heartbeat are an alarm.
+While this node leads it follows nobody, but for what it takes of the leader before it (see
+`lvsha.sync.overlap`). Two nodes that lead for longer than a heartbeat are an alarm.
 
 Times are seconds on a monotonic clock.
 """
 
-from collections.abc import Sequence
 from typing import Final, assert_never
 
 from lvsha.counters import Counters
@@ -54,9 +50,7 @@ from lvsha.sync.messages import (
     ALL_BUCKETS,
     LEVEL_PLAIN,
     RANGES_MAX,
-    Answer,
     Changes,
-    Configuration,
     GapRequest,
     Heartbeat,
     Message,
@@ -64,30 +58,22 @@ from lvsha.sync.messages import (
     Origin,
     PeerState,
     Progress,
-    Question,
     Role,
     SnapshotBegin,
     SnapshotChunk,
     SnapshotEnd,
     SnapshotRequest,
-    Standing,
     Sums,
     SumsRequest,
-    Unknown,
 )
+from lvsha.sync.overlap import Overlap
 from lvsha.sync.peers import Peer, Peers
 from lvsha.sync.stream import MISSING_MAX, Admission, Stream
 from lvsha.tally import Tally
 
-# How long a node that has stopped to lead still tells what happens to it.
-DRAIN: Final = 2.0
-# How long the next leader takes what the one before tells: the drain, and as much again
-# because the two do not change roles at the same instant.
-OVERLAP: Final = 2 * DRAIN
 REQUEST_INTERVAL: Final = 0.25
 # Buckets that were asked for and do not begin to come, or stop to, are asked for again.
 SNAPSHOT_PATIENCE: Final = 0.5
-ALARM_INTERVAL: Final = 10.0
 # Progress is told after so many datagrams, or after this time.
 PROGRESS_DATAGRAMS: Final = 8
 PROGRESS_WAIT: Final = 0.02
@@ -100,12 +86,16 @@ class Copy:
         tally: of the node's connections of this sync id, with those copied.
         node: this node's name.
         peers: the others.
-        heartbeat_interval: seconds.
         level: what this node understands.
         compares: whether the tally has just the connections of one leader, so that sums say
             something; else everything is asked for.
         own_max: how many connections of its own a leader remembers during the overlap.
         counters: for everything that is counted.
+
+    Attributes:
+        peers: the others.
+        overlap: with the leader before this node.
+        catching_up: what is lacking of the followed leader.
     """
 
     def __init__(
@@ -114,7 +104,6 @@ class Copy:
         tally: Tally,
         node: str,
         peers: Peers,
-        heartbeat_interval: float,
         own_max: int,
         level: int,
         compares: bool,
@@ -125,8 +114,7 @@ class Copy:
         self._tally = tally
         self._node = node
         self.peers = peers
-        self._heartbeat_interval = heartbeat_interval
-        self._own_max = own_max
+        self.overlap = Overlap(own_max)
         self._counters = counters
         self.leading = False
         self._draining = False
@@ -134,11 +122,9 @@ class Copy:
         self._listening_until: float | None = None
         self._listened = False
         self._request_at = float("-inf")
-        self._catching_up = CatchingUp()
+        self.catching_up = CatchingUp()
         self._unacknowledged = 0
         self._progress_at: float | None = None
-        self._overlap_until = float("-inf")
-        self._own: set[bytes] = set()
 
     # --- what can be asked ---------------------------------------------------------
 
@@ -158,7 +144,7 @@ class Copy:
         return (
             leader.state is PeerState.REPLICATE
             and not leader.stream.missing
-            and not self._catching_up.mismatched
+            and not self.catching_up.mismatched
             # A leader that resigned has nothing more to tell; one that fell silent may.
             and not (leader.silent and leader.role is Role.LEAD)
         )
@@ -167,28 +153,11 @@ class Copy:
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
         times = [peer.stream.deadline for peer in self.peers]
-        times += [self.peers.deadline, self._catching_up.deadline]
+        times += [self.peers.deadline, self.catching_up.deadline]
         times += [self._listening_until, self._progress_at]
         if self._is_asking():
             times.append(self._request_at)
         return min((time for time in times if time is not None), default=None)
-
-    @property
-    def standing(self) -> Standing:
-        """How complete the copy is, for heartbeats."""
-        tally, leader = self._tally, self._leader
-        stream = None if leader is None else leader.stream
-        return Standing(
-            told=tally.told,
-            total=tally.total,
-            established=tally.established,
-            exposed=tally.exposed,
-            missing=0 if stream is None else stream.missing,
-            wanted=self._catching_up.wanted.bit_count(),
-            mismatched=self._catching_up.mismatched.bit_count(),
-            lost=0 if stream is None else stream.lost_total,
-            repaired=0 if stream is None else stream.repaired_total,
-        )
 
     # --- what happens --------------------------------------------------------------
 
@@ -204,8 +173,7 @@ class Copy:
         self._leader = None
         self._forget_progress()
         self._listening_until = None
-        self._overlap_until = now + OVERLAP
-        self._own.clear()
+        self.overlap.begin(now)
         for peer in self.peers:
             peer.state = PeerState.PROBE
             peer.acknowledged = None
@@ -214,7 +182,7 @@ class Copy:
         """This node leads no longer; it drains until `drained`."""
         self.leading = False
         self._draining = True
-        self._own.clear()
+        self.overlap.end()
         self.listen(now)
         actions: list[Action] = []
         for peer in self.peers:
@@ -238,15 +206,6 @@ class Copy:
             self._probe("resync", now, actions)
             self._ask(origin, now, actions)
         return actions
-
-    def own(self, keys: Sequence[bytes], now: float) -> None:
-        """This node, while it leads, tells of these connections itself."""
-        if now < self._overlap_until:
-            self._own.update(keys)
-            if len(self._own) > self._own_max:
-                # Without room to remember what is ours, nothing more is taken.
-                self._overlap_until = now
-                self._own.clear()
 
     def receive(
         self, message: Message, origin: Origin, now: float
@@ -281,19 +240,9 @@ class Copy:
             case Sums():
                 peer.stream.reach(sequence, now)
                 self._compare(peer, message, now, actions)
-            case (
-                SnapshotRequest()
-                | Configuration()
-                | GapRequest()
-                | SumsRequest()
-                | Progress()
-                | Question()
-                | Answer()
-                | Unknown()
-            ):
-                peer.stream.reach(sequence, now)
             case _:
-                assert_never(message)
+                # What is asked and answered is the replica's; it says how far its sender is.
+                peer.stream.reach(sequence, now)
         self._advance(peer, now, actions)
         self._ask(origin, now, actions)
         self._tell_progress(origin, now, actions)
@@ -316,15 +265,13 @@ class Copy:
                     actions.append(Send(encode(request)))
             self._advance(peer, now, actions)
         self._choose(now, actions)
-        stalled = self._catching_up.drop_stalled(now)
+        stalled = self.catching_up.drop_stalled(now)
         if stalled:
             self._counters.add("snapshots_stalled", stalled)
             if self._leader is not None and self._leader.speaks <= LEVEL_PLAIN:
                 self._probe("the snapshot does not advance", now, actions)
         self._ask(origin, now, actions)
         self._tell_progress(origin, now, actions)
-        if now >= self._overlap_until:
-            self._own.clear()
         return actions
 
     # --- peers ---------------------------------------------------------------------
@@ -365,7 +312,7 @@ class Copy:
 
     def _forget_progress(self) -> None:
         """Begin anew with another leader, or none."""
-        self._catching_up.forget()
+        self.catching_up.forget()
         self._unacknowledged = 0
         self._progress_at = None
 
@@ -385,16 +332,10 @@ class Copy:
         self._request_at = now
 
     def _note_second_leader(self, peer: Peer, now: float, actions: list[Action]) -> None:
-        if not self.leading and (self._leader is None or not self._leader.leads):
-            return
-        self._counters.add("second_leader_datagrams")
-        if now - peer.overlap_last > self.peers.silence:
-            peer.overlap_since = now
-        peer.overlap_last = now
-        # A change of roles makes two leaders for a moment; that is no alarm.
-        if now - peer.overlap_since >= self._heartbeat_interval and now >= peer.alarm_at:
-            peer.alarm_at = now + ALARM_INTERVAL
-            actions.append(Alarm("second_leader", peer.node))
+        if self.leading or (self._leader is not None and self._leader.leads):
+            self._counters.add("second_leader_datagrams")
+            if self.peers.leads_too_long(peer, now):
+                actions.append(Alarm("second_leader", peer.node))
 
     def _heartbeat(self, peer: Peer, message: Heartbeat, now: float, actions: list[Action]) -> None:
         peer.level = min(message.level, self._level)
@@ -447,7 +388,7 @@ class Copy:
                 case SnapshotChunk():
                     self._chunk(peer, message, now, actions)
                 case SnapshotEnd():
-                    self._catching_up.end(message.begin, sequence)
+                    self.catching_up.end(message.begin, sequence)
                 case _:
                     assert_never(message)
         stream.settle()
@@ -473,16 +414,14 @@ class Copy:
         self, stream: Stream, message: Numbered, now: float, actions: list[Action]
     ) -> list[ConnectionRecord]:
         """While leading: take what the leader before still tells."""
-        if now >= self._overlap_until or not isinstance(message, Changes):
+        if not self.overlap.is_on(now) or not isinstance(message, Changes):
             self._counters.add("refused_while_leading")
             return []
-        sequence = message.origin.sequence
-        guarded = stream.guarded
-        taken = [
-            record
-            for record in message.records
-            if (not guarded or stream.fresh(record.key, sequence)) and record.key not in self._own
-        ]
+        records = message.records
+        if stream.guarded:
+            sequence = message.origin.sequence
+            records = [record for record in records if stream.fresh(record.key, sequence)]
+        taken = self.overlap.wanted(records)
         if taken:
             actions.append(Apply(taken))
             self._counters.add("records_taken_over", len(taken))
@@ -508,13 +447,13 @@ class Copy:
             self._counters.add("datagrams_lost", lost)
             if peer.state is PeerState.PROBE:
                 # What agreed before may have agreed without what is lost now.
-                self._catching_up.ask_sums()
+                self.catching_up.ask_sums()
             else:
                 self._probe("datagrams were lost", now, actions)
-        for buckets in self._catching_up.finished(peer.stream):
+        for buckets in self.catching_up.finished(peer.stream):
             self._counters.add("snapshots_received")
             actions.append(EndSnapshot(self._tally.sync_id, buckets))
-            if not self._catching_up.wanted and peer.state is PeerState.SNAPSHOT:
+            if not self.catching_up.wanted and peer.state is PeerState.SNAPSHOT:
                 self._enter(peer, PeerState.REPLICATE, "the snapshot is complete", actions)
 
     # --- snapshots -----------------------------------------------------------------
@@ -527,10 +466,10 @@ class Copy:
             # delete is lost, and nothing would show it.
             peer.stream.abandon()
             peer.stream.take_lost()
-            self._catching_up.begin_anew()
-            self._catching_up.wanted = ALL_BUCKETS
+            self.catching_up.begin_anew()
+            self.catching_up.wanted = ALL_BUCKETS
             self._enter(peer, PeerState.SNAPSHOT, "a snapshot began", actions)
-        buckets = self._catching_up.begin(message.origin.sequence, message.buckets, now)
+        buckets = self.catching_up.begin(message.origin.sequence, message.buckets, now)
         if buckets:
             self._request_at = now + SNAPSHOT_PATIENCE
             actions.append(BeginSnapshot(self._tally.sync_id, buckets))
@@ -539,7 +478,7 @@ class Copy:
         if peer.state is PeerState.REPLICATE:
             # It is for another node; all that it holds is here already.
             return
-        if self._catching_up.advance(message.begin, now):
+        if self.catching_up.advance(message.begin, now):
             self._request_at = now + SNAPSHOT_PATIENCE
         elif peer.speaks > LEVEL_PLAIN:
             return
@@ -564,8 +503,8 @@ class Copy:
         ):
             return
         if (standing.told, standing.total) == (self._tally.told, self._tally.total):
-            self._catching_up.agrees()
-        elif self._catching_up.may_compare(now):
+            self.catching_up.agrees()
+        elif self.catching_up.may_compare(now):
             self._counters.add("sums_differed")
             self._probe("the sums differ", now, actions)
 
@@ -574,7 +513,7 @@ class Copy:
         if peer is not self._leader or peer.state is not PeerState.PROBE or self._draining:
             return
         exact = self._is_exact(peer, message.origin.sequence)
-        catching_up = self._catching_up
+        catching_up = self.catching_up
         if not catching_up.compare(message.first, message.sums, self._tally.sums, exact=exact):
             return
         match catching_up.conclude(now):
@@ -598,7 +537,7 @@ class Copy:
 
     def _probe(self, reason: str, now: float, actions: list[Action]) -> None:
         assert self._leader is not None
-        self._catching_up.begin_anew()
+        self.catching_up.begin_anew()
         self._request_at = max(now, min(self._request_at, now + REQUEST_INTERVAL))
         self._enter(self._leader, PeerState.PROBE, reason, actions)
 
@@ -630,13 +569,13 @@ class Copy:
         if leader.speaks > LEVEL_PLAIN:
             if leader.state is PeerState.PROBE and self._compares:
                 self._counters.add("sums_requested")
-                self._catching_up.ask_sums()
+                self.catching_up.ask_sums()
                 actions.append(Send(encode(SumsRequest(origin, leader.node, leader.epoch))))
                 return
             if leader.state is PeerState.PROBE:
-                self._catching_up.wanted = ALL_BUCKETS
+                self.catching_up.wanted = ALL_BUCKETS
                 self._enter(leader, PeerState.SNAPSHOT, "all is asked for", actions)
-            buckets = self._catching_up.unasked
+            buckets = self.catching_up.unasked
             if not buckets:
                 return
         self._counters.add("snapshots_requested")

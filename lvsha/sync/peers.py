@@ -34,6 +34,7 @@ PEERS_MAX: Final = 16
 # A silent peer's place is given to a new one after this.
 PEER_FORGOTTEN: Final = 60.0
 EPOCHS_REMEMBERED: Final = 16
+ALARM_INTERVAL: Final = 10.0
 # No pair sees so many takeovers; a false term near the end of its range must not leave the
 # next leader without one above it.
 TERM_JUMP_MAX: Final = 1_000_000
@@ -107,18 +108,22 @@ class Peers:
 
     Args:
         epoch: this node's own.
-        silence: seconds; see `silence_limit`.
+        heartbeat_interval: seconds.
         proven: whether an epoch must have named ours before it is believed.
         counters: for what is refused.
 
     Attributes:
+        silence: see `silence_limit`.
         stranger_heard: somebody who is not believed yet was heard since this was last
             cleared: a heartbeat would help.
     """
 
-    def __init__(self, epoch: int, silence: float, *, proven: bool, counters: Counters) -> None:
+    def __init__(
+        self, epoch: int, heartbeat_interval: float, *, proven: bool, counters: Counters
+    ) -> None:
         self._epoch = epoch
-        self.silence = silence
+        self._heartbeat_interval = heartbeat_interval
+        self.silence = silence_limit(heartbeat_interval)
         self._proven = proven
         self._counters = counters
         self._known: dict[str, Peer] = {}
@@ -201,6 +206,19 @@ class Peers:
             if not peer.silent and now >= peer.heard + self.silence:
                 peer.silent = True
                 actions.append(PeerChanged(peer.node, peer.state, "silent"))
+
+    def leads_too_long(self, peer: Peer, now: float) -> bool:
+        """Whether it is an alarm that a second leader is heard, too.
+
+        A change of roles makes two leaders for a moment; that is none.
+        """
+        if now - peer.overlap_last > self.silence:
+            peer.overlap_since = now
+        peer.overlap_last = now
+        if now - peer.overlap_since < self._heartbeat_interval or now < peer.alarm_at:
+            return False
+        peer.alarm_at = now + ALARM_INTERVAL
+        return True
 
     def _believes(self, message: Message, now: float) -> bool:
         """Whether an epoch that is new here is that of a living process."""

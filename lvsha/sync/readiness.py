@@ -11,10 +11,28 @@ Times are seconds on a monotonic clock; figures are in the units that their name
 from collections.abc import Sequence
 
 from lvsha.model import BUCKETS
-from lvsha.sync.messages import PeerState, Role
+from lvsha.sync.copy import Copy
+from lvsha.sync.messages import PeerState, Role, Standing
 from lvsha.sync.peers import Peer
 from lvsha.sync.source import Source
 from lvsha.tally import Tally
+
+
+def standing(copy: Copy, source: Source, tally: Tally) -> Standing:
+    """What a node says of itself in its heartbeats."""
+    stream = None if copy.leader is None else copy.leader.stream
+    return Standing(
+        told=tally.told,
+        total=tally.total,
+        is_current=not source.queued,
+        established=tally.established,
+        exposed=tally.exposed,
+        missing=0 if stream is None else stream.missing,
+        wanted=copy.catching_up.wanted.bit_count(),
+        mismatched=copy.catching_up.mismatched.bit_count(),
+        lost=0 if stream is None else stream.lost_total,
+        repaired=0 if stream is None else stream.repaired_total,
+    )
 
 
 def _unseen(peer: Peer, source: Source, now: float) -> tuple[int, float]:

@@ -23,7 +23,6 @@ Times are seconds on a monotonic clock; none of them crosses the wire.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from lvsha.counters import Counters
@@ -46,7 +45,7 @@ from lvsha.sync.actions import (
     Send,
 )
 from lvsha.sync.configuration import Comparison
-from lvsha.sync.copy import ALARM_INTERVAL, DRAIN, Copy
+from lvsha.sync.copy import Copy
 from lvsha.sync.datagrams import decode, encode, encode_answers, entries_room
 from lvsha.sync.messages import (
     DATAGRAM_BYTES_MAX,
@@ -66,9 +65,10 @@ from lvsha.sync.messages import (
     SumsRequest,
     Unknown,
 )
-from lvsha.sync.peers import Peer, Peers, silence_limit
+from lvsha.sync.overlap import DRAIN
+from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
-from lvsha.sync.readiness import peer_status, readiness
+from lvsha.sync.readiness import peer_status, readiness, standing
 from lvsha.sync.source import Pace, Source
 from lvsha.tally import Tally
 
@@ -296,7 +296,7 @@ class Replica:
         ]
         self._questions.close(keys)
         if self._home.leading:
-            self._home.own(keys, now)
+            self._home.overlap.own(keys, now)
         return self._performed([*self._source.tell(changes, now)], now)
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
@@ -388,7 +388,7 @@ class Replica:
     def _new_copy(self, tally: Tally, *, compares: bool) -> Copy:
         peers = Peers(
             self.epoch,
-            silence_limit(self._heartbeat_interval),
+            self._heartbeat_interval,
             proven=self._proven,
             counters=self.counters,
         )
@@ -396,7 +396,6 @@ class Replica:
             tally=tally,
             node=self.node,
             peers=peers,
-            heartbeat_interval=self._heartbeat_interval,
             level=self._level,
             compares=compares,
             own_max=self._pace.queue_max,
@@ -557,7 +556,7 @@ class Replica:
             speaks=source.level,
             oldest=source.history.oldest or source.sequence + 1,
             heard=self._home.peers.heard_epochs(now),
-            standing=replace(self._home.standing, is_current=not source.queued),
+            standing=standing(self._home, source, self._tally),
         )
         for node in self._comparison.differing:
             if node not in self._home.peers:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import Reporting
 from lvsha.datapath.schedulers import SCHEDULERS
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.datapath.services import (
     ServerOptions,
     ServiceIdentity,
@@ -38,7 +38,7 @@ _Service = tuple[tuple[Protocol | None, int], str, int, bytes, bool, list[_Serve
 
 def build() -> Laboratory:
     """Services of both families and transports, by all methods, with connections."""
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     laboratory.set(schedule_icmp=1, nat_icmp_send=1, cache_bypass=1, expire_nodest_conn=1)
     for vip, servers in ((V4, SERVERS4), (V6, SERVERS6)):
         for protocol in (Protocol.TCP, Protocol.UDP):
@@ -412,7 +412,7 @@ class Wilderness:
     """A director with drawn services, to which anything may happen."""
 
     def __init__(self, drawn: list[_Service], chosen: dict[str, int]) -> None:
-        self.laboratory = Laboratory(connections_max=12, reporting=Reporting())
+        self.laboratory = Laboratory(connections_max=12, reporting=ESTABLISHED)
         self.services = self.laboratory.director.services
         self.chosen = chosen
         self.drawn: list[tuple[ServiceIdentity, ServiceOptions, list[_Server]]] = []
@@ -508,14 +508,19 @@ class Wilderness:
 
     def replicate(self, kind: str, one: int, three: int) -> None:
         replication = self.laboratory.director.replication
-        for record in list(replication.records([packets.address(V4), packets.address(MARKED)])):
-            if record is None:
-                continue
-            if kind == "forget" and one % 3 == 0:
-                replication.forget(record.key)
-            elif kind == "copy":
-                server = packets.address(SERVERS4[three % 3])
-                replication.apply(record._replace(server=server), self.laboratory.now)
+        table = self.laboratory.director.registry.table
+        keys = [c.record_key for c in table.connections() if not c.is_poisoned]
+        records = replication.lookup(keys)
+        assert [record.key for record in records] == keys
+        if kind == "forget":
+            replication.forget(keys[one % 3 :: 3])
+        else:
+            # Some to another server, which there may be or not; unbound ones to their own.
+            server = packets.address((*SERVERS4, "10.1.0.14")[three % 4])
+            replication.apply(
+                [r._replace(server=server) if (n + one) % 2 else r for n, r in enumerate(records)],
+                self.laboratory.now,
+            )
 
     def check(self) -> None:
         """Everything that is counted is what a recount gives, and no limit is passed."""

@@ -32,10 +32,10 @@ from lvsha.model import (
     template_key,
 )
 from lvsha.sync.catching_up import SNAPSHOT_STALL, SNAPSHOTS_MAX
-from lvsha.sync.copy import DRAIN
 from lvsha.sync.datagrams import decode
 from lvsha.sync.history import HISTORY_BYTES
 from lvsha.sync.messages import LEVEL, LEVEL_PLAIN, PeerState, Role
+from lvsha.sync.overlap import DRAIN
 from lvsha.sync.peers import PEERS_MAX, silence_limit
 from lvsha.sync.replica import (
     Action,
@@ -338,9 +338,9 @@ class World:
         copy = replica._home
         assert replica._source.queued <= self.pace.queue_max
         assert len(list(copy.peers)) <= PEERS_MAX
-        assert len(copy._catching_up._snapshots) <= SNAPSHOTS_MAX
+        assert len(copy.catching_up._snapshots) <= SNAPSHOTS_MAX
         assert replica._source.history._bytes <= HISTORY_BYTES
-        assert len(copy._own) <= self.pace.queue_max
+        assert len(copy.overlap) <= self.pace.queue_max
         for peer in copy.peers:
             assert len(peer.stream._missing) <= MISSING_MAX
             assert len(peer.stream._touched) <= TOUCHED_MAX

@@ -84,9 +84,6 @@ DIFFERENCES: Sequence[Difference] = (
         "persist", r"ops-m", r"the answer of one-packet scheduling", KEPT_FROM_HOST, "dropped"
     ),
     Difference("persist", r"nodest-1-.*", r"the open connection.*|once more", UNKNOWN, "dropped"),
-    Difference("sync", r".*", r"sync_(in|out)", SYNC_PROTOCOL, "anything"),
-    Difference("sync", r"backup-.*", r"conns|ipvsadm .*", SYNC_PROTOCOL, "anything"),
-    Difference("sync", r"backup-.*", r".* goes on at the backup", SYNC_PROTOCOL, "anything"),
     Difference("ipvsadm_text", r"large-counters", r".*", FLOOD, "anything"),
 )
 

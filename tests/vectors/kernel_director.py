@@ -7,19 +7,23 @@ settings and firewall marks; all time is the scenario's own.
 import ipaddress
 import shlex
 from collections.abc import Sequence
+from typing import TypeVar
 
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.network import AddressChange
+from lvsha.datapath.service_policy import TellRule, TellWhen
 from lvsha.datapath.verdicts import ACCEPT
 from lvsha.ipvsadm import procfiles
 from lvsha.ipvsadm.commands import Result, run
 from lvsha.ipvsadm.names import KnownNames
 from lvsha.ipvsadm.views import amounts, view_connection, view_service
-from lvsha.model import Protocol, parse_address
+from lvsha.model import ConnectionRecord, Protocol, parse_address
+from lvsha.sync_daemons import SyncDaemons
+from lvsha.tally import Tally
 from tests.laboratory import CLIENT, Laboratory, Left
 from tests.vectors.recordings import Counts, Scenario, parse_endpoint
-from tests.vectors.sync_daemons import RecordedDaemons
+from tests.vectors.sync_daemons import PaperDaemons
 
 START = 1000.0
 """What the laboratory's clock shows when a scenario begins."""
@@ -27,18 +31,41 @@ TICK = 1.0
 """Seconds between two looks at what time has brought."""
 
 
+Key = TypeVar("Key")
+
+
+class _OfAll(dict[Key, Tally]):
+    """The kernel has one sync master for everything."""
+
+    def __init__(self, nothing: Key, tally: Tally) -> None:
+        super().__init__({nothing: tally})
+        self._tally = tally
+
+    def get(self, key: Key, default: object = None) -> Tally:
+        return self._tally
+
+
 class KernelDirector(Laboratory):
     """A `Director` in the recorded laboratory.
 
     Attributes:
         accepted: whether the last packet was left to the host.
+        paper: the sync daemons, which `daemons` is to ipvsadm.
     """
 
     def __init__(self, scenario: Scenario) -> None:
-        super().__init__(vips=scenario.get("vips", []))
+        super().__init__(vips=scenario.get("vips", []), reporting=TellRule(TellWhen.THRESHOLD))
+        registry = self.director.registry
+        registry.tallies = _OfAll(b"", self.tally)
+        registry.mark_tallies = _OfAll(0, self.tally)
         self._own = [ipaddress.ip_network(prefix) for prefix in scenario.get("local", [])]
         self.names = known_names(scenario.get("hosts", ""), scenario.get("services_file", []))
-        self.daemons = RecordedDaemons()
+        self.paper = PaperDaemons(
+            lambda: self.director.settings,
+            self.states(),
+            self._engines,
+        )
+        self.daemons = SyncDaemons(self.paper)
         self.accepted = False
         self.director.marks.set(
             [mark_rule(mark["dst"], mark["mark"]) for mark in scenario.get("marks", [])]
@@ -55,6 +82,37 @@ class KernelDirector(Laboratory):
             self.sleep(TICK)
         self.sleep(max(0.0, START + seconds - self.now))
 
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, for the sync daemons too."""
+        super().sleep(seconds)
+        self.tell_daemons()
+        self.paper.expire(self.now)
+
+    def hear(self, datagram: bytes) -> None:
+        """A datagram has come to the sync group."""
+        self.apply(self.paper.receive(datagram, self.now))
+
+    def apply(self, records: Sequence[ConnectionRecord]) -> None:
+        """Take over what another director has told."""
+        self.director.replication.apply(records, self.now)
+
+    def tell_daemons(self) -> None:
+        """Tell the master daemon of changes.
+
+        The kernel tells first of a connection, then of what it belongs to.
+        """
+        for changes in self.director.registry.take_changes().values():
+            self.paper.tell(changes[::-1], self.now)
+
+    def states(self) -> dict[int, int]:
+        """How many states each protocol has."""
+        machines = self.director.registry.machines
+        return {number: len(machine.timeouts) for number, machine in machines.items()}
+
+    def _engines(self) -> list[str]:
+        """The kernel has loaded the engines that its services use."""
+        return sorted({s.options.engine for s in self.director.services if s.options.engine})
+
     def ipvsadm(self, command: str, stdin: str = "") -> Result:
         """Carry out one ipvsadm command; the word ``ipvsadm`` may stand before it."""
         words = shlex.split(command)
@@ -70,7 +128,9 @@ class KernelDirector(Laboratory):
             self.director.learn(AddressChange(CLIENT, there, present=True))
         verdict = self.director.decide(self.frame, self.put(side, packet, vnet), self.now)
         self.accepted = verdict is ACCEPT
-        return self.left(self.director.carry_out(self.frame, verdict, self.now))
+        left = self.left(self.director.carry_out(self.frame, verdict, self.now))
+        self.tell_daemons()
+        return left
 
     def connection(self, client: str, virtual: str | None = None) -> Connection | None:
         """The connection of a client, as one writes its endpoint."""

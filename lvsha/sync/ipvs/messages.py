@@ -46,6 +46,7 @@ ByteOrder = Literal["little", "big"]
 
 _HEAD_V0: Final = struct.Struct(">BBH")  # count, sync id, length
 _HEAD_V1: Final = struct.Struct(">BBHBBH")  # 0, sync id, length, count, version, 0
+_COUNT_V1_AT: Final = 4
 _RECORD_V0: Final = struct.Struct(">BBHHH4s4s4sHH")
 _RECORDS_V1: Final = {
     IPv4_BYTES: struct.Struct(">BBHIHHHHII4s4s4s"),
@@ -123,18 +124,30 @@ def parse(datagram: bytes, byte_order: ByteOrder = "little") -> Message:
     Raises:
         SyncError: it is no message, or not all of one.
     """
+    version, sync_id = head(datagram)
+    if version:
+        records, faults = _parse_v1(datagram, datagram[_COUNT_V1_AT])
+    else:
+        records, faults = _parse_v0(datagram, datagram[0], byte_order)
+    return Message(version, sync_id, tuple(records), tuple(faults))
+
+
+def head(datagram: bytes) -> tuple[int, int]:
+    """The version and the sync id of a message; what is not of version 1 is of version 0.
+
+    Raises:
+        SyncError: it is no message, or not all of one.
+    """
     if len(datagram) < _HEAD_V0.size:
         raise SyncError("a sync message of the kernel's has at least 4 bytes")
     count, sync_id, length = _HEAD_V0.unpack_from(datagram)
     if length != len(datagram):
         raise SyncError("the length in the sync message is not that of its datagram")
     if count == 0 and len(datagram) >= _HEAD_V1.size:
-        _, _, _, count_v1, version, spare = _HEAD_V1.unpack_from(datagram)
+        *_, version, spare = _HEAD_V1.unpack_from(datagram)
         if version == 1 and not spare:
-            records, faults = _parse_v1(datagram, count_v1)
-            return Message(1, sync_id, tuple(records), tuple(faults))
-    records, faults = _parse_v0(datagram, count, byte_order)
-    return Message(0, sync_id, tuple(records), tuple(faults))
+            return 1, sync_id
+    return 0, sync_id
 
 
 def _parse_v0(
