@@ -138,6 +138,9 @@ class Source:
         self._queue: dict[bytes, tuple[float, ConnectionChange]] = {}
         self._overflowed = False
         self._tick_end = float("-inf")
+        # When what waits has its turn. A tick may also begin with a call of `tell`; that must
+        # not put the turn off, or who tells often enough would keep all else waiting for ever.
+        self._turn_at = float("-inf")
         self._live_sent = 0
         self._snapshot_sent = 0
         self._resend: dict[int, None] = {}
@@ -167,7 +170,7 @@ class Source:
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
         busy = bool(self._queue or self._resend) or self._records is not None
-        times = [self._tick_end] if busy else []
+        times = [self._turn_at] if busy else []
         if self._wanted and self._records is None:
             times.append(self._provide_at)
         if self._sums_by is not None:
@@ -301,6 +304,7 @@ class Source:
         actions += self._send_sums(now)
         actions += self._send_snapshot(now)
         actions += self._provide(now)
+        self._turn_at = self._tick_end
         return actions
 
     # Numbers, ticks and bytes
