@@ -17,8 +17,9 @@ What always holds:
   ``live_datagrams_per_tick`` of live changes leave, and at most
   ``snapshot_datagrams_per_tick`` of a snapshot: one if live changes wait, so that neither
   keeps the other from advancing. What was sent before and is asked for again goes first.
-* A snapshot is never more than ``window`` numbers ahead of the slowest listener that tells
-  its progress, so that it does not overrun a receive buffer of the usual size. A window
+* A snapshot is never more than ``window`` datagrams ahead of the slowest listener that tells
+  its progress, so that it does not overrun a receive buffer of the usual size. Live changes
+  are not counted: they are small, and many of them must not close the window. A window
   that stays shut for `WINDOW_STALL` lets one tick's share through: the word of progress
   may be lost, or the listener gone.
 * With ``bytes_per_second`` no more than that leaves, but for the first datagram of a second
@@ -151,6 +152,8 @@ class Source:
         self._held: ConnectionRecord | None = None
         self._snapshot_begin = 0
         self._snapshot_records = 0
+        # Numbers of snapshots' datagrams that the slowest listener may not have seen.
+        self._ahead: deque[int] = deque()
         self._moved_at = float("-inf")
         self._wanted = 0
         self._wanted_since = float("-inf")
@@ -440,8 +443,11 @@ class Source:
 
     def _is_window_open(self, now: float) -> bool:
         if self.level == LEVEL_PLAIN or self.progress is None:
+            self._ahead.clear()
             return True
-        if self.sequence - self.progress < self._pace.window:
+        while self._ahead and self._ahead[0] <= self.progress:
+            self._ahead.popleft()
+        if len(self._ahead) < self._pace.window:
             return True
         if now < self._moved_at + WINDOW_STALL:
             return False
@@ -462,6 +468,7 @@ class Source:
             reads, ended = self._read(self._records, packing, reads)
             if packing.count:
                 self._number()
+                self._ahead.append(self.sequence)
                 self._snapshot_sent += 1
                 self._snapshot_records += packing.count
                 actions.append(self._sent(self._chunk(packing), 0, now))

@@ -34,21 +34,40 @@ def chunks(actions: list[Action]) -> int:
     return sum(isinstance(message, SnapshotChunk) for message in messages)
 
 
-def test_changes_that_come_all_the_time_do_not_keep_a_snapshot_from_its_turn() -> None:
-    tick = Pace().tick
+def made(pace: Pace) -> Source:
     source = Source(
-        tally=Tally(1),
-        node="east",
-        epoch=1,
-        datagram_max=1400,
-        pace=Pace(),
-        counters=Counters(),
+        tally=Tally(1), node="east", epoch=1, datagram_max=1400, pace=pace, counters=Counters()
     )
     source.lead(1)
+    return source
 
-    def records() -> Iterator[ConnectionRecord | None]:
-        yield from map(record, range(CONNECTIONS))
 
+def records() -> Iterator[ConnectionRecord | None]:
+    yield from map(record, range(CONNECTIONS))
+
+
+def test_live_changes_do_not_close_the_window_of_a_snapshot() -> None:
+    pace = Pace(window=8)
+    source = made(pace)
+    source.progress = 0
+    source.request(ALL_BUCKETS, 0, 0.0)
+    sent = chunks(source.snapshot(records(), 0.0))
+    now = 0.0
+    for step in range(100):
+        now += pace.tick / 10
+        source.tell([ConnectionChanged(record(CONNECTIONS + step))], now)
+    # Nothing was heard of the listener for ten ticks and a hundred changes.
+    for _ in range(4):
+        now += pace.tick
+        sent += chunks(source.expire(now))
+    assert sent == pace.window
+    source.progress = source.sequence
+    assert chunks(source.progressed(now + pace.tick)) > 0
+
+
+def test_changes_that_come_all_the_time_do_not_keep_a_snapshot_from_its_turn() -> None:
+    tick = Pace().tick
+    source = made(Pace())
     actions = source.request(ALL_BUCKETS, 0, 0.0)
     assert any(isinstance(action, ProvideSnapshot) for action in actions)
     source.snapshot(records(), 0.0)
