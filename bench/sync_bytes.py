@@ -19,7 +19,7 @@ from bench.sync_node import KEY
 from lvsha.config import Sync
 from lvsha.connection_store import ConnectionStore
 from lvsha.counters import Counters
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionRecord, ForwardMethod
 from lvsha.sync.actions import Action, ProvideSnapshot, Send
 from lvsha.sync.messages import ALL_BUCKETS
@@ -68,7 +68,7 @@ def measure(connections: int, servers: int) -> dict[str, float]:
     crowd = Crowd(
         Kind(ForwardMethod.DIRECT_ROUTE),
         servers=servers,
-        reporting=Reporting(),
+        reporting=ESTABLISHED,
         connections_max=2 * connections,
     )
     store = ConnectionStore(crowd.director, dict.fromkeys(crowd.virtual, SYNC_ID), lambda: NOW)

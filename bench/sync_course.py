@@ -10,6 +10,7 @@ Every wait has a limit. Times are seconds.
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import trio
@@ -66,7 +67,7 @@ class SyncCourse:
         self._note(f"sync: {connections:,} connections are opened")
         arguments = ["-m", "bench.sync_leader", str(connections)]
         joins = []
-        async with program("director", arguments, self._leader_on, listens=True) as leader:
+        async with _end("director", arguments, self._leader_on) as leader:
             await line_of(leader, FILL_TIME_MAX)
             for turn in range(self._options.joins):
                 self._note(f"sync: turn {turn + 1}, a peer joins {connections:,} connections")
@@ -75,7 +76,7 @@ class SyncCourse:
 
     async def _join(self, leader: trio.Process, connections: int) -> SyncJoin:
         arguments = ["-m", "bench.sync_follower"]
-        async with program("peer", arguments, self._follower_on, listens=True) as follower:
+        async with _end("peer", arguments, self._follower_on) as follower:
             await line_of(follower, SAY_TIME_MAX)
             await tell(leader, "quiet")
             await line_of(leader, SAY_TIME_MAX)
@@ -83,7 +84,10 @@ class SyncCourse:
             await trio.sleep(BEFORE)
             own_at = processor_time(leader.pid)
             await tell(follower, f"join {connections}")
-            joined = read_joined(await line_of(follower, SAY_TIME_MAX))
+            try:
+                joined = read_joined(await line_of(follower, SAY_TIME_MAX))
+            except HostError:
+                await tell(leader, "quiet"); await line_of(leader, 5); raise
             own = processor_time(leader.pid) - own_at
             await trio.sleep(AFTER)
             told, settled = await _quiet(leader, follower)
@@ -106,8 +110,8 @@ class SyncCourse:
         arguments = ["-m", "bench.sync_leader", str(RECORDS_FILL)]
         measured: list[SyncRecords] = []
         async with (
-            program("director", arguments, self._leader_on, listens=True) as leader,
-            program("peer", ["-m", "bench.sync_follower"], self._follower_on, listens=True) as peer,
+            _end("director", arguments, self._leader_on) as leader,
+            _end("peer", ["-m", "bench.sync_follower"], self._follower_on) as peer,
         ):
             await line_of(leader, FILL_TIME_MAX)
             await line_of(peer, SAY_TIME_MAX)
@@ -145,6 +149,13 @@ class SyncCourse:
         )
 
 
+def _end(
+    namespace: str, arguments: Sequence[str], processors: Sequence[int]
+) -> AbstractAsyncContextManager[trio.Process]:
+    """One end, which goes first: what two ends do in turns must not wait for others."""
+    return program(namespace, arguments, processors, listens=True, goes_first=True)
+
+
 def read_standings(ends: tuple[Told, Settled]) -> tuple[int, int, int]:
     """Datagrams that the leader has sent, and those lost and repaired."""
     told, settled = ends
@@ -169,7 +180,7 @@ async def _quiet(leader: trio.Process, follower: trio.Process) -> tuple[Told, Se
 def _delays(told: Told, settled: Settled, joined: Joined | None) -> Delays:
     """Of what was told while the follower followed and was not complete yet."""
     arrived = dict(settled.arrivals)
-    told_at = {n: at for first, count, at in told.bursts for n in range(first, first + count)}
+    told_at = dict(told.told)
     if joined is None:
         # Only the first of each datagram was looked at.
         counted = arrived.keys() & told_at.keys()

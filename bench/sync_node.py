@@ -24,7 +24,7 @@ from bench.crowd import SYNC_ID, Crowd, Kind
 from bench.sync_words import Standing
 from lvsha.config import Sync
 from lvsha.connection_store import ConnectionStore
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.model import ConnectionRecord, Protocol
 from lvsha.sync.courier import Courier
@@ -104,7 +104,7 @@ class SyncNode:
         self.crowd = Crowd(
             Kind(protocol=Protocol.TCP),
             services=SERVICES,
-            reporting=Reporting(),
+            reporting=ESTABLISHED,
             connections_max=CONNECTIONS_MAX,
         )
         self.director = self.crowd.director

@@ -40,12 +40,12 @@ class Told:
     Attributes:
         standing: how it stands.
         sequence: the newest number of its stream.
-        bursts: the first number of some connections, how many they are, and when.
+        told: the numbers of connections, and when they were.
     """
 
     standing: Standing
     sequence: int
-    bursts: list[tuple[int, int, float]]
+    told: list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ def encode(word: Told | Joined | Settled | Carried) -> str:
 def read_told(line: bytes) -> Told:
     """Read what `encode` wrote of a `Told`."""
     values = json.loads(line)
-    bursts = [(first, count, at) for first, count, at in values["bursts"]]
-    return Told(Standing(**values["standing"]), values["sequence"], bursts)
+    told = [(number, at) for number, at in values["told"]]
+    return Told(Standing(**values["standing"]), values["sequence"], told)
 
 
 def read_joined(line: bytes) -> Joined:
