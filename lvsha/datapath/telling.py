@@ -59,6 +59,11 @@ _WHEN_NEVER: Final = TellWhen.NEVER
 _EXCLUDING: Final = frozenset({_WHEN_TEMPLATES, _WHEN_NEVER})
 
 
+def copy_ends(told_at: float, timeout: float) -> float:
+    """When a copy ends of which a peer has told at a time, if no packet of it comes here."""
+    return told_at + timeout + timeout * REFRESH_PART
+
+
 class Teller:
     """Decides what is told.
 
@@ -159,9 +164,14 @@ class Teller:
             self._tell_again(connection, now)
 
     def lived_on(self, connection: Connection, now: float) -> None:
-        """Packets have moved its end; they may be those of its server alone."""
+        """Its time-out is over and its end was moved: by packets, perhaps its server's alone.
+
+        The end of a copy was moved from the beginning; if by nothing else, it is its source
+        that tells of it.
+        """
         if (
             now >= connection.report_at
+            and connection.expires != copy_ends(connection.report_at, connection.timeout)
             and connection.told_state != UNTOLD
             and _rule_of(connection).when is not _WHEN_THRESHOLD
             and (connection.flags & _TEMPLATE or connection.machine.told[connection.state])
