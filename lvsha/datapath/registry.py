@@ -305,8 +305,6 @@ class Registry:
         """Enter a connection under the port that its client turned out to use."""
         self.teller.retract(connection)
         self.table.learn_client_port(connection, port)
-        if connection.tally is not None:
-            self.teller.renamed(connection)
 
     def poison(self, template: Connection) -> None:
         """Let a template be found no more; it ends when its time is over.
