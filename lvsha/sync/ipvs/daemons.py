@@ -101,6 +101,7 @@ class Daemons:
         table: where records go that a backup takes over.
         settings: tells the settings that are in force.
         states: how many states each protocol has that the table knows.
+        mark_of: tells the firewall mark of a connection by its key, 0 for none.
         open_socket: opens sockets.
         log: where to write.
 
@@ -114,6 +115,7 @@ class Daemons:
         table: ConnectionTable,
         settings: Callable[[], Settings],
         states: Mapping[int, int],
+        mark_of: Callable[[bytes], int] = lambda _: 0,
         open_socket: OpenSocket = open_multicast,
         log: FilteringBoundLogger | None = None,
     ) -> None:
@@ -121,6 +123,7 @@ class Daemons:
         self._table = table
         self._settings = settings
         self._states = states
+        self._mark_of = mark_of
         self._open_socket = open_socket
         self._log = LimitedLog(structlog.get_logger("sync") if log is None else log)
         self.counters = Counters()
@@ -296,7 +299,12 @@ class Daemons:
         return min(self._settings().sync_ports, PORTS_MAX)
 
     def _core(self, daemon: Daemon) -> Master:
-        return Master(daemon.terms.sync_id, ports=self._ports, length_max=daemon.length_max)
+        return Master(
+            daemon.terms.sync_id,
+            ports=self._ports,
+            length_max=daemon.length_max,
+            mark_of=self._mark_of,
+        )
 
     def _set_up(self, core: Master) -> None:
         settings = self._settings()
