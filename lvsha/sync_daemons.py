@@ -31,9 +31,6 @@ def make_daemons(
         director: whose connections they speak of.
         table: where records go that a backup takes over.
         open_socket: opens sockets.
-
-    Raises:
-        HostError: the interface that the pair file names cannot be used.
     """
     daemons = Daemons(
         Roster(mtu),
