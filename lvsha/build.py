@@ -151,6 +151,34 @@ def _tunnel(table: TunnelTable) -> Tunnel:
     )
 
 
+def sync_ids(pair: Pair) -> dict[bytes, int]:
+    """The sync id of each virtual address that a virtual router moves."""
+    return {
+        placed.address.ip.packed: router.sync_id
+        for router in pair.virtual_routers
+        for placed in router.addresses
+    }
+
+
+def mark_sync_ids(pair: Pair) -> dict[int, int]:
+    """The sync id of each firewall mark whose templates are synced.
+
+    It is that of the virtual router of which an address lies in the destinations of the
+    mark's rules, by the first such rule; else that of the only router there is.
+    """
+    routers = pair.virtual_routers
+    addresses = sync_ids(pair)
+    found: dict[int, int] = {}
+    for rule in mark_rules(pair):
+        for address, sync_id in addresses.items():
+            if rule.mark not in found and rule.covers(address):
+                found[rule.mark] = sync_id
+    if len(routers) == 1:
+        for rule in mark_rules(pair):
+            found.setdefault(rule.mark, routers[0].sync_id)
+    return found
+
+
 def mark_rules(pair: Pair) -> Iterator[MarkRule]:
     """The rules by which packets get firewall marks, in their order."""
     for mark in pair.marks:

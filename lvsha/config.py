@@ -27,6 +27,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lvsha.config_fields import (
+    AbsolutePath,
     InterfaceName,
     IpAddress,
     IpInterface,
@@ -122,7 +123,7 @@ class VirtualRouter(Table):
 
 PORT_MAX: Final = 65_535
 _KEYS_OF_FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
-    "lvsha": ("heartbeat_interval", "datagram_max"),
+    "lvsha": ("heartbeat_interval", "datagram_max", "bytes_per_second", "key_file"),
     "ipvs": ("maxlen", "ports"),
 }
 """Keys of `Sync` that mean nothing in another format."""
@@ -137,6 +138,8 @@ class Sync(Table):
     ``tell`` is for services without a rule of their own. ``"established"`` tells a
     connection as soon as it is established and again before the backup could forget it;
     ``"threshold"`` is the kernel's rule, with its settings of which two may stand here.
+    No more than ``bytes_per_second`` leave, if that is not 0. With ``key_file`` every
+    datagram is sealed.
     """
 
     format: Literal["lvsha", "ipvs"] = "lvsha"
@@ -149,6 +152,8 @@ class Sync(Table):
     period: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     heartbeat_interval: Annotated[float, Field(ge=0.05, le=60)] = 0.5
     datagram_max: Annotated[int, Field(ge=500, le=65_000)] = 1400
+    bytes_per_second: Annotated[int, Field(ge=0, le=10**12)] = 0
+    key_file: AbsolutePath | None = None
     maxlen: Annotated[int, Field(ge=1, le=65_507)] | None = None
     ports: Annotated[int, Field(ge=1, le=64)] | None = None
 

@@ -12,6 +12,7 @@ some 2**32 cases, and the next change shows them.
 What counts is what was told: a connection that no other director knows of is in no sum.
 """
 
+from collections.abc import Sequence
 from typing import Final
 from zlib import crc32
 
@@ -64,6 +65,21 @@ class Tally:
             self.told -= 1
         bucket = bucket_of(key)
         self.sums[bucket] = self.sums[bucket] + term * weight & SUM_MASK
+
+    def tell(self, keys: Sequence[bytes], server: bytes, port: int, state: int) -> None:
+        """Backups come to know connections of which they knew nothing; as `retell` for each.
+
+        Args:
+            keys: of their records, none of a template.
+            server: the address of their real server.
+            port: of their real server.
+            state: the same of all.
+        """
+        sums, tail, weight = self.sums, server + port.to_bytes(2), 2 * state + 1
+        for key in keys:
+            bucket = key[-3] + key[5]  # as `bucket_of`
+            sums[bucket] = sums[bucket] + (crc32(key + tail) + 1) * weight & SUM_MASK
+        self.told += len(keys)
 
     @property
     def total(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
-from lvsha.datapath.connections import Connection, TemplateIdentity
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.network import HOST, AddressChange, LinkChange, NeighbourChange, RouteChange
@@ -237,13 +237,15 @@ class Laboratory:
 
 def tally_of(registry: Registry, connection: Connection) -> Tally | None:
     """Where a connection must count: at its address or mark, and poisoned templates nowhere."""
-    identity = connection.dialogue
-    if isinstance(identity, TemplateIdentity):
+    virtual, _ = connection.virtual
+    if connection.is_template:
         if connection in registry.table._poisoned:
             return None
-        if identity.mark:
-            return registry.mark_tallies.get(identity.mark)
-    return registry.tallies.get(connection.virtual[0])
+        if not connection.protocol:
+            return registry.mark_tallies.get(int.from_bytes(virtual[:4]))
+        return registry.tallies.get(virtual)
+    mark = connection.server.service.identity.mark
+    return registry.tallies.get(virtual) or registry.mark_tallies.get(mark)
 
 
 def count_in(tally: Tally, connection: Connection) -> None:

@@ -22,13 +22,15 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lvsha.datapath import icmp_errors
-from lvsha.datapath.connections import SLICE, Connection, FtpDialogue, reversed_key
+from lvsha.datapath.connections import SLICE, Connection, reversed_key
 from lvsha.datapath.defence import Defence
+from lvsha.datapath.destinations import Destinations
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.ftp_control import FtpControl
 from lvsha.datapath.housekeeping import Housekeeping
 from lvsha.datapath.icmp_errors import QuotedTunnel
 from lvsha.datapath.marks import Marks
+from lvsha.datapath.memories import FtpDialogue
 from lvsha.datapath.network import Network, NetworkChange, Outgoing
 from lvsha.datapath.opening import NO_SERVICE, Opener
 from lvsha.datapath.reasons import Reason
@@ -112,13 +114,15 @@ class Director:
             self.registry, self.services, self.marks, self.network, self._defence, settings
         )
         self.replication = Replication(
-            self.registry, self._opener.service_of, lambda a: a not in self._opener.elsewhere
+            self.registry, Destinations(self.services, self.marks), self.holds
         )
         self._ftp = FtpControl(self.registry)
         self._reassembler = Reassembler(self.drops, limit_bytes=fragment_bytes)
         self._transmitter = Transmitter(self.network, self.drops, answers_per_second)
         self.carry_out = self._transmitter.carry_out
-        housekeeping = Housekeeping(self.registry, self.services, self._defence, self._reassembler)
+        housekeeping = Housekeeping(
+            self.registry, self.services, self.replication, self._defence, self._reassembler
+        )
         self._housekeeping = housekeeping
         self.housekeep, self.add_chore = housekeeping.run, housekeeping.add
         self._backup_of: frozenset[bytes] = frozenset()
@@ -369,13 +373,12 @@ class Director:
         self, connection: Connection, frame: Frame, now: float, *, to_server: bool
     ) -> Verdict:
         """A segment of an FTP control connection, which may have to be rewritten."""
-        dialogue = connection.dialogue
-        assert isinstance(dialogue, FtpDialogue)
-        read = self._ftp.request if to_server else self._ftp.reply
-        reason = read(connection, dialogue, frame, now)
-        if reason is not None:
-            return Drop(reason)
-        binding = connection.binding
+        dialogue, binding = connection.dialogue, connection.binding
+        if isinstance(dialogue, FtpDialogue):
+            read = self._ftp.request if to_server else self._ftp.reply
+            reason = read(connection, dialogue, frame, now)
+            if reason is not None:
+                return Drop(reason)
         return binding.to_server if to_server else binding.to_client or ACCEPT
 
     # Packets of no connection

@@ -195,6 +195,15 @@ class Teller:
         elif parent.told_state != UNTOLD:
             self._tell_again(parent, now)
 
+    def spoke(self, connection: Connection, now: float) -> None:
+        """What an FTP dialogue has brought about must be known, though no state has changed.
+
+        The kernel's rule knows no such case.
+        """
+        when = _rule_of(connection).when
+        if when is not _WHEN_THRESHOLD and when not in _EXCLUDING:
+            self._tell_again(connection, now)
+
     def retract(self, connection: Connection) -> None:
         """Have backups forget a connection, if they know of it."""
         tally = connection.tally

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from lvsha.datapath.connections import Connection, TemplateIdentity
+from lvsha.datapath.connections import Connection
+from lvsha.datapath.memories import SIP, TemplateIdentity
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.datapath.tunnels import IPIP, Tunnel
 from lvsha.model import ConnectionFlag, ForwardMethod
@@ -188,7 +189,7 @@ def view_connection(connection: Connection, now: float) -> ConnectionView:
         template = connection.dialogue
         if isinstance(template, TemplateIdentity):
             found = template.found
-            engine = "sip" if found else ""
+            engine = SIP if found else ""
         if connection.is_poisoned:
             server_port = POISONED_PORT
     else:

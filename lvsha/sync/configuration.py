@@ -43,12 +43,30 @@ class Comparison:
     """This node's configuration against that of each peer."""
 
     def __init__(self, digest: bytes, digests: Mapping[str, bytes], datagram_max: int) -> None:
-        self.digest = digest
-        self._digests = dict(digests)
-        self._parts = list(_divide(self._digests, datagram_max - PART_OVERHEAD_BYTES))
+        self._room = datagram_max - PART_OVERHEAD_BYTES
+        self._set(digest, digests)
         self._differences: dict[str, _Difference] = {}
         self._next_part = 0
         self._next_round = float("-inf")
+
+    def _set(self, digest: bytes, digests: Mapping[str, bytes]) -> None:
+        self.digest = digest
+        self._digests = dict(digests)
+        self._parts = list(_divide(self._digests, self._room))
+
+    def change(self, digest: bytes, digests: Mapping[str, bytes]) -> list[Action]:
+        """Our own configuration is another from now on; every peer is compared anew."""
+        if digest == self.digest:
+            return []
+        self._set(digest, digests)
+        self._next_part, self._next_round = 0, float("-inf")
+        agreeing = [n for n, known in self._differences.items() if known.digest == digest]
+        for node in agreeing:
+            del self._differences[node]
+        for known in self._differences.values():
+            # What was named differs no more, perhaps; the next description tells.
+            known.parts, known.received, known.names = 0, {}, ()
+        return [ConfigurationAgrees(node) for node in agreeing]
 
     @property
     def differing(self) -> dict[str, tuple[str, ...]]:

@@ -21,7 +21,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import assert_never
 
 from lvsha.datapath.director import Director
@@ -30,7 +30,7 @@ from lvsha.datapath.network import AddressChange, NetworkChange, Outgoing
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.verdicts import Accept, Drop, TunnelError, Verdict
 from lvsha.errors import AdministrationError, ConfigError
-from lvsha.model import ConnectionChange
+from lvsha.model import BUCKETS, ConnectionChange, ConnectionRecord, bucket_of
 from lvsha.tally import Tally
 from tests.fuzz.checks import CHANGES_OF_A_FRAME, BrokenRuleError, demand
 from tests.fuzz.landscape import MARKS, VIRTUAL
@@ -280,18 +280,27 @@ class World(Laboratory):
             case BackUp(addresses):
                 director.back_up(frozenset(addresses))
             case Apply(record):
-                director.replication.apply(record, self.now)
+                director.replication.apply([record], self.now)
             case Forget(key):
-                director.replication.forget(key)
+                director.replication.forget([key])
             case Snapshot(records, addresses):
-                generation = director.replication.begin_snapshot()
-                for record in records:
-                    director.replication.apply(record, self.now)
-                self._begin(director.replication.sweep(generation, frozenset(addresses)))
+                tally = director.registry.tallies[next(iter(addresses), VIRTUAL[0])]
+                self._snapshot(records, tally)
             case Receive():
                 raise AssertionError("frames are received")
             case _:
                 assert_never(step)
+
+    def _snapshot(self, records: Sequence[ConnectionRecord], tally: Tally) -> None:
+        """A snapshot of all, or of each bucket that it names, comes."""
+        replication = self.director.replication
+        generation = replication.begin()
+        replication.apply(records, self.now)
+        if len(records) % 2:
+            self._begin(replication.sweep(tally, generation))
+            return
+        for bucket in {bucket_of(record.key) for record in records}:
+            self._begin(replication.sweep_bucket(tally, bucket, generation))
 
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -326,7 +335,10 @@ class World(Laboratory):
                 director.keep_ways_warm()
                 director.network.wanted.clear()
             case "read snapshot":
-                self._begin(director.replication.records(frozenset(VIRTUAL)))
+                tallies = {*director.registry.tallies.values()}
+                for tally, bucket in product(tallies, range(BUCKETS)):
+                    for record in director.replication.records(tally, bucket):
+                        demand(bucket_of(record.key) == bucket, "a record in another bucket")
             case "tell all":
                 self._begin(chain.from_iterable(map(director.registry.tell_all, (4, 16))))
             case _:

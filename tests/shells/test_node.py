@@ -191,7 +191,7 @@ def test_a_lone_node_becomes_master_and_opens_connections() -> None:
         assert state(east) is VrrpState.MASTER
         assert set(east.held) == {VIRTUAL, INSIDE}
         assert holds(life) == (True, False)
-        assert life.node._replicas[0].role is Role.LEAD
+        assert life.node.sync.replicas[0].role is Role.LEAD
 
     play(scenario, LONE)
 
@@ -254,7 +254,7 @@ def test_without_sync_preemption_needs_no_copy() -> None:
         assert state(west) is VrrpState.MASTER
         life = await start(east, settle=DOWN + 0.1)
         assert state(east) is VrrpState.MASTER
-        assert life.node._replicas == []
+        assert life.node.sync.replicas == []
         assert state(west) is VrrpState.BACKUP
 
     play(scenario, pair(ROUTER, SERVICE, BOTH))
@@ -484,7 +484,7 @@ def test_a_master_that_stood_still_opens_nothing_and_asks_for_a_new_copy() -> No
         await trio.sleep(0.001)
         assert state(east) is VrrpState.BACKUP
         assert holds(life) == (False, False)
-        assert not life.node._replicas[0].complete
+        assert not life.node.sync.replicas[0].complete
         await trio.sleep(TRANSITION + DOWN + 1.0)
         assert state(east) is VrrpState.MASTER
 

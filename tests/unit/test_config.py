@@ -75,6 +75,9 @@ def test_a_pair_file_is_read_with_its_defaults() -> None:
         ("weight = 3", "weight = -1", "services[0].servers[0].weight", "greater than or equal"),
         ("[sync]", "[sync]\nthreshold = 50", "sync.threshold", "a number below period"),
         ("[sync]", '[sync]\ngroup = "10.0.0.1"', "sync.group", "multicast"),
+        ("[sync]", '[sync]\nkey_file = "sync.key"', "sync.key_file", "an absolute path"),
+        ("[sync]", '[sync]\nkey_file = "/a\\u0000b"', "sync.key_file", "an absolute path"),
+        ("[sync]", "[sync]\nkey_file = 1", "sync.key_file", "an absolute path"),
         ("[sync]", '[sync]\nformat = "conntrackd"', "sync.format", "'lvsha' or 'ipvs'"),
         ("[sync]", "[sync]\nmaxlen = 1400", "sync.maxlen", 'only with format = "ipvs"'),
         (
@@ -185,6 +188,7 @@ def digests_differ(one: Pair, other: Pair) -> set[str]:
         ("priority = 150", "priority = 151", {"nodes.east"}),
         ("vrid = 7", "vrid = 7\npreempt = false", {"virtual_routers.web"}),
         ("[sync]", "[sync]\nttl = 2", {"sync"}),
+        ("[sync]", '[sync]\nkey_file = "/etc/lvsha/sync.key"', {"sync"}),
         ("# nothing", "# nothing", set()),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from lvsha.datapath.connections import Connection, FtpDialogue
+from lvsha.datapath.connections import Connection
+from lvsha.datapath.memories import FtpDialogue
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.model import (
@@ -520,7 +521,7 @@ def test_a_data_connection_of_a_peer_is_taken_over(
         flags=0 if client_port else ConnectionFlag.NO_CLIENT_PORT,
         timeout=900,
     )
-    assert laboratory.director.replication.apply(told, laboratory.now) is None
+    assert not laboratory.director.replication.apply([told], laboratory.now)
     packet = packets.tcp(C4, client_port or 6000, V4, virtual_port, packets.ACK)
     (left,) = laboratory.send("client", packet)
     read = dissect(left.packet)
@@ -544,6 +545,6 @@ def test_a_peers_client_at_port_0_is_that_client_alone() -> None:
         flags=ConnectionFlag.INACTIVE,
         timeout=300,
     )
-    assert laboratory.director.replication.apply(told, laboratory.now) is None
+    assert not laboratory.director.replication.apply([told], laboratory.now)
     laboratory.send("client", packets.udp(C4, 6000, V4, 53))
     assert len(laboratory.director.registry.table) == 2

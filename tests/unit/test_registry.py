@@ -6,8 +6,8 @@ from lvsha.datapath.connections import (
     TEMPLATE_ASSURED,
     TEMPLATE_NONE,
     Connection,
-    TemplateIdentity,
 )
+from lvsha.datapath.memories import TemplateIdentity
 from lvsha.datapath.registry import EXPIRE_BATCH, PARENT_TIMEOUT, Registry
 from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule
 from lvsha.datapath.services import (
@@ -378,17 +378,17 @@ def test_of_a_protocol_without_such_a_state_all_connections_are_established() ->
 def test_a_state_that_another_director_tells_counts_as_told_and_a_templates_is_none() -> None:
     stand = Stand()
     connection, template = stand.open(1), stand.template()
-    stand.registry.become(connection, ESTABLISHED)
-    stand.registry.become(template, TEMPLATE_ASSURED)
+    stand.registry.become(connection, ESTABLISHED, NOW)
+    stand.registry.become(template, TEMPLATE_ASSURED, NOW)
     assert counted(stand) == (2, 2, 1, 0)
-    stand.registry.become(connection, CLOSE)
+    stand.registry.become(connection, CLOSE, NOW)
     assert counted(stand) == (2, 2, 0, 0)
 
 
 def test_a_connection_that_is_made_to_listen_again_is_not_established_any_more() -> None:
     stand = Stand()
     connection = stand.open(1)
-    stand.registry.become(connection, ESTABLISHED)
+    stand.registry.become(connection, ESTABLISHED, NOW)
     stand.registry.listen(connection, NOW)
     assert counted(stand) == (1, 1, 0, 0)
 

@@ -169,6 +169,11 @@ def test_no_datagram_has_the_length_that_the_kernel_would_read_in_it() -> None:
 
 def test_another_version_is_refused() -> None:
     with pytest.raises(SyncError, match="another version"):
+        decode(b"\x03" + encode(EXAMPLES[0])[1:])
+
+
+def test_a_sealed_datagram_is_refused_as_what_it_is() -> None:
+    with pytest.raises(SyncError, match="has no key"):
         decode(b"\x02" + encode(EXAMPLES[0])[1:])
 
 

@@ -103,8 +103,7 @@ class KernelDirector(Laboratory):
 
     def apply(self, records: Sequence[ConnectionRecord]) -> None:
         """Take over what another director has told."""
-        for record in records:
-            self.director.replication.apply(record, self.now)
+        self.director.replication.apply(records, self.now)
 
     def tell_daemons(self) -> None:
         """Tell the master daemon of changes.
