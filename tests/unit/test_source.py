@@ -3,7 +3,6 @@
 import pytest
 
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionChanged
-from lvsha.sync.copy import DRAIN
 from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
     Changes,
@@ -16,6 +15,7 @@ from lvsha.sync.messages import (
     Sums,
     SumsRequest,
 )
+from lvsha.sync.overlap import DRAIN
 from lvsha.sync.replica import Action, Pace, Replica, Send
 from lvsha.sync.source import BURST, RESEND_MAX, RESEND_PAUSE, SUMS_PATIENCE
 from tests.replicas import (
