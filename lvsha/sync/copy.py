@@ -511,6 +511,9 @@ class Copy:
         """Compare the sums of some buckets; when all were, ask for those that differ."""
         if peer is not self._leader or peer.state is not PeerState.PROBE or self._draining:
             return
+        if peer.speaks <= LEVEL_PLAIN:
+            # It was asked before it changed over; now it cannot be asked for some buckets.
+            return
         number, ours = message.origin.sequence, self._tally.sums
         exact = self._is_exact(peer, number)
         catching_up = self.catching_up
