@@ -12,6 +12,7 @@
 local PORT = 8848
 local DEPTH_MAX = 16
 local ELEMENTS_MAX = 4096
+local STRING_MAX = 255
 local BUCKETS = 511
 
 local lvsha = Proto("lvsha", "lvsha sync")
@@ -175,13 +176,44 @@ local function read_array(tvb, at, content, count, depth)
   return { kind = "array", items = items, first = at, stop = stop, range = tvb(at, stop - at) }
 end
 
+-- Forms of a character: lowest and highest first byte, lowest and highest second byte, length
+-- (RFC 3629, section 4).
+local CHARACTERS = {
+  { 0x00, 0x7f, 0, 0, 1 }, { 0xc2, 0xdf, 0x80, 0xbf, 2 }, { 0xe0, 0xe0, 0xa0, 0xbf, 3 },
+  { 0xe1, 0xec, 0x80, 0xbf, 3 }, { 0xed, 0xed, 0x80, 0x9f, 3 }, { 0xee, 0xef, 0x80, 0xbf, 3 },
+  { 0xf0, 0xf0, 0x90, 0xbf, 4 }, { 0xf1, 0xf3, 0x80, 0xbf, 4 }, { 0xf4, 0xf4, 0x80, 0x8f, 4 },
+}
+
+local function is_utf8(text)
+  local at = 1
+  while at <= #text do
+    local first, second = text:byte(at, at + 1)
+    local length
+    for _, form in ipairs(CHARACTERS) do
+      if first >= form[1] and first <= form[2] and (form[5] == 1
+        or (second ~= nil and second >= form[3] and second <= form[4])) then
+        length = form[5]
+      end
+    end
+    if length == nil or at + length - 1 > #text then return false end
+    if text:sub(at + 2, at + length - 1):find("[^\128-\191]") then return false end
+    at = at + length
+  end
+  return true
+end
+
 local function content_of(tvb, kind, at, head, length)
   need(tvb, at, head + length)
   local value = {
     kind = kind, first = at, content = at + head, length = length, stop = at + head + length,
     range = tvb(at, head + length),
   }
-  if kind == "str" then value.value = length > 0 and tvb(at + head, length):raw() or "" end
+  if kind == "str" then
+    value.value = length > 0 and tvb(at + head, length):raw() or ""
+    if length > STRING_MAX or not is_utf8(value.value) then
+      fail(tvb, at, "a string that is none, or too long")
+    end
+  end
   return value
 end
 
