@@ -13,6 +13,8 @@ local PORT = 8848
 local DEPTH_MAX = 16
 local ELEMENTS_MAX = 4096
 local STRING_MAX = 255
+local DETAILS_BYTES_MAX = 300
+local DETAIL_BYTES = 5
 local BUCKETS = 511
 
 local lvsha = Proto("lvsha", "lvsha sync")
@@ -450,9 +452,13 @@ local function add_details(tvb, list, trees, template)
     local index = integer(tvb, fields[1], 65535)
     must(tvb, index > last and index < #trees, fields[1], "details of no entry")
     last = index
+    local total = 0
     for place = 2, #fields, 2 do
       local number = integer(tvb, fields[place], 65535)
       must(tvb, number > 0, fields[place], "a field with a number that is none")
+      local _, length = bytes(tvb, fields[place + 1])
+      total = total + DETAIL_BYTES + length
+      must(tvb, total <= DETAILS_BYTES_MAX, details, "details that are too long")
       add_detail(tvb, trees[index + 1], number, fields[place + 1], template)
     end
   end

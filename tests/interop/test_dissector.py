@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from lvsha.capture import LinkType, PcapWriter
@@ -363,6 +364,98 @@ def test_what_the_decoder_refuses_is_marked_and_nothing_else(tmp_path: Path) -> 
     assert MUTATIONS // 4 < sum(refused) < MUTATIONS
     for datagram, expected, fields in zip(datagrams, refused, shown, strict=True):
         assert bool(fields["lvsha.malformed"]) == expected, datagram.hex(" ")
+
+
+ENDS = bytes.fromhex("0406000050 1f90 c0000201 0a000005")
+TEMPLATE_ENDS = b"\x84" + ENDS[1:]
+TUNNEL_ENDS = ENDS[:2] + b"\x02" + ENDS[3:11] + bytes(16)
+ENTRY = bytes.fromhex("c6336407 9c40 01 0000 00015f90")
+
+
+def body(kind: int, *fields: object) -> bytes:
+    packed: bytes = msgpack.packb([kind, "east", 5, 1, 2, 9, *fields])
+    return b"\x01\x01\xff\xff" + packed
+
+
+def group(*details: object, ends: bytes = ENDS, entries: bytes = ENTRY) -> bytes:
+    return body(12, [[ends, entries, *([list(details)] if details else [])]], [], [])
+
+
+def asked(kind: int, *fields: object) -> bytes:
+    return body(kind, "east", 5, *fields)
+
+
+# Both sides of every limit.
+LIMITS: dict[str, bytes] = {
+    "20 fields": group([0, *(x for n in range(20) for x in (100 + n, b"x"))]),
+    "21 fields": group([0, *(x for n in range(21) for x in (100 + n, b"x"))]),
+    "300 bytes of details": group([0, 100, bytes(255), 101, bytes(35)]),
+    "301 bytes of details": group([0, 100, bytes(255), 101, bytes(36)]),
+    "field of 256 bytes": group([0, 100, bytes(256)]),
+    "empty field": group([0, 100, b""]),
+    "field 0": group([0, 0, b"x"]),
+    "field 65,535": group([0, 65_535, b"x"]),
+    "field 65,536": group([0, 65_536, b"x"]),
+    "details of entry 1 of 1": group([1, 100, b"x"]),
+    "details twice": group([0, 100, b"x"], [0, 101, b"x"]),
+    "a field without a value": group([0, 100]),
+    "found, of a template": group([0, 3, b"call"], ends=TEMPLATE_ENDS),
+    "found, of no template": group([0, 3, b"call"]),
+    "engine of 16": group([0, 4, b"s" * 16]),
+    "engine of 17": group([0, 4, b"s" * 17]),
+    "engine with a blank": group([0, 4, b"s p"]),
+    "mark of 3 bytes": group([0, 1, b"abc"]),
+    "shifts of 23 bytes": group([0, 2, bytes(23)]),
+    "parent": group([0, 5, WEB.key]),
+    "parent that is no key": group([0, 5, WEB.key[1:]]),
+    "parent with a Call-ID that is no template": group([0, 5, WEB.key + b"call"]),
+    "server of the other family by a tunnel": group(ends=TUNNEL_ENDS),
+    "server of the other family by NAT": group(ends=ENDS[:11] + bytes(16)),
+    "server of 5 bytes by a tunnel": group(ends=TUNNEL_ENDS[:16]),
+    "method 1": group(ends=ENDS[:2] + b"\x01" + ENDS[3:]),
+    "method 4": group(ends=ENDS[:2] + b"\x04" + ENDS[3:]),
+    "method 5": group(ends=ENDS[:2] + b"\x05" + ENDS[3:]),
+    "family 5": group(ends=b"\x05" + ENDS[1:]),
+    "entries cut": group(entries=ENTRY[:-1]),
+    "no entries": group(entries=b""),
+    "a group of one element": body(12, [[ENDS]], [], []),
+    "20 ranges": asked(8, [[1, 1]] * 20),
+    "21 ranges": asked(8, [[1, 1]] * 21),
+    "a count of 33 bits": asked(8, [[1, 2**32]]),
+    "32 keys": body(18, [WEB.key] * 32),
+    "33 keys": body(18, [WEB.key] * 33),
+    "key with 255 bytes behind it": body(18, [CALL.key[:14] + bytes(255)]),
+    "key with 256 bytes behind it": body(18, [CALL.key[:14] + bytes(256)]),
+    "128 sums": body(9, 383, bytes(8 * 128)),
+    "129 sums": body(9, 0, bytes(8 * 129)),
+    "sums beyond the last bucket": body(9, 384, bytes(8 * 128)),
+    "no sums": body(9, 0, b""),
+    "buckets of 63 bytes": body(13, bytes(63)),
+    "no buckets": body(13, bytes(64)),
+    "the last part": body(7, bytes(16), 4095, 4096, []),
+    "too many parts": body(7, bytes(16), 0, 4097, []),
+    "part 1 of 1": body(7, bytes(16), 1, 1, []),
+    "a piece's name of 128": body(7, bytes(16), 0, 1, [["n" * 128, b"x"]]),
+    "a piece's digest of 33": body(7, bytes(16), 0, 1, [["n", bytes(33)]]),
+    "role 4": body(4).replace(b"\x05\x01\x02\x09", b"\x05\x04\x02\x09"),
+    "an end in a snapshot of level 1": body(5, 9, [WEB.key]),
+    "a string of 256": body(4, "n" * 256),
+    "a string that is no UTF-8": body(4)[:4] + b"\x97" + body(4)[5:] + b"\xa1\xff",
+    "a float where a number belongs": body(6, 1.0, 1),
+    "a boolean where a number belongs": body(6, True, 1),
+    "4,097 elements": body(4, [1] * 4097),
+    "a map": body(4, {1: 1}),
+    "nil behind the rest": body(4, None),
+}
+
+
+def test_limits_are_those_of_the_decoder(tmp_path: Path) -> None:
+    shown = dissected(tmp_path, LIMITS.values(), ["lvsha.malformed"])
+    found = {
+        title: bool(fields["lvsha.malformed"]) for title, fields in zip(LIMITS, shown, strict=True)
+    }
+    assert found == {title: is_refused(datagram) for title, datagram in LIMITS.items()}
+    assert len(LIMITS) // 4 < sum(found.values()) < len(LIMITS)
 
 
 def test_elements_of_a_later_version_are_shown_and_an_unknown_type_is_noted(

@@ -26,6 +26,7 @@ BEHAVIOUR = (
     "configuration",
     "copy",
     "history",
+    "overlap",
     "peers",
     "questions",
     "replica",
@@ -34,7 +35,6 @@ BEHAVIOUR = (
     "stream",
 )
 """Modules of which every public number is in the table."""
-OTHERS = ("datagrams", "messages", "records")
 # How many names an operator is shown, and an estimate of a room.
 NOT_OF_THE_PROTOCOL = {"configuration.NAMES_MAX", "configuration.PART_OVERHEAD_BYTES"}
 
