@@ -19,11 +19,12 @@ What always holds:
   keeps the other from advancing. What was sent before and is asked for again goes first.
 * A snapshot is never more than ``window`` numbers ahead of the slowest listener that tells
   its progress, so that it does not overrun a receive buffer of the usual size. A window
-  that stays shut for `WINDOW_STALL` lets one tick's share through: the word of progress
-  may be lost, or the listener gone.
-* With ``bytes_per_second`` no more than that leaves, but for the first datagram of a second
-  that is idle. What must wait for it waits in the queue, where newer states replace older
-  ones. Live changes and a snapshot share it by turns.
+  that stays shut for `WINDOW_STALL` lets one datagram through: the word of progress may be
+  lost, or the listener gone.
+* With ``bytes_per_second`` no more than that of numbered datagrams leaves, but for what
+  `BURST` lets be saved up and the last datagram, which may be larger than what is left. What
+  must wait for it waits in the queue, where newer states replace older ones.
+  Live changes and a snapshot share it by turns.
 
 Times are seconds on a monotonic clock.
 """
