@@ -3,7 +3,7 @@
 `make_daemons` makes those of a node; `SyncDaemons` is how ipvsadm's commands reach them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lvsha.config import Pair
@@ -11,6 +11,7 @@ from lvsha.datapath.director import Director
 from lvsha.interfaces import mtu
 from lvsha.ipvsadm.requests import StartDaemon, StopDaemon
 from lvsha.ipvsadm.views import DaemonView
+from lvsha.model import TEMPLATE_BIT
 from lvsha.sync.ipvs.daemons import ConnectionTable, Daemons, OpenSocket, open_multicast
 from lvsha.sync.ipvs.roster import GROUP, PORT, TTL, Daemon, Role, Roster, Terms
 
@@ -30,15 +31,13 @@ def make_daemons(
         director: whose connections they speak of.
         table: where records go that a backup takes over.
         open_socket: opens sockets.
-
-    Raises:
-        HostError: the interface that the pair file names cannot be used.
     """
     daemons = Daemons(
         Roster(mtu),
         table,
         lambda: director.settings,
         {number: len(machine.timeouts) for number, machine in director.registry.machines.items()},
+        _marks(director),
         open_socket,
     )
     sync = pair.sync
@@ -54,6 +53,16 @@ def make_daemons(
         sync_ids = [router.sync_id for router in pair.virtual_routers]
         daemons.configure(terms, sync_ids, sync.ports)
     return daemons
+
+
+def _marks(director: Director) -> Callable[[bytes], int]:
+    """Tells the firewall mark of a connection; the record of a template has it anyway."""
+
+    def mark_of(key: bytes) -> int:
+        marks = director.marks
+        return marks.of(key) if marks.rules and key[0] < TEMPLATE_BIT else 0
+
+    return mark_of
 
 
 class Starter(Protocol):

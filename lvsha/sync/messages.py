@@ -248,7 +248,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A follower has seen all of ``leader`` up to ``position``, or given it up."""
+    """The highest number of ``leader`` that a follower knows of; some below may be missing."""
 
     origin: Origin
     leader: str

@@ -161,7 +161,8 @@ class Peers:
         strangers = self._strangers
         for epoch in [e for e, heard in strangers.items() if heard + self.silence <= now]:
             del strangers[epoch]
-        epochs = [*reversed(strangers), *(peer.epoch for peer in self if not peer.silent)]
+        # Peers first: however many recordings are played, they never push out who is alive.
+        epochs = [*(peer.epoch for peer in self if not peer.silent), *reversed(strangers)]
         return tuple(epochs[:HEARD_MAX])
 
     def hear(

@@ -215,7 +215,9 @@ class LvshaHalf(KernelDirector):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__({"vips": [VIPS[plan.family], MARKED[plan.family]], "config": []})
-        self.real = Daemons(Roster(mtu), self, lambda: self.director.settings, self.states())
+        self.real = Daemons(
+            Roster(mtu), self, lambda: self.director.settings, self.states(), self._mark_of
+        )
         self.daemons = SyncDaemons(self.real)
         self._began = time.monotonic()
         if plan.mark:

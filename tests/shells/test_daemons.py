@@ -53,7 +53,7 @@ class Site:
             self.table,
             lambda: self.settings,
             {6: 11, 17: 1},
-            self.open,
+            open_socket=self.open,
         )
 
     def open(self, daemon: Daemon, index: int, settings: Settings) -> LoopbackTransport:

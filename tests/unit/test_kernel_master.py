@@ -186,3 +186,11 @@ def test_a_template_is_spoken_of_in_both_versions() -> None:
         speaker.tell([ConnectionChanged(template)], 10.0)
         [send] = speaker.stop()
         assert keys([send]) == [key]
+
+
+def test_the_mark_of_a_connection_goes_with_it() -> None:
+    speaker = Master(5, ports=1, length_max=LENGTH_MAX, mark_of=lambda key: key[5])
+    speaker.tell(told(8), 10.0)
+    [send] = speaker.stop()
+    [one] = parse(send.datagram).records
+    assert one.details == ConnectionDetails(mark=8)

@@ -76,7 +76,8 @@ def test_the_pair_file_says_which_daemons_run() -> None:
     for view in views:
         assert (view.interface, view.port, view.ttl, view.length_max) == ("none1", 9000, 4, 9000)
         assert view.group == parse_address("ff02::99")
-    assert sorted(port for _, port in opened.sockets) == [9000, 9000, 9001, 9001]
+    # A pair file may be checked where its interfaces are not.
+    assert opened.sockets == {}
 
 
 def test_in_another_format_daemons_wait_for_commands() -> None:
@@ -93,6 +94,7 @@ def test_the_states_that_are_known_are_the_directors(state: int, taken: bool) ->
             opened.sockets[Role.BACKUP, 9000].deliver(emit(Message(1, 8, (record,))))
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
+        assert sorted(port for _, port in opened.sockets) == [9000, 9000, 9001, 9001]
 
     address = parse_address("192.0.2.2")
     record = ConnectionRecord(

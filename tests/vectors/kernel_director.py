@@ -6,19 +6,27 @@ settings and firewall marks; all time is the scenario's own.
 
 import ipaddress
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.network import AddressChange
 from lvsha.datapath.service_policy import TellRule, TellWhen
+from lvsha.datapath.telling import REFRESH_PART
 from lvsha.datapath.verdicts import ACCEPT
 from lvsha.ipvsadm import procfiles
 from lvsha.ipvsadm.commands import Result, run
 from lvsha.ipvsadm.names import KnownNames
 from lvsha.ipvsadm.views import amounts, view_connection, view_service
-from lvsha.model import ConnectionRecord, Protocol, parse_address
+from lvsha.model import (
+    TEMPLATE_BIT,
+    ConnectionFlag,
+    ConnectionRecord,
+    Protocol,
+    parse_address,
+)
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.tally import Tally
 from tests.laboratory import CLIENT, Laboratory, Left
@@ -64,6 +72,7 @@ class KernelDirector(Laboratory):
             lambda: self.director.settings,
             self.states(),
             self._engines,
+            self._mark_of,
         )
         self.daemons = SyncDaemons(self.paper)
         self.accepted = False
@@ -108,6 +117,10 @@ class KernelDirector(Laboratory):
         """How many states each protocol has."""
         machines = self.director.registry.machines
         return {number: len(machine.timeouts) for number, machine in machines.items()}
+
+    def _mark_of(self, key: bytes) -> int:
+        marks = self.director.marks
+        return marks.of(key) if marks.rules and key[0] < TEMPLATE_BIT else 0
 
     def _engines(self) -> list[str]:
         """The kernel has loaded the engines that its services use."""
@@ -154,10 +167,26 @@ class KernelDirector(Laboratory):
         }
 
     def lines(self) -> list[str]:
-        """The connections as ``ipvsadm -Lnc`` prints them."""
-        result = self.ipvsadm("-Lnc")
+        """The connections as ``ipvsadm -Lnc`` prints them, copies without their reprieve."""
+        with self._without_reprieve():
+            result = self.ipvsadm("-Lnc")
         assert not result.status, result.err
         return result.out.splitlines()[2:]
+
+    @contextmanager
+    def _without_reprieve(self) -> Iterator[None]:
+        """Copies end when the kernel's would; lvsha's live on for a part of the time-out."""
+        copies = [
+            connection
+            for connection in self.director.registry.table.connections()
+            if connection.flags & ConnectionFlag.SYNC
+            and connection.expires - self.now > connection.timeout
+        ]
+        for connection in copies:
+            connection.expires -= connection.timeout * REFRESH_PART
+        yield
+        for connection in copies:
+            connection.expires += connection.timeout * REFRESH_PART
 
     def proc(self, path: str) -> str:
         """What a file of the kernel's would read like."""

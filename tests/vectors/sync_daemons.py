@@ -23,6 +23,7 @@ class PaperDaemons:
         settings: tells those in force.
         states: how many states each protocol has.
         engines: tells which persistence engines are known.
+        mark_of: tells the firewall mark of a connection by its key.
 
     Attributes:
         said: the datagrams that the master has sent.
@@ -33,12 +34,14 @@ class PaperDaemons:
         settings: Callable[[], Settings],
         states: Mapping[int, int],
         engines: Callable[[], Sequence[str]],
+        mark_of: Callable[[bytes], int],
     ) -> None:
         self.said: list[bytes] = []
         self._roster = Roster(MTUS.get)
         self._settings = settings
         self._states = states
         self._engines = engines
+        self._mark_of = mark_of
         self._master: Master | None = None
         self._backup: Backup | None = None
 
@@ -46,7 +49,9 @@ class PaperDaemons:
         daemon = self._roster.start(role, terms)
         sync_id = daemon.terms.sync_id
         if role is Role.MASTER:
-            self._master = Master(sync_id, ports=1, length_max=daemon.length_max)
+            self._master = Master(
+                sync_id, ports=1, length_max=daemon.length_max, mark_of=self._mark_of
+            )
         else:
             self._backup = Backup([sync_id], self._states, self._engines())
 

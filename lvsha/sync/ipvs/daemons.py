@@ -21,6 +21,7 @@ Times are Trio's clock.
 import errno
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final, Protocol, assert_never
 
 import structlog
@@ -101,6 +102,7 @@ class Daemons:
         table: where records go that a backup takes over.
         settings: tells the settings that are in force.
         states: how many states each protocol has that the table knows.
+        mark_of: tells the firewall mark of a connection by its key, 0 for none.
         open_socket: opens sockets.
         log: where to write.
 
@@ -114,6 +116,7 @@ class Daemons:
         table: ConnectionTable,
         settings: Callable[[], Settings],
         states: Mapping[int, int],
+        mark_of: Callable[[bytes], int] = lambda _: 0,
         open_socket: OpenSocket = open_multicast,
         log: FilteringBoundLogger | None = None,
     ) -> None:
@@ -121,6 +124,7 @@ class Daemons:
         self._table = table
         self._settings = settings
         self._states = states
+        self._mark_of = mark_of
         self._open_socket = open_socket
         self._log = LimitedLog(structlog.get_logger("sync") if log is None else log)
         self.counters = Counters()
@@ -133,37 +137,16 @@ class Daemons:
     # --- for the node --------------------------------------------------------------
 
     def configure(self, terms: Terms, sync_ids: Collection[int], ports: int | None = None) -> None:
-        """Run what the pair file asks for: a master for each sync id, and a backup for all.
+        """Have `run` start what the pair file asks for: a master for each sync id, and a backup.
 
         Args:
             terms: of all of them, but for the sync id.
             sync_ids: of the virtual routers.
             ports: sockets of each; by default as many as ``sync_ports`` says.
-
-        Raises:
-            HostError: the interface cannot be used.
         """
         self._ports = self._ports_now() if ports is None else ports
-        entries = [
-            (role, Terms(terms.interface, i, terms.length_max, terms.group, terms.port, terms.ttl))
-            for role in Role
-            for i in sorted(sync_ids)
-        ]
-        daemons = self._roster.configure(entries)
-        masters = [daemon for daemon in daemons if daemon.role is Role.MASTER]
-        backups = [daemon for daemon in daemons if daemon.role is Role.BACKUP]
-        self._masters.append(
-            _MasterDaemon(
-                masters,
-                {daemon.terms.sync_id: self._core(daemon) for daemon in masters},
-                self._open_all(masters[0]),
-                self._trouble,
-            )
-        )
-        self._backups.append(
-            _BackupDaemon(
-                backups, Backup(sync_ids, self._states), self._open_all(backups[0]), self._receive
-            )
+        self._roster.configure(
+            (role, replace(terms, sync_id=sync_id)) for role in Role for sync_id in sorted(sync_ids)
         )
 
     def start(self, role: Role, terms: Terms) -> None:
@@ -236,12 +219,12 @@ class Daemons:
             if core is not None:
                 daemon.send(core, core.stop())
 
-    def resync(self, sync_id: int) -> None:
+    def resync(self, _sync_id: int) -> None:
         """This node was stalled; the protocol has no way to ask for anything."""
 
-    def complete(self, sync_id: int) -> bool:
+    def complete(self, _sync_id: int) -> bool:
         """Whether this node has all that the leader has: nobody can know, so it is assumed."""
-        return sync_id >= 0
+        return True
 
     def status(self) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
@@ -272,8 +255,13 @@ class Daemons:
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the daemons until cancelled."""
+        """Run the daemons until cancelled.
+
+        Raises:
+            HostError: an interface that the pair file names cannot be used.
+        """
         try:
+            self._open_configured()
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 for daemon in self._daemons():
@@ -292,11 +280,29 @@ class Daemons:
     def _daemons(self) -> list["_MasterDaemon | _BackupDaemon"]:
         return [*self._masters, *self._backups]
 
+    def _open_configured(self) -> None:
+        """Those that the pair file asks for share their sockets, one for each role and port."""
+        daemons = {role: [d for d in self.running() if d.role is role] for role in Role}
+        masters, backups = daemons[Role.MASTER], daemons[Role.BACKUP]
+        if masters and not self._masters:
+            cores = {daemon.terms.sync_id: self._core(daemon) for daemon in masters}
+            sockets = self._open_all(masters[0])
+            self._masters.append(_MasterDaemon(masters, cores, sockets, self._trouble))
+        if backups and not self._backups:
+            core = Backup([daemon.terms.sync_id for daemon in backups], self._states)
+            sockets = self._open_all(backups[0])
+            self._backups.append(_BackupDaemon(backups, core, sockets, self._receive))
+
     def _ports_now(self) -> int:
         return min(self._settings().sync_ports, PORTS_MAX)
 
     def _core(self, daemon: Daemon) -> Master:
-        return Master(daemon.terms.sync_id, ports=self._ports, length_max=daemon.length_max)
+        return Master(
+            daemon.terms.sync_id,
+            ports=self._ports,
+            length_max=daemon.length_max,
+            mark_of=self._mark_of,
+        )
 
     def _set_up(self, core: Master) -> None:
         settings = self._settings()

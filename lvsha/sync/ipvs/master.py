@@ -20,12 +20,13 @@ Times are seconds on the caller's clock, lengths are bytes.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 from zlib import crc32
 
 from lvsha.counters import Counters
-from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionFlag
+from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionDetails, ConnectionFlag
 from lvsha.sync.ipvs.actions import Send
 from lvsha.sync.ipvs.messages import Buffer, ByteOrder, can_carry, emit_record
 
@@ -40,6 +41,7 @@ QUEUE_MAX: Final = 8192
 from the machine's memory, and is this with 1 GiB; it is 12 MB of messages."""
 
 _ONE_PACKET: Final = int(ConnectionFlag.ONE_PACKET)
+_NO_DETAILS: Final = ConnectionDetails()
 
 
 class Master:
@@ -49,6 +51,8 @@ class Master:
         sync_id: 0 to 255.
         ports: how many UDP ports the records are spread over.
         length_max: of a message.
+        mark_of: tells the firewall mark of a connection by its key, 0 for none. The kernel
+            tells the mark with each record, so that a backup finds the service by it.
         byte_order: that of this machine.
 
     Attributes:
@@ -58,7 +62,13 @@ class Master:
     """
 
     def __init__(
-        self, sync_id: int, *, ports: int, length_max: int, byte_order: ByteOrder = "little"
+        self,
+        sync_id: int,
+        *,
+        ports: int,
+        length_max: int,
+        mark_of: Callable[[bytes], int] = lambda _: 0,
+        byte_order: ByteOrder = "little",
     ) -> None:
         assert 0 <= sync_id <= 255
         assert ports >= 1
@@ -68,6 +78,7 @@ class Master:
         self.counters = Counters()
         self._ports = [_Port(index) for index in range(ports)]
         self._length_max = length_max
+        self._mark_of = mark_of
         self._byte_order = byte_order
 
     @property
@@ -92,6 +103,9 @@ class Master:
             if not can_carry(version, record):
                 self.counters.add("records_not_carried")
                 continue
+            if mark := self._mark_of(record.key):
+                details = replace(record.details or _NO_DETAILS, mark=mark)
+                record = record._replace(details=details)
             port = self._ports[crc32(record.key) % len(self._ports)]
             self._add(port, emit_record(version, record, self._byte_order), now)
             if port.is_awake and not port.is_blocked:
