@@ -176,13 +176,18 @@ class Source:
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
         times = []
-        if self._queue or self._resend or self._records is not None:
+        if self._is_busy:
             times.append(max(self._turn_at, self._allowed_at()))
         if self._wanted and self._records is None:
             times.append(self._provide_at)
         if self._sums_by is not None:
             times.append(self._sums_by)
         return min(times, default=None)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether something waits for its turn."""
+        return bool(self._queue or self._resend) or self._records is not None
 
     @property
     def queued(self) -> int:
@@ -228,7 +233,7 @@ class Source:
     def tell(self, changes: Sequence[ConnectionChange], now: float) -> list[Action]:
         """Queue changes, and send at once what the pace allows."""
         assert self.role is not Role.FOLLOW
-        queue = self._queue
+        queue, was_busy = self._queue, self._is_busy
         for change in changes:
             key = change.record.key if isinstance(change, ConnectionChanged) else change.key
             if self._held is not None and self._held.key == key:
@@ -241,7 +246,10 @@ class Source:
             else:
                 self._overflowed = True
                 self._counters.add("queue_overflow")
-        return self._send_live(now)
+        actions = self._send_live(now)
+        if not was_busy:
+            self._turn_at = self._tick_end
+        return actions
 
     def flush(self, now: float) -> list[Action]:
         """Send all that waits, whatever the pace; for the moment before an end."""
