@@ -117,6 +117,7 @@ class MulticastTransport:
         self._opened = trio.Event()
         self._index = 0
         self._address = b""
+        self._destination: tuple[str, int] | tuple[str, int, int, int] = ("", 0)
         try:
             self._open()
         except OSError as error:
@@ -139,7 +140,7 @@ class MulticastTransport:
         if self._socket is None:
             raise OSError(f"interface {self._interface} is gone")
         try:
-            self._socket.sendto(datagram, self._destination())
+            self._socket.sendto(datagram, self._destination)
         except BlockingIOError:
             return False
         return True
@@ -185,15 +186,11 @@ class MulticastTransport:
         elif len(self._group) == IPv4_BYTES and self._source() != self._address:
             self._choose_source(self._socket)
 
-    def _destination(self) -> tuple[str, int] | tuple[str, int, int, int]:
-        text = format_address(self._group)
-        if len(self._group) == IPv4_BYTES:
-            return (text, self._port)
-        return (text, self._port, 0, self._index)
-
     def _open(self) -> None:
         self._index = socket.if_nametoindex(self._interface)
         wide = len(self._group) != IPv4_BYTES
+        text = format_address(self._group)
+        self._destination = (text, self._port, 0, self._index) if wide else (text, self._port)
         family = socket.AF_INET6 if wide else socket.AF_INET
         opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
@@ -209,7 +206,7 @@ class MulticastTransport:
             # Bound to the group, not to any address: no unicast datagram is received, and
             # the source of what is sent is chosen by the interface.
             if self._listens:
-                opened.bind(self._destination())
+                opened.bind(self._destination)
         except OSError:
             opened.close()
             raise
