@@ -156,33 +156,40 @@ class Courier:
         """Tell the peers of changes; they leave in this turn of the loop."""
         replica = self._replicas[sync_id]
         self._perform(replica, replica.tell(changes, trio.current_time()))
+        if replica.has_to_wait:
+            self._wake_in_time()
 
     def lead(self, sync_id: int) -> None:
         """This node holds the addresses of this sync id now."""
         assert self._is_running, "the courier runs before roles change"
         replica = self._replicas[sync_id]
         self._perform(replica, replica.lead(trio.current_time()))
+        self._wake_in_time()
 
     def follow(self, sync_id: int) -> None:
         """This node does not hold the addresses of this sync id any more."""
         assert self._is_running, "the courier runs before roles change"
         replica = self._replicas[sync_id]
         self._perform(replica, replica.follow(trio.current_time()))
+        self._wake_in_time()
 
     def resync(self, sync_id: int) -> None:
         """This node was stalled: believe the copy only after a new snapshot."""
         replica = self._replicas[sync_id]
         self._perform(replica, replica.resync(trio.current_time()))
+        self._wake_in_time()
 
     def ask(self, sync_id: int, keys: Sequence[bytes]) -> None:
         """Ask the peers about connections of which packets have come."""
         replica = self._replicas[sync_id]
         self._perform(replica, replica.ask(keys, trio.current_time()))
+        self._wake_in_time()
 
     def configure(self, digest: bytes, digests: Mapping[str, bytes]) -> None:
         """This node's configuration has changed while it runs."""
         for replica in self._replicas.values():
             self._perform(replica, replica.configure(digest, digests, trio.current_time()))
+        self._wake_in_time()
 
     def complete(self, sync_id: int) -> bool:
         """Whether this node has all that the leader of this sync id has."""
@@ -247,6 +254,11 @@ class Courier:
     def _deadline(self) -> float:
         deadlines = (replica.deadline for replica in self._replicas.values())
         return min((d for d in deadlines if d is not None), default=float("inf"))
+
+    def _wake_in_time(self) -> None:
+        """A call from another task may have brought the next deadline nearer."""
+        if self._is_running:
+            self._waiting.deadline = self._deadline()
 
     def _read(self) -> None:
         until = trio.current_time() + BATCH_SECONDS
@@ -323,9 +335,6 @@ class Courier:
                     self._log.warning("sync datagram refused", now, reason=action.reason)
                 case _:
                     assert_never(action)
-        # A call from another task may have brought the next deadline nearer.
-        if self._is_running:
-            self._waiting.deadline = self._deadline()
 
     def _records(self, sync_id: int, buckets: int) -> Iterator[ConnectionRecord | None]:
         """What was told of some buckets; None at the end of each."""

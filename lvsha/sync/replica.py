@@ -193,6 +193,11 @@ class Replica:
         first = min(self._heartbeat_at, self._drained_at)
         return min([first, *(time for time in times if time is not None)])
 
+    @property
+    def has_to_wait(self) -> bool:
+        """Whether something that this node tells could not leave at once."""
+        return bool(self._source.queued)
+
     def status(self, now: float) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
         source, leader, tally = self._source, self._home.leader, self._tally
