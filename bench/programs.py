@@ -51,7 +51,7 @@ async def program(
         if processors:
             place(process.pid, processors)
         if goes_first:
-            _put_first(process.pid)
+            put_first(process.pid)
         yield process
     finally:
         process.kill()
@@ -62,7 +62,7 @@ async def program(
                     await stream.aclose()
 
 
-def _put_first(process: int) -> None:
+def put_first(process: int) -> None:
     """Give a process precedence, as far as this machine lets it."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process, _FIRST)

@@ -9,7 +9,7 @@ Every wait has a limit. Times are seconds.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
@@ -87,7 +87,9 @@ class SyncCourse:
             try:
                 joined = read_joined(await line_of(follower, SAY_TIME_MAX))
             except HostError:
-                await tell(leader, "quiet"); await line_of(leader, 5); raise
+                await tell(leader, "quiet")
+                await line_of(leader, 5)
+                raise
             own = processor_time(leader.pid) - own_at
             await trio.sleep(AFTER)
             told, settled = await _quiet(leader, follower)
@@ -194,6 +196,6 @@ def _delays(told: Told, settled: Settled, joined: Joined | None) -> Delays:
     return delays_of([arrived[number] - told_at[number] for number in counted])
 
 
-def bytes_of(lines: Iterable[str]) -> list[SyncBytes]:
+def bytes_of(text: str) -> list[SyncBytes]:
     """What `bench.sync_bytes` wrote."""
-    return [SyncBytes(**values) for line in lines for values in json.loads(line)]
+    return [SyncBytes(**values) for values in json.loads(text)]

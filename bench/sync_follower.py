@@ -9,7 +9,6 @@ Run as ``python -m bench.sync_follower``.
 """
 
 import random
-import sys
 import time
 from typing import Final
 

@@ -57,11 +57,11 @@ class Steps(trio.abc.Instrument):
         """Begin anew."""
         self.longest_wall = self.longest_own = 0.0
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
         """See `trio.abc.Instrument`."""
         self._wall, self._own = time.monotonic(), time.thread_time()
 
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+    def after_task_step(self, _task: trio.lowlevel.Task) -> None:
         """See `trio.abc.Instrument`."""
         self.longest_wall = max(self.longest_wall, time.monotonic() - self._wall)
         self.longest_own = max(self.longest_own, time.thread_time() - self._own)

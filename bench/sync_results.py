@@ -3,17 +3,18 @@
 Durations are seconds unless they say otherwise. Shares are of one processor.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
-BYTES_MAX = 36.0
+BYTES_MAX: Final = 36.0
 """Of a connection: what the kernel's own record takes, unsealed."""
-DELAY_MS_MAX = 50.0
+DELAY_MS_MAX: Final = 50.0
 """Of a live change, while a snapshot is on its way."""
-JOIN_SECONDS_MAX = {260_000: 2.0, 1_000_000: 8.0}
+JOIN_SECONDS_MAX: Final = {260_000: 2.0, 1_000_000: 8.0}
 """From a join to a copy that can be used, by connections."""
-RATE_MIN = 50_000.0
+RATE_MIN: Final = 50_000.0
 """Records a second."""
-KEPT_MIN = 0.8
+KEPT_MIN: Final = 0.8
 """Of the forwarding rate, with sync."""
 
 
@@ -119,15 +120,30 @@ class SyncForwarding:
         target: the least ratio that is wanted; None where it is for information.
         with_sync, without: rates.
         share_with, share_without: of a processor, beside each rate.
-        opened: new connections a second, with sync and without.
+        opened: new connections a second beside, turn by turn, without sync and with it.
         failed: connections that failed, in all turns.
     """
 
     name: str
     target: float | None
-    with_sync: list[float]
-    without: list[float]
-    share_with: list[float]
-    share_without: list[float]
-    opened: list[float]
+    with_sync: list[float] = field(default_factory=list)
+    without: list[float] = field(default_factory=list)
+    share_with: list[float] = field(default_factory=list)
+    share_without: list[float] = field(default_factory=list)
+    opened: list[float] = field(default_factory=list)
     failed: float = 0.0
+
+    def add(self, rate: float, share: float, *, synced: bool) -> None:
+        """Take one turn's figures over."""
+        (self.with_sync if synced else self.without).append(rate)
+        (self.share_with if synced else self.share_without).append(share)
+
+    def ratios(self) -> list[float]:
+        """Rates with sync against those without, turn by turn."""
+        return [a / b for a, b in zip(self.with_sync, self.without, strict=True)]
+
+    def work_ratios(self) -> list[float]:
+        """The same of what is done in a second of the director's processor time."""
+        with_sync = [r / s for r, s in zip(self.with_sync, self.share_with, strict=True)]
+        without = [r / s for r, s in zip(self.without, self.share_without, strict=True)]
+        return [a / b for a, b in zip(with_sync, without, strict=True)]

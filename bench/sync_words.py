@@ -113,9 +113,7 @@ def read_settled(line: bytes) -> Settled:
     """Read what `encode` wrote of a `Settled`."""
     values = json.loads(line)
     arrivals = [(number, at) for number, at in values["arrivals"]]
-    return Settled(
-        Standing(**values["standing"]), arrivals, values["lost"], values["repaired"]
-    )
+    return Settled(Standing(**values["standing"]), arrivals, values["lost"], values["repaired"])
 
 
 def read_carried(line: bytes) -> Carried:
