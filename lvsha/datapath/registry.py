@@ -30,7 +30,7 @@ from lvsha.datapath.memories import FtpDialogue, TemplateIdentity
 from lvsha.datapath.services import Binding
 from lvsha.datapath.state_machines import StateMachine
 from lvsha.datapath.tcp_states import TcpState
-from lvsha.datapath.telling import REFRESH_PART, Teller
+from lvsha.datapath.telling import Teller, copy_ends
 from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, template_key
 from lvsha.tally import UNTOLD, Tally
 
@@ -162,7 +162,7 @@ class Registry:
         """
         connection.expires = now + connection.timeout
         self.table.hasten(connection)
-        connection.expires += connection.timeout * REFRESH_PART
+        connection.expires = copy_ends(now, connection.timeout)
 
     def open_alike(self, first: Connection, keys: Sequence[bytes]) -> list[bytes]:
         """Connections of which another director has told just as of one that is in the table.
@@ -305,8 +305,6 @@ class Registry:
         """Enter a connection under the port that its client turned out to use."""
         self.teller.retract(connection)
         self.table.learn_client_port(connection, port)
-        if connection.tally is not None:
-            self.teller.renamed(connection)
 
     def poison(self, template: Connection) -> None:
         """Let a template be found no more; it ends when its time is over.

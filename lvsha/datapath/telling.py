@@ -59,6 +59,11 @@ _WHEN_NEVER: Final = TellWhen.NEVER
 _EXCLUDING: Final = frozenset({_WHEN_TEMPLATES, _WHEN_NEVER})
 
 
+def copy_ends(told_at: float, timeout: float) -> float:
+    """When a copy ends of which a peer has told at a time, if no packet of it comes here."""
+    return told_at + timeout + timeout * REFRESH_PART
+
+
 class Teller:
     """Decides what is told.
 
@@ -99,7 +104,7 @@ class Teller:
             connection.report_at = _AT_EACH_PACKET
         elif connection.machine.established < 0 and not connection.flags & _SYNC:
             # A flow is established by its first datagram.
-            if when is _WHEN_DELAY and not self._moves(connection):
+            if when is _WHEN_DELAY and not (self.in_transition and self._moves(connection)):
                 self._delay(connection, rule.delay, now)
             elif when is not _WHEN_NEVER:
                 connection.report_at = _AT_EACH_PACKET
@@ -113,44 +118,34 @@ class Teller:
         elif when not in _EXCLUDING or (when is _WHEN_TEMPLATES and connection.is_template):
             connection.report_at = now
 
-    def renamed(self, connection: Connection) -> None:
-        """It stands under another key, under which backups know nothing of it."""
-        connection.report_at = _AT_EACH_PACKET
-
     def entered(self, connection: Connection, now: float) -> None:
         """It has come into another state."""
-        rule = _rule_of(connection)
+        rule = connection.binding.server.service.policy.tell
         when = rule.when
-        if when is _WHEN_NEVER:
+        if self.in_transition and self._moves(connection) and when not in _EXCLUDING:
+            self._tell_at_once(connection, now)
+        elif when is _WHEN_THRESHOLD or not connection.machine.told[connection.state]:
             return
-        if when is not _WHEN_TEMPLATES and self._moves(connection):
+        elif when is _WHEN_ESTABLISHED or connection.told_state != UNTOLD:
             self._tell_again(connection, now)
-        elif when is not _WHEN_THRESHOLD and connection.machine.told[connection.state]:
-            if when is _WHEN_TEMPLATES:
-                self._tell_parent(connection, now)
-            elif when is _WHEN_ESTABLISHED or connection.told_state != UNTOLD:
-                self._tell_again(connection, now)
-            elif not connection.is_established:
-                connection.report_at = _NEVER  # it ends before it was worth telling
-            elif when is _WHEN_DELAY:
-                self._delay(connection, rule.delay, now)
-            else:
-                connection.report_at = _AT_EACH_PACKET
+        elif when is _WHEN_TEMPLATES:
+            self._tell_parent(connection, now)
+        elif not connection.is_established:
+            connection.report_at = _NEVER  # it ends before it was worth telling
+        elif when is _WHEN_DELAY:
+            self._delay(connection, rule.delay, now)
+        elif when is _WHEN_PACKETS:
+            connection.report_at = _AT_EACH_PACKET
 
     def requested(self, connection: Connection, now: float) -> None:
         """A packet of its client has come, and it is not before `report_at`."""
-        rule = _rule_of(connection)
+        rule = connection.binding.server.service.policy.tell
         when = rule.when
         if when is _WHEN_THRESHOLD:
-            packets = connection.packets
-            if (
-                connection.state != connection.told_state
-                or packets % self._period == self._threshold
-                or connection.parent is not None
-                or self._refreshes
-                or self._moves(connection)
-            ):
-                self._offer(connection, packets, now)
+            if connection.parent is not None or self._may_be_needed(connection):
+                self._offer(connection, connection.packets, now)
+            if self.in_transition and self._moves(connection) and self._is_news(connection):
+                self._tell_at_once(connection, now)
         elif when in _EXCLUDING:
             connection.report_at = _NEVER
             if when is _WHEN_TEMPLATES:
@@ -159,9 +154,14 @@ class Teller:
             self._tell_again(connection, now)
 
     def lived_on(self, connection: Connection, now: float) -> None:
-        """Packets have moved its end; they may be those of its server alone."""
+        """Its time-out is over and its end was moved: by packets, perhaps its server's alone.
+
+        The end of a copy was moved from the beginning; if by nothing else, it is its source
+        that tells of it.
+        """
         if (
             now >= connection.report_at
+            and connection.expires != copy_ends(connection.report_at, connection.timeout)
             and connection.told_state != UNTOLD
             and _rule_of(connection).when is not _WHEN_THRESHOLD
             and (connection.flags & _TEMPLATE or connection.machine.told[connection.state])
@@ -289,11 +289,14 @@ class Teller:
     # Within
 
     def _moves(self, connection: Connection) -> bool:
-        return bool(self.in_transition) and connection.virtual[0] in self.in_transition
+        return connection.virtual[0] in self.in_transition
+
+    def _is_news(self, connection: Connection) -> bool:
+        return connection.told_state != connection.state
 
     def _is_due(self, connection: Connection, rule: TellRule) -> bool:
         """Whether a connection that is looked at is told, by any rule but the kernel's."""
-        if self._moves(connection):
+        if self.in_transition and self._moves(connection):
             return True
         if not connection.machine.told[connection.state]:
             return False
@@ -312,11 +315,20 @@ class Teller:
         self._delayed.setdefault(delay, deque()).append((due, connection))
         self._delayed_count += 1
 
+    def _tell_at_once(self, connection: Connection, now: float) -> None:
+        """Tell a connection whatever its rule says, and before it what it belongs to."""
+        if _rule_of(connection).when is _WHEN_THRESHOLD:
+            self._tell_parents_unheard_of(connection)
+            self.tell(connection)
+        else:
+            self._tell_again(connection, now)
+
     def _tell_again(self, connection: Connection, now: float) -> None:
         """Tell a connection, before it what it belongs to, and again after a while."""
-        self._tell_parent(connection, now)
-        if _rule_of(connection).when is not _WHEN_THRESHOLD:
-            connection.report_at = now + connection.timeout * REFRESH_PART
+        parent = connection.parent
+        if parent is not None:
+            self._tell_as_parent(parent, now)
+        connection.report_at = now + connection.timeout * REFRESH_PART
         self.tell(connection)
 
     def _tell_parent(self, connection: Connection, now: float) -> None:
@@ -325,11 +337,7 @@ class Teller:
 
     def _tell_as_parent(self, parent: Connection, now: float) -> None:
         """Tell what others belong to, if backups know it not or not well enough."""
-        if parent.tally is None:
-            return  # a template that is found no more, or what has ended before its children
-        state, told = parent.state, parent.told_state
-        known = told == state if parent.flags & _TEMPLATE else told != UNTOLD
-        if not known or now >= parent.report_at:
+        if parent.told_state != parent.state or now >= parent.report_at:
             self._tell_again(parent, now)
 
     def _tell_parents_unheard_of(self, connection: Connection) -> None:
@@ -337,6 +345,16 @@ class Teller:
         if parent is not None and parent.told_state == UNTOLD:
             self._tell_parents_unheard_of(parent)
             self.tell(parent)
+
+    def _may_be_needed(self, connection: Connection) -> bool:
+        """Whether the kernel's rule may say yes: what can be seen of it without much ado."""
+        if connection.packets % self._period == self._threshold or self._refreshes:
+            return True
+        state, machine = connection.state, connection.machine
+        # Beside the count, only a new closing state of a protocol that has such can matter.
+        return state != connection.told_state and (
+            machine.told[state] and 0 <= machine.established != state
+        )
 
     def _offer(self, connection: Connection, packets: int, now: float) -> None:
         """Tell a connection and what it belongs to, each if the kernel's rule says so.
@@ -364,7 +382,7 @@ class Teller:
                 parent.packets = count = parent.packets + 1
             self._offer(parent, count, now)
         connection.sync_end = decision.sync_end
-        if decision.send or self._moves(connection):
+        if decision.send:
             self.tell(connection)
 
 

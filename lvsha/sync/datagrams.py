@@ -145,20 +145,27 @@ def entries_room(origin: Origin, datagram_max: int) -> int:
 
 
 def encode_answers(answer: Answer, datagram_max: int) -> Iterator[bytes]:
-    """An answer in as many datagrams as it takes."""
+    """An answer in as many datagrams as it takes.
+
+    What fits in none, since the names in it are too long, is left out.
+    """
     origin = answer.origin
+    head = _begin(MessageType.ANSWER, origin, 3) + _pack(answer.asker)
     room = entries_room(origin, datagram_max) - len(_pack(answer.asker))
     records, keys = list(reversed(answer.records)), list(reversed(answer.unknown))
-    while records or keys:
-        packing = Packing(room // 2)
+    while True:
+        packing = Packing(room)
         while records and packing.add(records[-1]):
             records.pop()
-        unknown: list[bytes] = []
-        left = room // 2
-        while keys and len(unknown) < KEYS_MAX and (left := left - len(keys[-1]) - 3) >= 0:
-            unknown.append(_pack(keys.pop()))
-        head = _begin(MessageType.ANSWER, origin, 3) + _pack(answer.asker)
-        yield head + packing.groups() + array_head(len(unknown)) + b"".join(unknown)
+        full = packing.count + KEYS_MAX
+        while keys and packing.count < full and packing.add_key(keys[-1]):
+            keys.pop()
+        if packing.count or not (records or keys):
+            yield head + packing.groups() + packing.keys()
+        else:
+            (records or keys).pop()
+        if not (records or keys):
+            return
 
 
 def encode(message: Message, level: int = LEVEL) -> bytes:

@@ -36,8 +36,14 @@ UINT32_MAX: Final = 0xFFFF_FFFF
 FIELD_BYTES_MAX: Final = 255
 OTHERS_MAX: Final = 16
 
-# The largest entry: a group of its own for an IPv6 template with all fields.
-ENTRY_BYTES_MAX: Final = 460
+# Of one entry's details: each field counts its value and 5 bytes. The most that this version
+# has is a template's Call-ID, mark and engine, 290.
+DETAILS_BYTES_MAX: Final = 300
+_FIELD_BYTES: Final = 5
+# The largest entry: a group of its own for an IPv6 template with all fields. Together with
+# the longest names it fits the smallest datagram that may be configured, so that whatever
+# was read can be told again.
+ENTRY_BYTES_MAX: Final = 380
 
 _KEY_BYTES: Final = {4: 14, 6: 38}
 _METHODS: Final = {method.value: method for method in ForwardMethod}
@@ -154,7 +160,7 @@ class Packing:
         """Take the end of a connection in; False if there is no room for it."""
         family = key[0] & ~TEMPLATE_BIT
         if len(key) > _KEY_BYTES[family]:
-            return self._add_key(key)
+            return self.add_key(key)
         size = IPv4_BYTES if family == 4 else IPv6_BYTES
         identity = (key[:2], key[2 + size : 2 + 2 * size], key[-2:])
         group = self._ended.get(identity)
@@ -170,8 +176,8 @@ class Packing:
         self.count += 1
         return True
 
-    def _add_key(self, key: bytes) -> bool:
-        """The end of a template with a Call-ID, which has a key of its own length."""
+    def add_key(self, key: bytes) -> bool:
+        """Take a key in as it is, such as that of a template with a Call-ID."""
         packed = _pack(key)
         if len(packed) > self._room:
             return False
@@ -186,7 +192,11 @@ class Packing:
 
     def ended(self) -> bytes:
         """The array of the groups of what ended, and the array of single keys."""
-        return _joined([group.encoded() for group in self._ended.values()]) + _joined(self._keys)
+        return _joined([group.encoded() for group in self._ended.values()]) + self.keys()
+
+    def keys(self) -> bytes:
+        """The array of single keys."""
+        return _joined(self._keys)
 
 
 def _joined(elements: Sequence[bytes]) -> bytes:
@@ -276,15 +286,19 @@ def _read_details(fields: list[Any], records: list[ConnectionRecord], last: int)
     record = records[index]
     known: dict[int, bytes] = {}
     others: list[tuple[int, bytes]] = []
+    length = 0
     for number, value in zip(fields[1::2], fields[2::2], strict=True):
         if type(number) is not int or not 0 < number <= UINT16_MAX:
             raise SyncError("a field with a number that is none")
         if type(value) is not bytes or not 0 < len(value) <= FIELD_BYTES_MAX:
             raise SyncError("a field of a wrong type or length")
+        length += _FIELD_BYTES + len(value)
         if number <= _PARENT:
             known[number] = value
         else:
             others.append((number, value))
+    if length > DETAILS_BYTES_MAX:
+        raise SyncError("details that are too long")
     found = known.get(_FOUND, b"")
     if found and record.key[0] < TEMPLATE_BIT:
         raise SyncError("what an engine found, of no template")

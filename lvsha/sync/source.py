@@ -23,7 +23,7 @@ What always holds:
   may be lost, or the listener gone.
 * With ``bytes_per_second`` no more than that leaves, but for the first datagram of a second
   that is idle. What must wait for it waits in the queue, where newer states replace older
-  ones.
+  ones. Live changes and a snapshot share it by turns.
 
 Times are seconds on a monotonic clock.
 """
@@ -31,6 +31,7 @@ Times are seconds on a monotonic clock.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Final
 
 from lvsha.counters import Counters
@@ -144,6 +145,7 @@ class Source:
         self._resent: dict[int, float] = {}
         self._allowance = 0.0
         self._allowance_at = float("-inf")
+        self._is_snapshots_turn = False
         self._records: Iterator[ConnectionRecord | None] | None = None
         self._held: ConnectionRecord | None = None
         self._snapshot_begin = 0
@@ -166,15 +168,14 @@ class Source:
     @property
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
-        busy = bool(self._queue or self._resend) or self._records is not None
-        times = [self._tick_end] if busy else []
+        times = []
+        if self._queue or self._resend or self._records is not None:
+            times.append(max(self._tick_end, self._allowed_at()))
         if self._wanted and self._records is None:
             times.append(self._provide_at)
         if self._sums_by is not None:
             times.append(self._sums_by)
-        if not times:
-            return None
-        return max(min(times), self._allowed_at())
+        return min(times, default=None)
 
     @property
     def queued(self) -> int:
@@ -209,6 +210,8 @@ class Source:
         """Tell nothing any more."""
         assert self.role is Role.DRAIN
         self.role = Role.FOLLOW
+        if self._queue:
+            self._counters.add("changes_untold", len(self._queue))
         self._queue.clear()
         self._resend.clear()
         self._overflowed = False
@@ -255,13 +258,16 @@ class Source:
 
     def resend(self, ranges: Sequence[Range], now: float) -> list[Action]:
         """A follower asks for numbers again."""
-        for first, count in ranges:
-            for number in range(first, min(first + count, self.sequence + 1)):
-                if len(self._resend) >= RESEND_MAX:
-                    self._counters.add("resends_dropped")
-                    return self._send_again(now)
-                if self._resent.get(number, float("-inf")) + RESEND_PAUSE <= now:
-                    self._resend[number] = None
+        asked = chain.from_iterable(
+            range(first, min(first + count, self.sequence + 1)) for first, count in ranges
+        )
+        # However often the same is asked for, no more is looked at.
+        for number in islice(asked, RESEND_MAX):
+            if len(self._resend) >= RESEND_MAX:
+                self._counters.add("resends_dropped")
+                break
+            if self._resent.get(number, float("-inf")) + RESEND_PAUSE <= now:
+                self._resend[number] = None
         return self._send_again(now)
 
     def ask_sums(self, now: float) -> list[Action]:
@@ -329,7 +335,7 @@ class Source:
                 self._resent.clear()
         rate = self._pace.bytes_per_second
         if rate and now > self._allowance_at:
-            earned = min(rate * (now - self._allowance_at), rate * BURST)
+            earned = rate * (now - self._allowance_at)
             self._allowance = min(self._allowance + earned, rate * BURST)
             self._allowance_at = now
 
@@ -342,7 +348,8 @@ class Source:
         """When it does."""
         if self._may_send:
             return float("-inf")
-        return self._allowance_at - self._allowance / self._pace.bytes_per_second
+        # A byte more than is needed, so that no rounding makes it too early.
+        return self._allowance_at + (1 - self._allowance) / self._pace.bytes_per_second
 
     # Live changes
 
@@ -350,11 +357,24 @@ class Source:
         self._renew(now)
         actions: list[Action] = []
         while (
-            self._queue and self._live_sent < self._pace.live_datagrams_per_tick and self._may_send
+            self._queue
+            and self._live_sent < self._pace.live_datagrams_per_tick
+            and self._may_send
+            and not self._yields(now)
         ):
             self._live_sent += 1
+            self._is_snapshots_turn = True
             actions.append(self._live_datagram(now))
         return actions
+
+    def _yields(self, now: float) -> bool:
+        """Whether live changes leave what the limit of bytes lets through to a snapshot."""
+        return (
+            self._pace.bytes_per_second > 0
+            and self._is_snapshots_turn
+            and self._records is not None
+            and not self._is_window_shut(now)
+        )
 
     def _live_datagram(self, now: float) -> Send:
         self._number()
@@ -434,25 +454,32 @@ class Source:
         self._offered = self._next_buckets()
         return [ProvideSnapshot(self._offered)]
 
-    def _is_window_open(self, now: float) -> bool:
-        if self.level == LEVEL_PLAIN or self.progress is None:
-            return True
-        if self.sequence - self.progress < self._pace.window:
-            return True
-        if now < self._moved_at + WINDOW_STALL:
-            return False
-        self._moved_at = now
-        self._counters.add("window_stalls")
-        return True
+    def _is_far_ahead(self) -> bool:
+        """Whether the slowest listener has not told yet that it has heard enough."""
+        return (
+            self.level > LEVEL_PLAIN
+            and self.progress is not None
+            and self.sequence - self.progress >= self._pace.window
+        )
+
+    def _is_window_shut(self, now: float) -> bool:
+        return self._is_far_ahead() and now < self._moved_at + WINDOW_STALL
 
     def _send_snapshot(self, now: float) -> list[Action]:
         self._renew(now)
         actions: list[Action] = []
         reads = SNAPSHOT_READS_PER_TICK
         limit = 1 if self._queue else self._pace.snapshot_datagrams_per_tick
-        while self._records is not None and self._snapshot_sent < limit and self._may_send:
-            if not self._is_window_open(now):
-                break
+        while (
+            self._records is not None
+            and self._snapshot_sent < limit
+            and self._may_send
+            and not self._is_window_shut(now)
+        ):
+            self._is_snapshots_turn = False
+            if self._is_far_ahead():
+                self._moved_at = now
+                self._counters.add("window_stalls")
             room = entries_room(self.origin, self._datagram_max)
             packing = Packing(room) if self.level > LEVEL_PLAIN else PlainPacking(room)
             reads, ended = self._read(self._records, packing, reads)

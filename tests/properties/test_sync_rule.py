@@ -3,8 +3,12 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lvsha.datapath.sync_rule import HZ, SyncFacts, SyncSettings, needed
-from lvsha.model import Protocol
+from lvsha.datapath.service_policy import TellRule, TellWhen
+from lvsha.datapath.sync_rule import HZ, SyncFacts, SyncSettings, needed, tick
+from lvsha.datapath.tcp_states import INPUT
+from lvsha.model import ConnectionChanged, Protocol
+from tests import packets
+from tests.laboratory import C4, V4, Laboratory
 
 TCP_TOLD = (1 << 1) | (1 << 4) | (1 << 6) | (1 << 7) | (1 << 5)
 SCTP_TOLD = (1 << 8) | (1 << 9) | (1 << 10) | (1 << 11) | (1 << 13)
@@ -118,3 +122,85 @@ def test_so_is_a_history_of_decisions(
         decision = needed(facts, sysctl, now)
         assert (decision.send, decision.sync_end) == (sent, entry.sync_end)
         facts = facts._replace(sync_end=decision.sync_end, told_state=entry.old_state)
+
+
+# The whole of it: one client, its template and its connections
+
+
+class Naive:
+    """What the kernel does with the packets of connections that all belong to one template."""
+
+    def __init__(self, sysctl: SyncSettings, *, persistent: bool) -> None:
+        self.sysctl = sysctl
+        self.template = FACTS._replace(state=0, told_state=0, packets=0, is_template=True)
+        self.persistent = persistent
+        self.entries: dict[int, Entry] = {}
+        self.facts: dict[int, SyncFacts] = {}
+
+    def packet(self, port: int, state: int, seconds: float, now: float) -> list[tuple[bool, int]]:
+        """Which records a packet makes: of a template or not, and with which state."""
+        jiffies = tick(now)
+        facts = self.facts.get(port, FACTS._replace(told_state=0, packets=0))
+        facts = facts._replace(
+            state=state,
+            timeout=int(seconds * HZ),
+            in_persistence=self.persistent,
+            packets=facts.packets + 1,
+        )
+        entry = self.entries.setdefault(port, Entry(facts))
+        self.facts[port] = facts
+        sent = []
+        if conn_needed(entry, facts, self.sysctl, jiffies):
+            sent.append((False, state))
+        if self.persistent:
+            self.template = self.template._replace(
+                packets=self.template.packets + 1, state=self.template.state or int(state == 1)
+            )
+            entry = self.entries.setdefault(0, Entry(self.template))
+            if conn_needed(entry, self.template, self.sysctl, jiffies):
+                sent.append((True, self.template.state))
+        return sent
+
+
+TCP_SECONDS = (2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120)
+happenings = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from([packets.SYN, *[packets.ACK] * 5, packets.FIN | packets.ACK]),
+        st.sampled_from([0.0, 0.0, 0.004, 0.5, 2.0, 5.0]),
+    ),
+    min_size=5,
+    max_size=60,
+)
+
+
+@settings(max_examples=200)
+@given(drawn_settings, st.booleans(), happenings)
+def test_a_director_tells_what_the_kernels_text_says(
+    sysctl: SyncSettings, persistent: bool, history: list[tuple[int, int, float]]
+) -> None:
+    laboratory = Laboratory(reporting=TellRule(TellWhen.THRESHOLD))
+    laboratory.server(laboratory.service(persistence=900 if persistent else 0))
+    laboratory.set(
+        sync_threshold=f"{sysctl.threshold} {sysctl.period}",
+        sync_refresh_period=sysctl.refresh_period // HZ,
+        sync_retries=sysctl.retries,
+        sync_persist_mode=int(sysctl.persist_mode),
+        conn_reuse_mode=0,
+    )
+    naive = Naive(sysctl, persistent=persistent)
+    states_of: dict[int, int] = {}
+    for number, flags, passed in history:
+        port = 40000 + number
+        laboratory.now += passed
+        if port not in states_of:
+            flags = packets.SYN
+        laboratory.send("client", packets.tcp(C4, port, V4, 80, flags))
+        state = states_of[port] = INPUT[flags][states_of.get(port, 0)]
+        changes = laboratory.director.registry.take_changes().get(laboratory.tally.sync_id, [])
+        told = [
+            (change.record.is_template, change.record.state)
+            for change in changes
+            if isinstance(change, ConnectionChanged)
+        ]
+        assert sorted(told) == sorted(naive.packet(port, state, TCP_SECONDS[state], laboratory.now))

@@ -609,7 +609,7 @@ def test_pair_files_that_differ_are_named_in_the_log() -> None:
         await start(west)
 
     trace = play(scenario).trace
-    assert any("east: the pair files differ" in line and "services.http" in line for line in trace)
+    assert any("east: the nodes differ" in line and "services.http" in line for line in trace)
 
 
 def test_two_leaders_are_an_alarm_in_the_log() -> None:

@@ -1,6 +1,7 @@
 """When the backups are told of a connection, and what they are told."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -197,6 +198,17 @@ def test_a_template_is_told_with_the_first_of_its_connections_and_before_it() ->
     assert send(laboratory, SYN, ACK, port=40001) == ["state 1"]
 
 
+def test_a_template_is_told_though_its_connections_are_not_synced() -> None:
+    laboratory = build(ESTABLISHED, persistence=600)
+    send(laboratory, SYN)
+    laboratory.director.registry.tallies.clear()
+    for flags in (SYN, ACK):
+        laboratory.send("client", packets.tcp(C4, 40001, V4, 80, flags))
+    (change,) = laboratory.director.registry.take_changes()[SYNC_ID]
+    assert isinstance(change, ConnectionChanged)
+    assert change.record.is_template
+
+
 def test_a_template_of_datagrams_is_told_again_when_it_becomes_assured() -> None:
     laboratory = build(ESTABLISHED, udp=True, persistence=600)
     assert datagram(laboratory) == ["template 0", "state 0"]
@@ -282,6 +294,7 @@ def test_it_must_be_established_for_that() -> None:
     assert send(laboratory, ACK) == ["state 1"]
     laboratory = build(FIVE_PACKETS)
     assert send(laboratory, SYN, ACK, FIN | ACK, *[ACK] * 5) == []
+    assert connection(laboratory).report_at == inf
     sleep(laboratory, 61)
     assert laboratory.tally.connections == 0
 
@@ -319,6 +332,10 @@ def test_what_ends_or_closes_before_is_never_told() -> None:
     send(laboratory, SYN, ACK, FIN | ACK, port=40001)
     assert sleep(laboratory, 1) == []
     assert send(laboratory, ACK, port=40001) == []
+    laboratory = build(HALF_A_SECOND)
+    send(laboratory, SYN, ACK)
+    laboratory.director.registry.listen(connection(laboratory), laboratory.now)
+    assert sleep(laboratory, 1) == []
 
 
 def test_its_time_begins_anew_when_it_is_established_anew() -> None:
@@ -429,7 +446,7 @@ def test_while_an_address_moves_its_connections_are_told_from_the_first_packet_o
     laboratory = build(rule, persistence=600)
     laboratory.director.registry.in_transition.add(VIP)
     assert send(laboratory, SYN) == ["template 0", "state 3"]
-    assert send(laboratory, ACK) == ["template 1", "state 1"]
+    assert sorted(send(laboratory, ACK)) == ["state 1", "template 1"]
     laboratory = build(rule, udp=True)
     laboratory.director.registry.in_transition.add(VIP)
     assert datagram(laboratory) == ["state 0"]
@@ -446,9 +463,9 @@ def test_on_leaving_all_is_told_that_was_not_told_yet_half_open_ones_too(rule: T
 
 def test_on_leaving_a_template_is_told_before_its_connections() -> None:
     laboratory = build(FIVE_PACKETS, persistence=600)
-    send(laboratory, SYN, ACK)
-    send(laboratory, SYN, port=40001)
-    assert tell_all(laboratory) == ["template 1", "state 1", "state 3"]
+    for port in (0x9C00, 0x9C80, 0x9CFF):  # before and behind the template in the table
+        send(laboratory, SYN, port=port)
+    assert tell_all(laboratory) == ["template 0", *["state 3"] * 3]
 
 
 def test_on_leaving_many_are_told_with_pauses() -> None:
@@ -495,6 +512,14 @@ def test_a_connection_that_was_taken_over_is_told_with_its_first_packet(
     assert (datagram(laboratory) if udp else send(laboratory, ACK)) == [f"state {1 - udp}"]
 
 
+def test_a_copy_does_not_take_the_place_of_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telling, "DELAYED_MAX", 1)
+    laboratory = build(HALF_A_SECOND, udp=True)
+    a_copy(laboratory, udp=True)
+    assert datagram(laboratory, 40001) == []
+    assert datagram(laboratory, 40002) == ["state 0"]
+
+
 def test_by_threshold_the_count_of_one_that_was_taken_over_goes_on_behind_the_threshold() -> None:
     laboratory = build(THRESHOLD)
     a_copy(laboratory)
@@ -520,6 +545,16 @@ def test_by_threshold_the_count_of_requests_decides(
         if send(laboratory, SYN if number == 1 else ACK)
     ]
     assert found == packets_told
+
+
+def test_by_threshold_replies_do_not_have_a_connection_told() -> None:
+    laboratory = build(THRESHOLD, udp=True)
+    assert [datagram(laboratory) for _ in range(3)] == [[], [], ["state 0"]]
+    for _ in range(40):
+        laboratory.sleep(20)
+        assert answer(laboratory) == []
+    assert laboratory.tally.connections == 1
+    assert [number for number in range(4, 60) if datagram(laboratory)] == [53]
 
 
 def test_by_threshold_a_closing_state_is_told_at_once() -> None:
