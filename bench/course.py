@@ -68,58 +68,6 @@ KINDS: Final[Mapping[str, Kind]] = {
 }
 
 
-def _processor_time(process: int | None) -> float:
-    """Seconds for which a process has run; 0 without one."""
-    if process is None:
-        return 0.0
-    # Of its only busy thread; nanoseconds (Linux Documentation/scheduler/sched-stats).
-    text = Path(f"/proc/{process}/schedstat").read_text(encoding="ascii")
-    return int(text.split()[0]) / 1e9
-
-
-@asynccontextmanager
-async def _program(
-    namespace: str | None, arguments: Sequence[str], processors: Collection[int]
-) -> AsyncIterator[trio.Process]:
-    """A Python program that is ended with the context."""
-    command = [sys.executable, *arguments]
-    process = await trio.lowlevel.open_process(
-        command if namespace is None else enter(namespace, command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        if processors:
-            place(process.pid, processors)
-        yield process
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            if process.stdout is not None:
-                await process.stdout.aclose()
-
-
-async def _said(process: trio.Process, limit: float) -> Mapping[str, float]:
-    """The next line of JSON that a program writes.
-
-    Raises:
-        HostError: it wrote none in time.
-    """
-    assert process.stdout is not None
-    line = b""
-    with trio.move_on_after(limit):
-        while not line.endswith(b"\n"):
-            part = await process.stdout.receive_some(65_536)
-            if not part:
-                break
-            line += part
-    if not line.endswith(b"\n"):
-        raise HostError(f"an end of the traffic said nothing in time: {process.args!r}")
-    answer: Mapping[str, float] = json.loads(line)
-    return answer
-
-
 class Course:
     """One run of the chosen benches.
 
@@ -194,18 +142,18 @@ class Course:
         )
         module = f"bench.{kind.module}"
         limit = END_TIME_MAX + end.warm_up + end.window
-        async with _program("server", ["-m", module, "sink", end.encode()], self._ends_on) as sink:
-            await _said(sink, limit)
+        async with program("server", ["-m", module, "sink", end.encode()], self._ends_on) as sink:
+            await numbers_of(sink, limit)
             source_arguments = ["-m", module, "source", end.encode()]
-            async with _program("client", source_arguments, self._ends_on) as source:
+            async with program("client", source_arguments, self._ends_on) as source:
                 counts, other = (sink, source) if kind.counts == "sink" else (source, None)
-                await _said(counts, limit)
-                begin = _processor_time(process), trio.current_time()
-                heard = dict(await _said(counts, limit))
-                taken = _processor_time(process) - begin[0]
+                await numbers_of(counts, limit)
+                begin = processor_time(process), trio.current_time()
+                heard = dict(await numbers_of(counts, limit))
+                taken = processor_time(process) - begin[0]
                 heard["share"] = taken / (trio.current_time() - begin[1])
                 if other is not None:
-                    heard |= await _said(other, limit)
+                    heard |= await numbers_of(other, limit)
         return heard
 
     async def _alone(self, arguments: Sequence[str]) -> str:

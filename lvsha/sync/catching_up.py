@@ -5,9 +5,9 @@ those of the copy. Buckets whose sums differ are *wanted*. They come in snapshot
 of which may be on their way at once, each of its own buckets; when all of a snapshot has
 come, its buckets are wanted no more.
 
-What cannot be mended so comes whole, and differs again, and again: this node could not take
-something in. After `ROUNDS_MAX` times such buckets count as *mismatched*, and are left alone
-for `MISMATCH_PAUSE`.
+What cannot be mended so comes whole, and differs again, and again, although nothing was lost:
+this node could not take something in. After `ROUNDS_MAX` times such buckets count as
+*mismatched*, and are left alone for `MISMATCH_PAUSE`.
 
 A set of buckets is a number, in which bit n stands for bucket n. Times are seconds on a
 monotonic clock.
@@ -63,6 +63,7 @@ class CatchingUp:
         self._compared = 0
         self._differing = 0
         self._inexact = 0
+        self._lost_highest = 0
         self._rounds = 0
         # By the number of its beginning, which is its name.
         self._snapshots: dict[int, _Snapshot] = {}
@@ -93,7 +94,16 @@ class CatchingUp:
     def forget(self) -> None:
         """Another leader, or none."""
         self.begin_anew()
-        self._rounds = self.mismatched = 0
+        self._rounds = self.mismatched = self._lost_highest = 0
+
+    def lose(self, highest: int) -> None:
+        """Numbers up to ``highest`` are lost: what differs now is explained by that.
+
+        What agreed before may have agreed without them, and so may sums from before.
+        """
+        self.ask_sums()
+        self._rounds = 0
+        self._lost_highest = highest
 
     # Comparing
 
@@ -102,16 +112,19 @@ class CatchingUp:
         self._compared = self._differing = 0
 
     def compare(
-        self, first: int, theirs: Sequence[int], ours: Sequence[int], *, exact: bool
+        self, number: int, first: int, theirs: Sequence[int], ours: Sequence[int], *, exact: bool
     ) -> bool:
         """Compare the sums of some buckets; returns whether all have been.
 
         Args:
+            number: the leader's, at which it had these sums.
             first: the first of these buckets.
             theirs: sums of the leader.
             ours: sums of all buckets of the copy.
             exact: whether the copy is now what the leader had told then.
         """
+        if number < self._lost_highest:
+            return False
         if not exact:
             self._inexact += 1
             if self._inexact < INEXACT_MAX:
@@ -128,6 +141,7 @@ class CatchingUp:
         differing, self._differing, self._compared = self._differing, 0, 0
         self._inexact = self.mismatched = 0
         if not differing:
+            self._rounds = 0
             return Conclusion.AGREES
         if self._rounds < ROUNDS_MAX:
             self.wanted = differing

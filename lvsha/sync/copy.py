@@ -256,7 +256,7 @@ class Copy:
             self._listened = True
         self.peers.expire(now, actions)
         for peer in self.peers:
-            ranges = peer.stream.expire(now, may_ask=self._may_ask(peer))
+            ranges = peer.stream.expire(now, may_ask=self._may_ask(peer, now))
             if ranges:
                 self._counters.add("datagrams_asked_for", sum(count for _, count in ranges))
                 for first in range(0, len(ranges), RANGES_MAX):
@@ -436,19 +436,18 @@ class Copy:
         self._counters.add("streams_rewound")
         peer.stream = Stream(sequence + 1)
         if peer is self._leader:
+            self._forget_progress()
             self._probe("the numbers went back", now, actions)
 
     def _advance(self, peer: Peer, now: float, actions: list[Action]) -> None:
         """Draw the conclusions from what is missing, lost or finished."""
-        lost, _ = peer.stream.take_lost()
+        lost, highest = peer.stream.take_lost()
         if peer is not self._leader:
             return
         if lost:
             self._counters.add("datagrams_lost", lost)
-            if peer.state is PeerState.PROBE:
-                # What agreed before may have agreed without what is lost now.
-                self.catching_up.ask_sums()
-            else:
+            self.catching_up.lose(highest)
+            if peer.state is not PeerState.PROBE:
                 self._probe("datagrams were lost", now, actions)
         for buckets in self.catching_up.finished(peer.stream):
             self._counters.add("snapshots_received")
@@ -512,9 +511,13 @@ class Copy:
         """Compare the sums of some buckets; when all were, ask for those that differ."""
         if peer is not self._leader or peer.state is not PeerState.PROBE or self._draining:
             return
-        exact = self._is_exact(peer, message.origin.sequence)
+        if peer.speaks <= LEVEL_PLAIN:
+            # It was asked before it changed over; now it cannot be asked for some buckets.
+            return
+        number, ours = message.origin.sequence, self._tally.sums
+        exact = message.is_current and self._is_exact(peer, number)
         catching_up = self.catching_up
-        if not catching_up.compare(message.first, message.sums, self._tally.sums, exact=exact):
+        if not catching_up.compare(number, message.first, message.sums, ours, exact=exact):
             return
         match catching_up.conclude(now):
             case Conclusion.AGREES:
@@ -543,13 +546,11 @@ class Copy:
 
     # --- what is asked and told ------------------------------------------------------
 
-    def _may_ask(self, peer: Peer) -> bool:
-        """Whether a peer would send its numbers again."""
+    def _may_ask(self, peer: Peer, now: float) -> bool:
+        """Whether a peer would send its numbers again: the leader, or the one that drains."""
+        tells = peer is self._leader or (self.leading and self.overlap.is_on(now))
         return (
-            peer is self._leader
-            and peer.level > LEVEL_PLAIN
-            and peer.role is not Role.FOLLOW
-            and not peer.silent
+            tells and peer.level > LEVEL_PLAIN and peer.role is not Role.FOLLOW and not peer.silent
         )
 
     def _is_asking(self) -> bool:

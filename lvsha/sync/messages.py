@@ -239,16 +239,21 @@ class SumsRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The sums of some buckets, from ``first`` on, as they are at the origin's number."""
+    """The sums of some buckets, from ``first`` on.
+
+    They are those at the origin's number; unless ``is_current`` is false, because changes
+    wait to be sent that are in the sums already.
+    """
 
     origin: Origin
     first: int
     sums: tuple[int, ...]
+    is_current: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A follower has seen all of ``leader`` up to ``position``, or given it up."""
+    """The highest number of ``leader`` that a follower knows of; some below may be missing."""
 
     origin: Origin
     leader: str

@@ -17,13 +17,15 @@ What always holds:
   ``live_datagrams_per_tick`` of live changes leave, and at most
   ``snapshot_datagrams_per_tick`` of a snapshot: one if live changes wait, so that neither
   keeps the other from advancing. What was sent before and is asked for again goes first.
-* A snapshot is never more than ``window`` numbers ahead of the slowest listener that tells
-  its progress, so that it does not overrun a receive buffer of the usual size. A window
-  that stays shut for `WINDOW_STALL` lets one tick's share through: the word of progress
-  may be lost, or the listener gone.
-* With ``bytes_per_second`` no more than that leaves, but for the first datagram of a second
-  that is idle. What must wait for it waits in the queue, where newer states replace older
-  ones. Live changes and a snapshot share it by turns.
+* A snapshot is never more than ``window`` datagrams ahead of the slowest listener that tells
+  its progress, so that it does not overrun a receive buffer of the usual size. Live changes
+  are not counted: they are small, and many of them must not close the window. A window
+  that stays shut for `WINDOW_STALL` lets one datagram through: the word of progress may be
+  lost, or the listener gone.
+* With ``bytes_per_second`` no more than that of numbered datagrams leaves, but for what
+  `BURST` lets be saved up and the last datagram, which may be larger than what is left. What
+  must wait for it waits in the queue, where newer states replace older ones.
+  Live changes and a snapshot share it by turns.
 
 Times are seconds on a monotonic clock.
 """
@@ -139,6 +141,9 @@ class Source:
         self._queue: dict[bytes, tuple[float, ConnectionChange]] = {}
         self._overflowed = False
         self._tick_end = float("-inf")
+        # When what waits has its turn. A tick may also begin with a call of `tell`; that must
+        # not put the turn off, or who tells often enough would keep all else waiting for ever.
+        self._turn_at = float("-inf")
         self._live_sent = 0
         self._snapshot_sent = 0
         self._resend: dict[int, None] = {}
@@ -150,6 +155,8 @@ class Source:
         self._held: ConnectionRecord | None = None
         self._snapshot_begin = 0
         self._snapshot_records = 0
+        # Numbers of snapshots' datagrams that the slowest listener may not have seen.
+        self._ahead: deque[int] = deque()
         self._moved_at = float("-inf")
         self._wanted = 0
         self._wanted_since = float("-inf")
@@ -170,7 +177,7 @@ class Source:
         """When `expire` has something to do."""
         times = []
         if self._queue or self._resend or self._records is not None:
-            times.append(max(self._tick_end, self._allowed_at()))
+            times.append(max(self._turn_at, self._allowed_at()))
         if self._wanted and self._records is None:
             times.append(self._provide_at)
         if self._sums_by is not None:
@@ -307,6 +314,7 @@ class Source:
         actions += self._send_sums(now)
         actions += self._send_snapshot(now)
         actions += self._provide(now)
+        self._turn_at = self._tick_end
         return actions
 
     # Numbers, ticks and bytes
@@ -427,8 +435,9 @@ class Source:
         self._sums_by = None
         sums, origin = self._tally.sums, self.origin
         step = min(SUMS_MAX, entries_room(origin, self._datagram_max) // SUM_BYTES)
+        is_current = not self._queue
         return [
-            Send(encode(Sums(origin, first, tuple(sums[first : first + step]))))
+            Send(encode(Sums(origin, first, tuple(sums[first : first + step]), is_current)))
             for first in range(0, BUCKETS, step)
         ]
 
@@ -456,11 +465,13 @@ class Source:
 
     def _is_far_ahead(self) -> bool:
         """Whether the slowest listener has not told yet that it has heard enough."""
-        return (
-            self.level > LEVEL_PLAIN
-            and self.progress is not None
-            and self.sequence - self.progress >= self._pace.window
-        )
+        ahead, progress = self._ahead, self.progress
+        if self.level == LEVEL_PLAIN or progress is None:
+            ahead.clear()
+            return False
+        while ahead and ahead[0] <= progress:
+            ahead.popleft()
+        return len(ahead) >= self._pace.window
 
     def _is_window_shut(self, now: float) -> bool:
         return self._is_far_ahead() and now < self._moved_at + WINDOW_STALL
@@ -485,6 +496,7 @@ class Source:
             reads, ended = self._read(self._records, packing, reads)
             if packing.count:
                 self._number()
+                self._ahead.append(self.sequence)
                 self._snapshot_sent += 1
                 self._snapshot_records += packing.count
                 actions.append(self._sent(self._chunk(packing), 0, now))

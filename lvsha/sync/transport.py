@@ -97,8 +97,9 @@ class MulticastTransport:
             loop: whether the machine hears itself; for two nodes on one machine.
             listens: join the group; without, nothing is received, and another socket of this
                 machine may listen there.
-            send_buffer_bytes: what the socket holds of what is not sent yet.
-            receive_buffer_bytes: what it holds of what was not read yet.
+            send_buffer_bytes: what the socket holds of what is not sent yet; 0 leaves it as
+                the system has it.
+            receive_buffer_bytes: what it holds of what was not read yet; 0 as above.
 
         Raises:
             HostError: there is no such interface, or it cannot be used.
@@ -254,6 +255,8 @@ class MulticastTransport:
 
 def _enlarge(opened: socket.socket, force: int, ask: int, length_bytes: int) -> None:
     """Set a buffer's length past the system's limit, or up to it without the privilege."""
+    if not length_bytes:
+        return
     try:
         opened.setsockopt(socket.SOL_SOCKET, force, length_bytes)
     except PermissionError:
