@@ -141,6 +141,7 @@ class CatchingUp:
         differing, self._differing, self._compared = self._differing, 0, 0
         self._inexact = self.mismatched = 0
         if not differing:
+            self._rounds = 0
             return Conclusion.AGREES
         if self._rounds < ROUNDS_MAX:
             self.wanted = differing

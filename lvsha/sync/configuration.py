@@ -19,8 +19,8 @@ from typing import Final
 from lvsha.sync.actions import Action, ConfigurationAgrees, ConfigurationDiffers
 from lvsha.sync.messages import Configuration, Origin
 
-# Twice the 10,000 services and some more that a pair file can hold.
-PIECES_MAX: Final = 20_000
+# Of each of the 10,000 services that a pair file can hold two, and as many that were added.
+PIECES_MAX: Final = 50_000
 PARTS_PER_HEARTBEAT: Final = 8
 ROUND_PAUSE: Final = 5.0
 # An operator reads the first few; the rest is counted by the last name.

@@ -256,7 +256,7 @@ class Copy:
             self._listened = True
         self.peers.expire(now, actions)
         for peer in self.peers:
-            ranges = peer.stream.expire(now, may_ask=self._may_ask(peer))
+            ranges = peer.stream.expire(now, may_ask=self._may_ask(peer, now))
             if ranges:
                 self._counters.add("datagrams_asked_for", sum(count for _, count in ranges))
                 for first in range(0, len(ranges), RANGES_MAX):
@@ -515,7 +515,7 @@ class Copy:
             # It was asked before it changed over; now it cannot be asked for some buckets.
             return
         number, ours = message.origin.sequence, self._tally.sums
-        exact = self._is_exact(peer, number)
+        exact = message.is_current and self._is_exact(peer, number)
         catching_up = self.catching_up
         if not catching_up.compare(number, message.first, message.sums, ours, exact=exact):
             return
@@ -546,13 +546,11 @@ class Copy:
 
     # --- what is asked and told ------------------------------------------------------
 
-    def _may_ask(self, peer: Peer) -> bool:
-        """Whether a peer would send its numbers again."""
+    def _may_ask(self, peer: Peer, now: float) -> bool:
+        """Whether a peer would send its numbers again: the leader, or the one that drains."""
+        tells = peer is self._leader or (self.leading and self.overlap.is_on(now))
         return (
-            peer is self._leader
-            and peer.level > LEVEL_PLAIN
-            and peer.role is not Role.FOLLOW
-            and not peer.silent
+            tells and peer.level > LEVEL_PLAIN and peer.role is not Role.FOLLOW and not peer.silent
         )
 
     def _is_asking(self) -> bool:

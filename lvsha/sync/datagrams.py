@@ -212,7 +212,7 @@ def encode(message: Message, level: int = LEVEL) -> bytes:
             return _encode(MessageType.SUMS_REQUEST, origin, (message.leader, message.leader_epoch))
         case Sums():
             sums = b"".join([value.to_bytes(SUM_BYTES) for value in message.sums])
-            return _encode(MessageType.SUMS, origin, (message.first, sums))
+            return _encode(MessageType.SUMS, origin, (message.first, sums, message.is_current))
         case Progress():
             seen = (message.leader, message.leader_epoch, message.position)
             return _encode(MessageType.PROGRESS, origin, seen)
@@ -443,7 +443,7 @@ def _sums(origin: Origin, body: list[Any]) -> Sums:
     sums = tuple(
         int.from_bytes(packed[at : at + SUM_BYTES]) for at in range(0, len(packed), SUM_BYTES)
     )
-    return Sums(origin, first, sums)
+    return Sums(origin, first, sums, _boolean(body[8]) if len(body) > 8 else True)
 
 
 def _progress(origin: Origin, body: list[Any]) -> Progress:

@@ -32,7 +32,7 @@ class History:
 
     def __init__(self, bytes_max: int = HISTORY_BYTES) -> None:
         self._bytes_max = bytes_max
-        self._bytes = 0
+        self._bytes = self._changes = 0
         self._sent: dict[int, Sent] = {}
 
     def __len__(self) -> int:
@@ -43,13 +43,20 @@ class History:
         """The oldest number that is here; None if none is."""
         return next(iter(self._sent), None)
 
+    @property
+    def mean_changes(self) -> float:
+        """How many changes one of the datagrams has, on average."""
+        return self._changes / len(self._sent) if self._sent else 0.0
+
     def add(self, number: int, datagram: bytes, changes: int, now: float) -> None:
         """Keep a datagram that leaves now."""
         self._sent[number] = Sent(datagram, changes, now)
         self._bytes += len(datagram)
+        self._changes += changes
         while self._bytes > self._bytes_max:
             gone = self._sent.pop(next(iter(self._sent)))
             self._bytes -= len(gone.datagram)
+            self._changes -= gone.changes
 
     def find(self, number: int) -> bytes | None:
         """The datagram with this number, if it is here still."""
@@ -59,7 +66,7 @@ class History:
     def clear(self) -> None:
         """Forget everything: a listener that misses any of it has to compare."""
         self._sent.clear()
-        self._bytes = 0
+        self._bytes = self._changes = 0
 
     def after(self, position: int) -> tuple[int, float | None]:
         """What left behind a number: how many changes, and when the first of them did."""

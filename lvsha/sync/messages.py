@@ -239,11 +239,16 @@ class SumsRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The sums of some buckets, from ``first`` on, as they are at the origin's number."""
+    """The sums of some buckets, from ``first`` on.
+
+    They are those at the origin's number; unless ``is_current`` is false, because changes
+    wait to be sent that are in the sums already.
+    """
 
     origin: Origin
     first: int
     sums: tuple[int, ...]
+    is_current: bool = True
 
 
 @dataclass(frozen=True, slots=True)

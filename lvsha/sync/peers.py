@@ -57,8 +57,8 @@ class Peer:
     Attributes:
         level: what it understands; 0 until a heartbeat has said.
         speaks: the level that it keeps to.
-        acknowledged: the number of this node up to which it has told its progress; None
-            until it has.
+        acknowledged: the number of this node up to which it has told its progress, at
+            ``acknowledged_at``; None until it has.
     """
 
     node: str
@@ -78,6 +78,7 @@ class Peer:
     complete: bool = False
     standing: Standing = field(default_factory=Standing)
     acknowledged: int | None = None
+    acknowledged_at: float = float("-inf")
     overlap_since: float = float("-inf")
     overlap_last: float = float("-inf")
     alarm_at: float = float("-inf")

@@ -37,8 +37,11 @@ def standing(copy: Copy, source: Source, tally: Tally) -> Standing:
 
 def _unseen(peer: Peer, source: Source, now: float) -> tuple[int, float]:
     """How many changes a peer has not seen, and for how long the oldest of them has waited."""
-    position = peer.position if peer.acknowledged is None else peer.acknowledged
+    # Either may be the newer word: a heartbeat tells it, too.
+    position = max(peer.position, peer.acknowledged or 0)
     changes, since = source.history.after(position)
+    # What is missing there was sent before; how much it told is not known of each.
+    changes += round(peer.standing.missing * source.history.mean_changes)
     oldest = max(source.age_of_oldest(now), 0.0 if since is None else now - since)
     return changes + source.queued, oldest
 

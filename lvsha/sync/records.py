@@ -14,7 +14,7 @@ Time-outs are seconds; in a group they are hundredths.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -33,11 +33,12 @@ from lvsha.model import (
 TIMEOUT_MAX: Final = 366 * 86_400
 UINT16_MAX: Final = 0xFFFF
 UINT32_MAX: Final = 0xFFFF_FFFF
-FIELD_BYTES_MAX: Final = 255
-OTHERS_MAX: Final = 16
+# A Call-ID, as the kernel bounds it.
+FOUND_BYTES_MAX: Final = 255
+FIELDS_MAX: Final = 24
 
 # Of one entry's details: each field counts its value and 5 bytes. The most that this version
-# has is a template's Call-ID, mark and engine, 290.
+# has is the parent of a call, an IPv6 template's key with the longest Call-ID: 298.
 DETAILS_BYTES_MAX: Final = 300
 _FIELD_BYTES: Final = 5
 # The largest entry: a group of its own for an IPv6 template with all fields. Together with
@@ -65,7 +66,12 @@ _SHIFTS: Final = 2
 _FOUND: Final = 3
 _ENGINE: Final = 4
 _PARENT: Final = 5
+_DIALOGUE: Final = 6
+_KNOWN_MAX: Final = _DIALOGUE
 _SHIFT_NUMBERS: Final = struct.Struct("!6I")
+# The mode of an FTP dialogue; and of one with an answer, its number and the mode it had.
+_DIALOGUE_BEGUN: Final = struct.Struct("!B")
+_DIALOGUE_ANSWERED: Final = struct.Struct("!BIB")
 _NO_DETAILS: Final = ConnectionDetails()
 
 _packer: Final = msgpack.Packer(autoreset=True)
@@ -204,22 +210,38 @@ def _joined(elements: Sequence[bytes]) -> bytes:
 
 
 def _encode_details(index: int, found: bytes, details: ConnectionDetails | None) -> bytes:
-    """What one entry of a group has beside: its place, then numbers and values in turn."""
+    """What one entry of a group has beside: its place, then numbers and values in turn.
+
+    What would be more than a reader takes is left out: the last first, which are fields that
+    this version does not know.
+    """
     fields: list[object] = [index]
-    if found:
-        fields += (_FOUND, found)
-    if details is not None:
-        if details.mark:
-            fields += (_MARK, details.mark.to_bytes(4))
-        if details.shifts:
-            fields += (_SHIFTS, _SHIFT_NUMBERS.pack(*details.shifts))
-        if details.engine:
-            fields += (_ENGINE, details.engine.encode("ascii"))
-        if details.parent:
-            fields += (_PARENT, details.parent)
-        for number, value in details.others:
-            fields += (number, value)
+    room = DETAILS_BYTES_MAX
+    for number, value in _fields(found, details):
+        room -= _FIELD_BYTES + len(value)
+        if room < 0 or len(fields) > 2 * FIELDS_MAX:
+            break
+        fields += (number, value)
     return _pack(fields)
+
+
+def _fields(found: bytes, details: ConnectionDetails | None) -> Iterator[tuple[int, bytes]]:
+    if found:
+        yield _FOUND, found
+    if details is None:
+        return
+    if details.mark:
+        yield _MARK, details.mark.to_bytes(4)
+    if details.shifts:
+        yield _SHIFTS, _SHIFT_NUMBERS.pack(*details.shifts)
+    if details.engine:
+        yield _ENGINE, details.engine.encode("ascii")
+    if details.dialogue:
+        layout = _DIALOGUE_BEGUN if len(details.dialogue) == 1 else _DIALOGUE_ANSWERED
+        yield _DIALOGUE, layout.pack(*details.dialogue)
+    if details.parent:
+        yield _PARENT, details.parent
+    yield from details.others
 
 
 # --- reading groups ------------------------------------------------------------------
@@ -281,7 +303,7 @@ def _read_details(fields: list[Any], records: list[ConnectionRecord], last: int)
     index = fields[0] if fields else None
     if type(index) is not int or not last < index < len(records) or not len(fields) & 1:
         raise SyncError("details of no entry")
-    if len(fields) > 2 * (_PARENT + OTHERS_MAX):
+    if len(fields) > 1 + 2 * FIELDS_MAX:
         raise SyncError("too many details")
     record = records[index]
     known: dict[int, bytes] = {}
@@ -290,23 +312,24 @@ def _read_details(fields: list[Any], records: list[ConnectionRecord], last: int)
     for number, value in zip(fields[1::2], fields[2::2], strict=True):
         if type(number) is not int or not 0 < number <= UINT16_MAX:
             raise SyncError("a field with a number that is none")
-        if type(value) is not bytes or not 0 < len(value) <= FIELD_BYTES_MAX:
+        if type(value) is not bytes or not value:
             raise SyncError("a field of a wrong type or length")
         length += _FIELD_BYTES + len(value)
-        if number <= _PARENT:
+        if number <= _KNOWN_MAX:
             known[number] = value
         else:
             others.append((number, value))
     if length > DETAILS_BYTES_MAX:
         raise SyncError("details that are too long")
     found = known.get(_FOUND, b"")
-    if found and record.key[0] < TEMPLATE_BIT:
-        raise SyncError("what an engine found, of no template")
+    if found and (record.key[0] < TEMPLATE_BIT or len(found) > FOUND_BYTES_MAX):
+        raise SyncError("what an engine found, of no template or too long")
     details = ConnectionDetails(
         mark=_mark(known.get(_MARK)),
         shifts=_shifts(known.get(_SHIFTS)),
         engine=_engine(known.get(_ENGINE)),
         parent=read_key(known[_PARENT]) if _PARENT in known else b"",
+        dialogue=_dialogue(known.get(_DIALOGUE)),
         others=tuple(others),
     )
     records[index] = record._replace(
@@ -329,6 +352,15 @@ def _shifts(value: bytes | None) -> tuple[int, ...]:
     if len(value) != _SHIFT_NUMBERS.size:
         raise SyncError("sequence shifts of a wrong length")
     return _SHIFT_NUMBERS.unpack(value)
+
+
+def _dialogue(value: bytes | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    for layout in (_DIALOGUE_BEGUN, _DIALOGUE_ANSWERED):
+        if len(value) == layout.size:
+            return layout.unpack(value)
+    raise SyncError("an FTP dialogue of a wrong length")
 
 
 def _engine(value: bytes | None) -> str:
@@ -374,7 +406,7 @@ def read_key(value: object) -> bytes:
         length = _KEY_BYTES.get(value[0] & ~TEMPLATE_BIT, 0)
         found = len(value) - length
         if length and found >= 0 and (not found or value[0] >= TEMPLATE_BIT):
-            if found > FIELD_BYTES_MAX:
+            if found > FOUND_BYTES_MAX:
                 raise SyncError("a key that is too long")
             return value
     raise SyncError("a key that is none")
@@ -451,7 +483,7 @@ def _read_plain_record(fields: list[Any]) -> ConnectionRecord:
 
 
 class PlainPacking:
-    """As `Packing`, of level 1. What that has no words for, templates, is left out.
+    """As `Packing`, of level 1. What that has no words for, templates and bypass, is left out.
 
     Attributes:
         encoded: the entries.
@@ -470,7 +502,8 @@ class PlainPacking:
 
     def add(self, record: ConnectionRecord) -> bool:
         """Take a connection in; False if there is no room for it."""
-        return record.is_template or self._add(encode_plain(record))
+        unknown = record.is_template or record.method is ForwardMethod.BYPASS
+        return unknown or self._add(encode_plain(record))
 
     def add_ended(self, key: bytes) -> bool:
         """Take the end of a connection in; False if there is no room for it."""

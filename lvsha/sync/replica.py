@@ -97,6 +97,8 @@ DATAGRAM_BYTES_MIN: Final = 500
 # A change of a peer's state is told at once, but not more often than this part of the
 # heartbeat interval.
 HEARTBEAT_SPACING: Final = 0.1
+# A listener that is sent a snapshot tells its progress every few datagrams.
+PROGRESS_PATIENCE: Final = 0.3
 SYNC_ID_ANY: Final = 0
 
 
@@ -376,6 +378,8 @@ class Replica:
         actions: list[Action] = []
         if now >= self._drained_at:
             self._drained_at = float("inf")
+            # What still waits for a limit of bytes leaves now, or the next leader lacks it.
+            actions.extend(self._source.flush(now))
             self._source.follow()
             actions += self._home.drained(self._source.origin, now)
             self._heartbeat_at = now
@@ -385,7 +389,7 @@ class Replica:
         for sync_id, copy in self._others.items():
             actions += copy.expire(self._origin(sync_id), now)
         self._questions.expire(now)
-        self._adapt()
+        self._adapt(now)
         return self._performed(actions, now, heartbeat=now >= self._heartbeat_at)
 
     # --- parts ---------------------------------------------------------------------
@@ -422,16 +426,19 @@ class Replica:
             copy.listen(now)
         return copy, self._origin(sync_id)
 
-    def _adapt(self) -> None:
+    def _adapt(self, now: float) -> None:
         """Keep to what all who listen understand, and to the slowest of them."""
         peers = [peer for peer in self._home.peers if not peer.silent]
         source = self._source
         levels = (peer.level or self._level for peer in peers)
         source.level = min(self._level, min(levels, default=self._level))
+        # Who has told nothing for so long is not waited for.
         told = [
             peer.acknowledged
             for peer in peers
-            if peer.acknowledged is not None and peer.state is not PeerState.REPLICATE
+            if peer.acknowledged is not None
+            and peer.state is not PeerState.REPLICATE
+            and now < peer.acknowledged_at + PROGRESS_PATIENCE
         ]
         source.progress = min(told, default=None)
 
@@ -468,7 +475,7 @@ class Replica:
         peer = self._home.peers.get(origin.node)
         if peer is None or peer.epoch != origin.epoch:
             return []
-        self._adapt()
+        self._adapt(now)
         match message:
             case SnapshotRequest() | SumsRequest() | GapRequest() | Progress():
                 if message.leader == self.node:
@@ -506,7 +513,8 @@ class Replica:
             self.counters.add("sums_requests")
             return source.ask_sums(now)
         peer.acknowledged = min(message.position, source.sequence)
-        self._adapt()
+        peer.acknowledged_at = now
+        self._adapt(now)
         if isinstance(message, Progress):
             return source.progressed(now)
         self.counters.add("snapshot_requests")
@@ -530,12 +538,12 @@ class Replica:
         self, actions: list[Action], now: float, *, heartbeat: bool = False
     ) -> list[Action]:
         """Add what is due, and count what is sent."""
-        news = self._home.peers.stranger_heard or any(
-            isinstance(action, PeerChanged) for action in actions
-        )
-        if news:
+        copies = (self._home, *self._others.values())
+        strangers = [copy.peers for copy in copies if copy.peers.stranger_heard]
+        if strangers or any(isinstance(action, PeerChanged) for action in actions):
             # Peers show this node's state; let them see that it changed.
-            self._home.peers.stranger_heard = False
+            for peers in strangers:
+                peers.stranger_heard = False
             spacing = HEARTBEAT_SPACING * self._heartbeat_interval
             soon = max(now, self._heartbeat_last + spacing)
             self._heartbeat_at = min(self._heartbeat_at, soon)
@@ -567,4 +575,23 @@ class Replica:
             if node not in self._home.peers:
                 self._comparison.forget(node)
         parts = self._comparison.description(origin, now)
-        return [Send(encode(message)), *(Send(encode(part)) for part in parts)]
+        messages: list[Message] = [message, *parts, *self._other_heartbeats(now)]
+        return [Send(encode(each)) for each in messages]
+
+    def _other_heartbeats(self, now: float) -> Iterator[Heartbeat]:
+        """What a replica with id 0 says to those whose ids it only follows."""
+        for sync_id, copy in self._others.items():
+            leader = copy.leader
+            yield Heartbeat(
+                self._origin(sync_id),
+                0,
+                self._comparison.digest,
+                "" if leader is None else leader.node,
+                PeerState.PROBE if leader is None else leader.state,
+                0 if leader is None else leader.stream.position,
+                copy.complete,
+                level=self._level,
+                speaks=self._level,
+                oldest=1,
+                heard=copy.peers.heard_epochs(now),
+            )

@@ -443,8 +443,9 @@ class Source:
         self._sums_by = None
         sums, origin = self._tally.sums, self.origin
         step = min(SUMS_MAX, entries_room(origin, self._datagram_max) // SUM_BYTES)
+        is_current = not self._queue
         return [
-            Send(encode(Sums(origin, first, tuple(sums[first : first + step]))))
+            Send(encode(Sums(origin, first, tuple(sums[first : first + step]), is_current)))
             for first in range(0, BUCKETS, step)
         ]
 

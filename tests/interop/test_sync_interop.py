@@ -45,6 +45,9 @@ def test_sides_that_know_the_same_do_not_differ() -> None:
     told = parse_lines(LINES)
     # A connection in its handshake is not told.
     assert list(differences(told, parse_lines([LINES[0], LINES[2]]))) == []
+    # In version 0 little is told of templates.
+    for template in ([], [LINES[2].replace("04:59", "02:58")]):
+        assert list(differences(told, parse_lines([LINES[0], *template]), version=0)) == []
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def test_sides_that_know_the_same_do_not_differ() -> None:
         (LINES, "should not be known"),
         (LINES[:1], "is not known"),
         ([LINES[0].replace("14:59", "14:50"), LINES[2]], "is known to last 890 s"),
+        ([LINES[0], LINES[2].replace("04:59", "03:00")], "is known to last 180 s"),
         ([LINES[0].replace("ESTABLISHED", "FIN_WAIT   "), LINES[2]], "known as FIN_WAIT"),
         ([LINES[0].replace("31:8080", "32:8080"), LINES[2]], "is not known"),
         ([*LINES[::2], LINES[0].replace("40000", "40007")], "does not exist"),

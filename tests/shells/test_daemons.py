@@ -13,7 +13,13 @@ from trio.testing import MockClock
 from lvsha.errors import AdministrationError, HostError
 from lvsha.model import ConnectionChanged, ConnectionRecord, ForwardMethod, connection_key
 from lvsha.settings import Settings
-from lvsha.sync.ipvs.daemons import BATCH_DATAGRAMS, DRAIN, REFRESH_INTERVAL, Daemons
+from lvsha.sync.ipvs.daemons import (
+    BATCH_DATAGRAMS,
+    BATCH_RECORDS,
+    DRAIN,
+    REFRESH_INTERVAL,
+    Daemons,
+)
 from lvsha.sync.ipvs.master import FLUSH_DELAY
 from lvsha.sync.ipvs.messages import Message, emit, parse
 from lvsha.sync.ipvs.roster import Daemon, Role, Roster, Terms
@@ -286,6 +292,27 @@ def test_a_flood_lets_other_tasks_have_their_turn(
                 turns += 1
                 await trio.lowlevel.checkpoint()
         assert turns >= 10
+
+    trio.run(main, clock=clock)
+
+
+def test_long_messages_let_other_tasks_have_their_turn_as_well(
+    groups: dict[int, LoopbackGroup], clock: MockClock
+) -> None:
+    async def main() -> None:
+        west = Site(groups)
+        west.daemons.configure(TERMS, [5])
+        most = 0
+        async with running(west):
+            for first in range(0, 20 * 255, 255):
+                records = tuple(map(record, range(first, first + 255)))
+                west.sockets[Role.BACKUP, 8848].deliver(emit(Message(1, 5, records)))
+            while len(west.table.content) < 20 * 255:
+                before = len(west.table.content)
+                await trio.lowlevel.checkpoint()
+                most = max(most, len(west.table.content) - before)
+        # Of two turns of this task the order is open, so two of the other may lie between.
+        assert most <= 2 * (BATCH_RECORDS + 255)
 
     trio.run(main, clock=clock)
 

@@ -175,9 +175,7 @@ def test_idle_established_connections_are_dropped_the_rarer_the_more_they_were_u
         fill(laboratory, SYN, *[ACK] * (used - 1))
         for connection in all_of(laboratory):
             if connection.state != TcpState.ESTABLISHED:
-                laboratory.director.registry.enter(
-                    connection, TcpState.ESTABLISHED, laboratory.now
-                )
+                laboratory.director.registry.enter(connection, TcpState.ESTABLISHED, laboratory.now)
             connection.expires = laboratory.now + 900
         laboratory.sleep(62)
         laboratory.set(drop_entry=3)

@@ -46,7 +46,9 @@ from lvsha.sync.transport import (
 )
 
 BATCH_DATAGRAMS: Final = 8
-"""About 320 records; then other tasks have their turn."""
+BATCH_RECORDS: Final = 320
+"""As many as so many datagrams usually hold; then other tasks have their turn, so that a
+stranger's flood takes no more of each turn than some milliseconds."""
 REFRESH_INTERVAL: Final = 1.0
 DRAIN: Final = 2.0
 """Seconds in which who leads no more still tells of what comes to it by mistake."""
@@ -330,7 +332,10 @@ class Daemons:
 
     def _receive(self, core: Backup, transport: Transport) -> None:
         """Take over what has come, but not more than a batch."""
+        taken = 0
         for _ in range(BATCH_DATAGRAMS):
+            if taken >= BATCH_RECORDS:
+                return
             try:
                 datagram = transport.receive()
             except OSError as error:
@@ -341,6 +346,7 @@ class Daemons:
             for action in core.receive(datagram[:DATAGRAM_BYTES_MAX], trio.current_time()):
                 match action:
                     case Apply(records):
+                        taken += len(records)
                         self._table.apply(records)
                     case Refused(kind):
                         self._log.warning("sync datagram refused", trio.current_time(), reason=kind)
