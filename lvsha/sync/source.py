@@ -155,8 +155,8 @@ class Source:
         self._held: ConnectionRecord | None = None
         self._snapshot_begin = 0
         self._snapshot_records = 0
-        # Numbers of snapshots' datagrams that the slowest listener may not have seen.
-        self._ahead: deque[int] = deque()
+        # The newest numbers of snapshots that the slowest listener may not have seen.
+        self._ahead: deque[int] = deque(maxlen=pace.window)
         self._moved_at = float("-inf")
         self._wanted = 0
         self._wanted_since = float("-inf")
@@ -339,6 +339,8 @@ class Source:
     def _sent(self, datagram: bytes, changes: int, now: float) -> Send:
         """Note that the datagram with the newest number leaves."""
         self.history.add(self.sequence, datagram, changes, now)
+        if not changes:
+            self._ahead.append(self.sequence)
         self._allowance -= len(datagram)
         return Send(datagram)
 
@@ -475,7 +477,6 @@ class Source:
         """Whether the slowest listener has not told yet that it has heard enough."""
         ahead, progress = self._ahead, self.progress
         if self.level == LEVEL_PLAIN or progress is None:
-            ahead.clear()
             return False
         while ahead and ahead[0] <= progress:
             ahead.popleft()
@@ -504,7 +505,6 @@ class Source:
             reads, ended = self._read(self._records, packing, reads)
             if packing.count:
                 self._number()
-                self._ahead.append(self.sequence)
                 self._snapshot_sent += 1
                 self._snapshot_records += packing.count
                 actions.append(self._sent(self._chunk(packing), 0, now))
