@@ -13,7 +13,9 @@ What always holds:
   read, encoded and numbered in one step, except that one record may wait for the next
   datagram, and that one is dropped when the connection is told of meanwhile. A connection
   that is in the queue is left out of the snapshot: it will be told anyway, and later.
-* When nothing waits, a change leaves at once; in each tick at most
+* When nothing waits, a change leaves at once, but for no more than
+  ``eager_datagrams_per_tick``: what comes behind these in one tick leaves together at its
+  end, so that many changes cost few datagrams. In each tick at most
   ``live_datagrams_per_tick`` of live changes leave, and at most
   ``snapshot_datagrams_per_tick`` of a snapshot: one if live changes wait, so that neither
   keeps the other from advancing. What was sent before and is asked for again goes first.
@@ -98,6 +100,7 @@ class Pace:
 
     queue_max: int = 200_000
     tick: float = 0.002
+    eager_datagrams_per_tick: int = 2
     live_datagrams_per_tick: int = 32
     snapshot_datagrams_per_tick: int = 5
     window: int = 32
@@ -246,7 +249,9 @@ class Source:
             else:
                 self._overflowed = True
                 self._counters.add("queue_overflow")
-        actions = self._send_live(now)
+        pace = self._pace
+        limit = min(pace.eager_datagrams_per_tick, pace.live_datagrams_per_tick)
+        actions = self._send_live(limit, now)
         if not was_busy:
             self._turn_at = self._tick_end
         return actions
@@ -318,7 +323,7 @@ class Source:
     def expire(self, now: float) -> list[Action]:
         """Send what the next tick allows."""
         actions = self._send_again(now)
-        actions += self._send_live(now)
+        actions += self._send_live(self._pace.live_datagrams_per_tick, now)
         actions += self._send_sums(now)
         actions += self._send_snapshot(now)
         actions += self._provide(now)
@@ -371,15 +376,10 @@ class Source:
 
     # Live changes
 
-    def _send_live(self, now: float) -> list[Action]:
+    def _send_live(self, limit: int, now: float) -> list[Action]:
         self._renew(now)
         actions: list[Action] = []
-        while (
-            self._queue
-            and self._live_sent < self._pace.live_datagrams_per_tick
-            and self._may_send
-            and not self._yields(now)
-        ):
+        while self._queue and self._live_sent < limit and self._may_send and not self._yields(now):
             self._live_sent += 1
             self._is_snapshots_turn = True
             actions.append(self._live_datagram(now))
