@@ -105,7 +105,7 @@ class Leader:
         assert len(bindings) == len(models), "there is a connection of each service"
         opened: deque[tuple[float, Connection]] = deque()
         closing: deque[tuple[float, Connection]] = deque()
-        begin_at = trio.current_time()
+        begin_at, own_at = trio.current_time(), time.process_time()
         records = 0
         while (now := trio.current_time()) < begin_at + seconds:
             due = int((now - begin_at) * rate)
@@ -129,10 +129,11 @@ class Leader:
                     node.tell()
             await trio.sleep(0 if records < due else TICK)
         taken = trio.current_time() - begin_at
+        own = time.process_time() - own_at
         for _, connection in (*opened, *closing):
             registry.end(connection)
             node.tell()
-        return Carried(records, taken)
+        return Carried(records, taken, own)
 
 
 def _key(crowd: Crowd, number: int) -> bytes:
