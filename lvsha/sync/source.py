@@ -13,9 +13,10 @@ What always holds:
   read, encoded and numbered in one step, except that one record may wait for the next
   datagram, and that one is dropped when the connection is told of meanwhile. A connection
   that is in the queue is left out of the snapshot: it will be told anyway, and later.
-* When nothing waits, a change leaves at once, but no more than ``urgent_datagrams_per_tick``
-  do: what comes behind them waits for the end of the tick, and leaves with others. In each
-  tick at most ``live_datagrams_per_tick`` of live changes leave, and at most
+* When nothing waits, a change leaves at once, but for no more than
+  ``eager_datagrams_per_tick``: what comes behind these in one tick leaves together at its
+  end, so that many changes cost few datagrams. In each tick at most
+  ``live_datagrams_per_tick`` of live changes leave, and at most
   ``snapshot_datagrams_per_tick`` of a snapshot: one if live changes wait, so that neither
   keeps the other from advancing. What was sent before and is asked for again goes first.
 * A snapshot is never more than ``window`` datagrams ahead of the slowest listener that tells
@@ -93,17 +94,13 @@ BURST: Final = 0.1
 class Pace:
     """How much may wait, and how much may leave in one tick.
 
-    Telling each change by itself is what costs, at the listener more than here: some thousand
-    a second take as much of a core as ten times as many do in full datagrams. So a change of a
-    busy director may wait for a tick; one of a quiet director does not.
-
     The defaults let some million live changes a second and 200,000 snapshot records a second
     leave in datagrams of 1,400 bytes; a snapshot then costs a core some 50 %.
     """
 
     queue_max: int = 200_000
     tick: float = 0.002
-    urgent_datagrams_per_tick: int = 2
+    eager_datagrams_per_tick: int = 2
     live_datagrams_per_tick: int = 32
     snapshot_datagrams_per_tick: int = 5
     window: int = 32
@@ -252,7 +249,9 @@ class Source:
             else:
                 self._overflowed = True
                 self._counters.add("queue_overflow")
-        actions = self._send_live(now, self._pace.urgent_datagrams_per_tick)
+        pace = self._pace
+        limit = min(pace.eager_datagrams_per_tick, pace.live_datagrams_per_tick)
+        actions = self._send_live(limit, now)
         if not was_busy:
             self._turn_at = self._tick_end
         return actions
@@ -324,7 +323,7 @@ class Source:
     def expire(self, now: float) -> list[Action]:
         """Send what the next tick allows."""
         actions = self._send_again(now)
-        actions += self._send_live(now)
+        actions += self._send_live(self._pace.live_datagrams_per_tick, now)
         actions += self._send_sums(now)
         actions += self._send_snapshot(now)
         actions += self._provide(now)
@@ -377,17 +376,10 @@ class Source:
 
     # Live changes
 
-    def _send_live(self, now: float, limit: int | None = None) -> list[Action]:
+    def _send_live(self, limit: int, now: float) -> list[Action]:
         self._renew(now)
         actions: list[Action] = []
-        most = self._pace.live_datagrams_per_tick
-        most = most if limit is None else min(limit, most)
-        while (
-            self._queue
-            and self._live_sent < most
-            and self._may_send
-            and not self._yields(now)
-        ):
+        while self._queue and self._live_sent < limit and self._may_send and not self._yields(now):
             self._live_sent += 1
             self._is_snapshots_turn = True
             actions.append(self._live_datagram(now))

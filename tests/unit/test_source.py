@@ -247,7 +247,7 @@ def test_changes_that_the_end_of_the_drain_leaves_untold_are_counted() -> None:
 
 def with_history(count: int = 20, pace: Pace | None = None) -> tuple[Replica, East, list[bytes]]:
     """A leader that has sent so many datagrams, and a follower; what was sent."""
-    replica = leading(pace=pace or Pace(urgent_datagrams_per_tick=32))
+    replica = leading(pace=pace or Pace(eager_datagrams_per_tick=32))
     east = follower(replica)
     datagrams = []
     for number in range(count):
@@ -316,7 +316,7 @@ def test_what_was_forgotten_is_not_sent_again() -> None:
 
 def test_a_request_for_everything_costs_a_bounded_time_and_memory() -> None:
     replica, east, _ = with_history(
-        5000, Pace(urgent_datagrams_per_tick=10**6, live_datagrams_per_tick=10**6)
+        5000, Pace(eager_datagrams_per_tick=10**6, live_datagrams_per_tick=10**6)
     )
     replica._pace = Pace()
     looked: list[int] = []
