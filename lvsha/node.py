@@ -340,6 +340,9 @@ class Node:
                     "protocol": _protocol_name(service),
                     "scheduler": service.options.scheduler,
                     "held": director.holds(service.address),
+                    "tell": str(service.policy.tell),
+                    "unknown": service.policy.unknown.value,
+                    "at_risk": service.at_risk,
                     "servers": [_server_status(server) for server in service.servers],
                 }
                 for service in director.services

@@ -169,6 +169,9 @@ class NodeSync:
         for sync_id, changes in self._director.registry.take_changes().items():
             for carrier in self._carriers():
                 carrier.tell(sync_id, changes)
+        for sync_id, keys in self._director.take_questions().items():
+            if self._courier is not None:
+                self._courier.ask(sync_id, keys)
 
     def lead(self, sync_id: int) -> None:
         """This node holds the addresses of this sync id now."""

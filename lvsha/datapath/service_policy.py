@@ -44,6 +44,15 @@ class TellRule:
     packets: int = 0
     delay: float = 0.0
 
+    def __str__(self) -> str:
+        match self.when:
+            case TellWhen.PACKETS:
+                return f"after {self.packets} packets"
+            case TellWhen.DELAY:
+                return f"after {self.delay * 1000:g} ms"
+            case _:
+                return str(self.when.value)
+
 
 ESTABLISHED: Final = TellRule()
 NEVER: Final = TellRule(TellWhen.NEVER)

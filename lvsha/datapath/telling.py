@@ -82,7 +82,7 @@ class Teller:
         self.untold: dict[bytes, Connection | Tally] = {}
         self.in_transition: set[bytes] = set()
         self._table = table
-        self._delayed: dict[float, deque[tuple[float, Connection]]] = {}
+        self._delayed: dict[float, deque[tuple[float, bytes]]] = {}
         self._delayed_count = 0
         self.configure(Settings())
 
@@ -222,9 +222,11 @@ class Teller:
                     return True
                 left -= 1
                 self._delayed_count -= 1
-                due, connection = delayed.popleft()
-                # Where it was told before, or its time began anew, another time stands there.
-                if connection.report_at == due and connection.is_established:
+                due, key = delayed.popleft()
+                connection = self._table.find(key)
+                if connection is None or connection.report_at != due:
+                    continue  # it has ended, was told before, or its time began anew
+                if connection.is_established:
                     self._tell_again(connection, now)
             if not delayed:
                 del self._delayed[delay]
@@ -312,7 +314,7 @@ class Teller:
             self._tell_again(connection, now)
             return
         connection.report_at = due = now + delay
-        self._delayed.setdefault(delay, deque()).append((due, connection))
+        self._delayed.setdefault(delay, deque()).append((due, connection.key))
         self._delayed_count += 1
 
     def _tell_at_once(self, connection: Connection, now: float) -> None:
