@@ -39,7 +39,13 @@ from lvsha.datapath.registry import Registry
 from lvsha.datapath.replication import Replication
 from lvsha.datapath.scheduler_options import Dice
 from lvsha.datapath.sctp_states import SctpEvent
-from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, Unknown
+from lvsha.datapath.service_policy import (
+    NEVER,
+    THRESHOLD,
+    ServicePolicy,
+    TellRule,
+    Unknown,
+)
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer
 from lvsha.datapath.tcp_states import RST, TcpState
@@ -71,7 +77,8 @@ class Director:
         connections_max: the limit of the connection table.
         dice: for what is left to chance.
         reporting: when the backups are told of the connections of services that have no rule
-            of their own; None tells nothing.
+            of their own; None where nobody has asked for any: nothing is told, but see
+            `tell_others`.
         unknown: what becomes of packets in mid-stream for such services.
         settings: as they are at the start.
         answers_per_second: the limit of ICMP errors of its own.
@@ -103,7 +110,8 @@ class Director:
         settings = settings or Settings()
         self.drops: Counter[Reason] = Counter()
         self.network = Network(self.drops)
-        self.services = ServiceTable(dice, ServicePolicy(reporting or NEVER, unknown))
+        policy = ServicePolicy(reporting or NEVER, unknown, asked=reporting is not None)
+        self.services = ServiceTable(dice, policy)
         self.marks = Marks()
         self.registry = Registry(connections_max)
         self._teller = self.registry.teller
@@ -188,6 +196,16 @@ class Director:
     def holds(self, address: bytes) -> bool:
         """Whether new connections for an address are opened."""
         return address not in self._opener.elsewhere
+
+    def tell_others(self, *, told: bool) -> None:
+        """Have connections told that belong to no virtual router, or no longer.
+
+        Where nobody has asked for a rule, all are told by the kernel's meanwhile. Those that
+        exist follow as a chore.
+        """
+        self.services.tell_unasked(THRESHOLD if told else NEVER)
+        self.registry.tell_others(told=told)
+        self.add_chore(self.registry.align())
 
     def back_up(self, addresses: frozenset[bytes]) -> None:
         """Say of which addresses this node is a backup; for ``backup_only``."""
