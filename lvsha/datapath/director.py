@@ -133,6 +133,7 @@ class Director:
         )
         self._housekeeping = housekeeping
         self.housekeep, self.add_chore = housekeeping.run, housekeeping.add
+        self._align_waits = False
         self._backup_of: frozenset[bytes] = frozenset()
         self._shut: frozenset[bytes] = frozenset()
         self.configure(settings)
@@ -205,7 +206,13 @@ class Director:
         """
         self.services.tell_unasked(THRESHOLD if told else NEVER)
         self.registry.tell_others(told=told)
-        self.add_chore(self.registry.align())
+        if not self._align_waits:
+            self._align_waits = True
+            self.add_chore(self._align())
+
+    def _align(self) -> Iterator[None]:
+        self._align_waits = False  # until it has begun, it is for later changes, too
+        yield from self.registry.align()
 
     def back_up(self, addresses: frozenset[bytes]) -> None:
         """Say of which addresses this node is a backup; for ``backup_only``."""
