@@ -146,7 +146,7 @@ class Node:
             self.director,
             trio.current_time,
             self._services_changed,
-            SyncDaemons(self.sync.daemons),
+            SyncDaemons(self.sync.daemons, self.director),
         )
         return {"status": self.status, **administration.commands()}
 

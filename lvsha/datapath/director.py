@@ -39,7 +39,7 @@ from lvsha.datapath.reassembly import LIMIT_BYTES, Reassembler
 from lvsha.datapath.registry import Registry
 from lvsha.datapath.replication import Replication
 from lvsha.datapath.scheduler_options import Dice
-from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, Unknown
+from lvsha.datapath.service_policy import NEVER, THRESHOLD, ServicePolicy, TellRule, Unknown
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer
 from lvsha.datapath.tcp_states import TcpState
@@ -73,7 +73,8 @@ class Director:
         connections_max: the limit of the connection table.
         dice: for what is left to chance.
         reporting: when the backups are told of the connections of services that have no rule
-            of their own; None tells nothing.
+            of their own; None where nobody has asked for any: nothing is told, but see
+            `tell_others`.
         unknown: what becomes of packets in mid-stream for such services.
         settings: as they are at the start.
         answers_per_second: the limit of ICMP errors of its own.
@@ -107,7 +108,8 @@ class Director:
         settings = settings or Settings()
         self.drops: Counter[Reason] = Counter()
         self.network = Network(self.drops)
-        self.services = ServiceTable(dice, ServicePolicy(reporting or NEVER, unknown))
+        policy = ServicePolicy(reporting or NEVER, unknown, asked=reporting is not None)
+        self.services = ServiceTable(dice, policy)
         self.marks = Marks()
         self.registry = Registry(connections_max)
         self._teller = self.registry.teller
@@ -144,6 +146,7 @@ class Director:
         )
         self._housekeeping = housekeeping
         self.housekeep, self.add_chore = housekeeping.run, housekeeping.add
+        self._align_waits = False
         self._backup_of: frozenset[bytes] = frozenset()
         self._shut: frozenset[bytes] = frozenset()
         self.configure(settings)
@@ -207,6 +210,22 @@ class Director:
     def holds(self, address: bytes) -> bool:
         """Whether new connections for an address are opened."""
         return address not in self._opener.elsewhere
+
+    def tell_others(self, *, told: bool) -> None:
+        """Have connections told that belong to no virtual router, or no longer.
+
+        Where nobody has asked for a rule, all are told by the kernel's meanwhile. Those that
+        exist follow as a chore.
+        """
+        self.services.tell_unasked(THRESHOLD if told else NEVER)
+        self.registry.tell_others(told=told)
+        if not self._align_waits:
+            self._align_waits = True
+            self.add_chore(self._align())
+
+    def _align(self) -> Iterator[None]:
+        self._align_waits = False  # until it has begun, it is for later changes, too
+        yield from self.registry.align()
 
     def back_up(self, addresses: frozenset[bytes]) -> None:
         """Say of which addresses this node is a backup; for ``backup_only``."""

@@ -211,6 +211,16 @@ class Teller:
             self.retell(connection, UNTOLD)
             self.untold[connection.record_key] = tally
 
+    def enrolled(self, connection: Connection) -> None:
+        """It is synced from now on, or by another rule; its next packet will tell."""
+        connection.report_at = _AT_EACH_PACKET
+
+    def disown(self, connection: Connection) -> None:
+        """Take it that nobody knows of a connection, and say so to nobody."""
+        self.retell(connection, UNTOLD)
+        self.untold.pop(connection.record_key, None)
+        connection.report_at = _NEVER
+
     # Time
 
     def tell_due(self, now: float) -> bool:
