@@ -368,7 +368,11 @@ class Replica:
         copy, origin = self._copy_of(message.origin.sync_id, now)
         received, taken = copy.receive(message, origin, now)
         if self._questions:
-            self._close_questions(received)
+            for action in received:
+                if isinstance(action, Apply):
+                    self._questions.close(record.key for record in action.records)
+                elif isinstance(action, Forget):
+                    self._questions.close(action.keys)
         actions: list[Action] = [*received]
         if taken:
             actions.extend(self._source.tell([ConnectionChanged(record) for record in taken], now))
@@ -446,13 +450,6 @@ class Replica:
             and now < peer.acknowledged_at + PROGRESS_PATIENCE
         ]
         source.progress = min(told, default=None)
-
-    def _close_questions(self, received: Sequence[Action]) -> None:
-        for action in received:
-            if isinstance(action, Apply):
-                self._questions.close(record.key for record in action.records)
-            elif isinstance(action, Forget):
-                self._questions.close(action.keys)
 
     def _refuse(self, message: Message, now: float) -> list[Action] | None:
         """The actions for a message that is not used; None for one that is."""
@@ -544,11 +541,9 @@ class Replica:
     ) -> list[Action]:
         """Add what is due, and count what is sent."""
         copies = (self._home, *self._others.values())
-        strangers = [copy.peers for copy in copies if copy.peers.stranger_heard]
+        strangers = [copy for copy in copies if copy.peers.take_stranger()]
         if strangers or any(isinstance(action, PeerChanged) for action in actions):
             # Peers show this node's state; let them see that it changed.
-            for peers in strangers:
-                peers.stranger_heard = False
             spacing = HEARTBEAT_SPACING * self._heartbeat_interval
             soon = max(now, self._heartbeat_last + spacing)
             self._heartbeat_at = min(self._heartbeat_at, soon)
