@@ -37,6 +37,8 @@ from lvsha.tally import SUM_MASK
 UINT32 = st.integers(0, 2**32 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
 PORTS = st.integers(0, 65_535)
+BYTE = st.integers(0, 255)
+PLAIN_METHODS = [method for method in ForwardMethod if method is not ForwardMethod.BYPASS]
 NAMES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=63)
 DIGESTS = st.binary(min_size=16, max_size=16)
 
@@ -53,15 +55,16 @@ def keys(draw: st.DrawFn, length: int | None = None, *, templates: bool = True) 
     return key
 
 
-# In the order in which they are told; fields of a later version have no numbers below 6.
+# In the order in which they are told; fields of a later version have no numbers below 7.
 DETAILS = st.builds(
     ConnectionDetails,
     mark=UINT32,
     shifts=st.one_of(st.just(()), st.lists(UINT32, min_size=6, max_size=6).map(tuple)),
     engine=st.sampled_from(("", "sip", "a" * 16)),
     parent=st.one_of(st.just(b""), keys(templates=False)),
+    dialogue=st.one_of(st.just(()), st.tuples(BYTE), st.tuples(BYTE, UINT32, BYTE)),
     others=st.lists(
-        st.tuples(st.integers(6, 65_535), st.binary(min_size=1, max_size=20)), max_size=3
+        st.tuples(st.integers(7, 65_535), st.binary(min_size=1, max_size=20)), max_size=3
     ).map(tuple),
 )
 
@@ -70,7 +73,7 @@ DETAILS = st.builds(
 def plain_records(draw: st.DrawFn, *, templates: bool = False) -> ConnectionRecord:
     """What both levels can say."""
     length = draw(st.sampled_from((4, 16)))
-    method = draw(st.sampled_from(ForwardMethod))
+    method = draw(st.sampled_from(ForwardMethod if templates else PLAIN_METHODS))
     server_length = draw(st.sampled_from((4, 16))) if method == ForwardMethod.TUNNEL else length
     return ConnectionRecord(
         key=draw(keys(length, templates=templates)),
@@ -150,7 +153,11 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(SumsRequest, ORIGINS, NAMES, UINT64),
     st.builds(
-        Sums, ORIGINS, st.integers(0, 383), st.lists(UINT64, min_size=1, max_size=128).map(tuple)
+        Sums,
+        ORIGINS,
+        st.integers(0, 383),
+        st.lists(UINT64, min_size=1, max_size=128).map(tuple),
+        st.booleans(),
     ),
     st.builds(Progress, ORIGINS, NAMES, UINT64, UINT64),
     st.builds(Question, ORIGINS, st.lists(keys(), max_size=32).map(tuple)),

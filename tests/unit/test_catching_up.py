@@ -117,6 +117,15 @@ def test_what_differs_again_and_again_though_it_came_whole_is_mismatched() -> No
     assert catching_up.may_compare(NOW)
 
 
+def test_the_count_of_rounds_begins_anew_when_all_sums_agree() -> None:
+    catching_up = CatchingUp()
+    for _ in range(ROUNDS_MAX):
+        compared(catching_up, 7)
+        receive(catching_up, bits(7))
+    assert compared(catching_up) is Conclusion.AGREES
+    assert compared(catching_up, 7) is Conclusion.WANTED
+
+
 # --- snapshots --------------------------------------------------------------------------------
 
 
@@ -263,6 +272,26 @@ def test_sums_are_not_compared_while_a_number_is_missing() -> None:
     east.changes(sequence=1)
     east.sequence = 2
     assert PeerChanged("east", PeerState.REPLICATE, "all sums agree") in east.sums()
+
+
+def test_sums_that_are_not_current_count_as_inexact() -> None:
+    east, _ = follower(1)
+    leader_has(east, 1, 2)
+    east.heartbeat()
+    assert INEXACT_MAX % 4 == 0
+    for _ in range(INEXACT_MAX // 4 - 1):
+        assert events(east.sums(is_current=False)) == []
+    assert events(east.sums(is_current=False, parts=(0, 1, 2))) == []
+    assert PeerChanged("east", PeerState.SNAPSHOT, "1 of 511 sums differ") in east.sums()
+
+
+def test_sums_that_are_never_current_are_compared_all_the_same() -> None:
+    east, _ = follower(1)
+    leader_has(east, 1, 2)
+    east.heartbeat()
+    for _ in range(INEXACT_MAX // 4 + 1):
+        east.sums(is_current=False)
+    assert east.state() == "SNAPSHOT"
 
 
 def test_what_agreed_before_a_loss_is_compared_again() -> None:

@@ -1,5 +1,6 @@
 """Connections as entries of a datagram, of both levels."""
 
+from dataclasses import replace
 from itertools import islice
 
 import msgpack
@@ -8,9 +9,22 @@ import pytest
 from lvsha.errors import SyncError
 from lvsha.model import ConnectionDetails, ConnectionRecord, ForwardMethod, template_key
 from lvsha.sync import records as entries
-from lvsha.sync.datagrams import decode, encode, encode_answers, entries_room
+from lvsha.sync.datagrams import (
+    decode,
+    encode,
+    encode_answers,
+    encode_changes,
+    entries_room,
+)
 from lvsha.sync.messages import KEYS_MAX, LEVEL_PLAIN, Answer, Changes, Origin, Role
-from lvsha.sync.records import DETAILS_BYTES_MAX, ENTRY_BYTES_MAX, Packing, PlainPacking
+from lvsha.sync.records import (
+    DETAILS_BYTES_MAX,
+    ENTRY_BYTES_MAX,
+    FIELDS_MAX,
+    FOUND_BYTES_MAX,
+    Packing,
+    PlainPacking,
+)
 from lvsha.sync.replica import DATAGRAM_BYTES_MIN
 from tests.replicas import connection, template
 
@@ -25,6 +39,7 @@ DETAILS = ConnectionDetails(
     shifts=(1, 2, 3, 2**32 - 1, 5, 6),
     engine="sip",
     parent=IPV6.key,
+    dialogue=(3, 2**32 - 1, 1),
     others=((9, b"newer"), (65_535, b"\0")),
 )
 ENDS = bytes((4, 6, 0, 0, 80, 31, 144)) + bytes((192, 0, 2, 1, 10, 1, 0, 1))
@@ -73,6 +88,10 @@ def test_a_group_is_laid_out_as_described() -> None:
         template(1, b"call")._replace(details=ConnectionDetails(mark=2**32 - 1)),
         IPV4._replace(server=bytes(16), method=ForwardMethod.TUNNEL),
         IPV4._replace(timeout=0.01),
+        IPV4._replace(details=ConnectionDetails(dialogue=(0,))),
+        IPV4._replace(details=ConnectionDetails(dialogue=(1, 0, 0))),
+        IPV4._replace(details=ConnectionDetails(others=((9, bytes(295)),))),
+        IPV4._replace(details=ConnectionDetails(others=tuple((n, b"x") for n in range(9, 33)))),
     ],
 )
 def test_a_connection_comes_back_with_all_that_it_has(record: ConnectionRecord) -> None:
@@ -137,20 +156,52 @@ def longest(family: int = 6) -> ConnectionRecord:
     )
 
 
-def test_the_longest_entry_fits_the_smallest_datagram_between_the_longest_names() -> None:
+def call() -> ConnectionRecord:
+    """A connection whose parent is the template of a call with the longest Call-ID."""
+    parent = template_key(IPV6.key, b"c" * FOUND_BYTES_MAX)
+    return IPV6._replace(details=ConnectionDetails(parent=parent))
+
+
+@pytest.mark.parametrize("record", [longest(), call()], ids=["longest", "call"])
+def test_the_longest_entry_fits_the_smallest_datagram_between_the_longest_names(
+    record: ConnectionRecord,
+) -> None:
     packing = Packing(entries_room(LONGEST, DATAGRAM_BYTES_MIN))
-    assert packing.add(longest())
-    size = len(packing.groups())
-    assert size <= ENTRY_BYTES_MAX
-    assert told(longest()).records == [longest()]
+    assert packing.add(record)
+    assert len(packing.groups()) <= ENTRY_BYTES_MAX
+    datagram = encode_changes(LONGEST, packing)
+    assert len(datagram) <= DATAGRAM_BYTES_MIN
+    assert decode(datagram) == Changes(LONGEST, [record], [])
 
 
 def test_details_that_would_fit_in_no_datagram_are_refused() -> None:
-    record = IPV4._replace(details=ConnectionDetails(others=((9, bytes(250)), (10, bytes(40)))))
-    assert told(record).records == [record]
-    longer = ConnectionDetails(others=((9, bytes(250)), (10, bytes(41))))
+    fields: list[object] = [0, 9, bytes(250), 10, bytes(40)]
+    decode(datagram_of(12, [[ENDS, ENTRY, [fields]]], [], []))
+    fields[-1] = bytes(41)
     with pytest.raises(SyncError, match="too long"):
-        told(record._replace(details=longer))
+        decode(datagram_of(12, [[ENDS, ENTRY, [fields]]], [], []))
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 60, 150, 255, 300])
+def test_of_details_that_are_too_long_the_last_fields_are_left_out_and_nothing_else(
+    length: int,
+) -> None:
+    others = tuple((number, bytes(length)) for number in range(9, 60))
+    record = IPV4._replace(details=replace(DETAILS, others=others))
+    (came,) = told(record).records
+    assert came.details is not None
+    left = came.details.others
+    assert came == record._replace(details=replace(DETAILS, others=left))
+    assert left == others[: len(left)]
+    room = DETAILS_BYTES_MAX - 9 - 29 - 8 - 11 - 43
+    assert len(left) == min(room // (5 + length), FIELDS_MAX - 5)
+    assert told(came).records == [came], "what was read can be told again"
+
+
+def test_a_field_that_does_not_fit_takes_all_behind_it_along() -> None:
+    details = ConnectionDetails(others=((9, b"first"), (10, bytes(290)), (11, b"last")))
+    (came,) = told(IPV4._replace(details=details)).records
+    assert came == IPV4._replace(details=ConnectionDetails(others=((9, b"first"),)))
 
 
 BAD_GROUPS: dict[str, object] = {
@@ -174,15 +225,19 @@ BAD_GROUPS: dict[str, object] = {
     "field 0": [[ENDS, ENTRY, [[0, 0, b"x"]]]],
     "field 65536": [[ENDS, ENTRY, [[0, 65_536, b"x"]]]],
     "an empty field": [[ENDS, ENTRY, [[0, 9, b""]]]],
-    "a long field": [[ENDS, ENTRY, [[0, 9, bytes(256)]]]],
+    "a long field": [[ENDS, ENTRY, [[0, 9, bytes(296)]]]],
     "a field of text": [[ENDS, ENTRY, [[0, 9, "x"]]]],
-    "too many fields": [[ENDS, ENTRY, [[0, *(9, b"x") * 22]]]],
+    "too many fields": [[ENDS, ENTRY, [[0, *(9, b"x") * 25]]]],
     "a short mark": [[ENDS, ENTRY, [[0, 1, bytes(3)]]]],
     "short shifts": [[ENDS, ENTRY, [[0, 2, bytes(23)]]]],
     "a find of no template": [[ENDS, ENTRY, [[0, 3, b"call"]]]],
+    "a long find": [[b"\x84" + ENDS[1:], ENTRY, [[0, 3, bytes(256)]]]],
     "an engine with a long name": [[ENDS, ENTRY, [[0, 4, b"e" * 17]]]],
     "an engine with a bad name": [[ENDS, ENTRY, [[0, 4, b"s/p"]]]],
     "a parent that is no key": [[ENDS, ENTRY, [[0, 5, bytes(14)]]]],
+    "a dialogue of 2 bytes": [[ENDS, ENTRY, [[0, 6, bytes(2)]]]],
+    "a dialogue of 5 bytes": [[ENDS, ENTRY, [[0, 6, bytes(5)]]]],
+    "a dialogue of 7 bytes": [[ENDS, ENTRY, [[0, 6, bytes(7)]]]],
 }
 
 
@@ -289,6 +344,15 @@ def test_level_1_leaves_details_out() -> None:
     packing.add(template(1))
     packing.add_ended(template(1).key)
     assert packing.encoded == [entries.encode_plain(IPV4)]
+
+
+def test_level_1_leaves_out_what_bypasses_as_version_0_1_0_knows_no_such_method() -> None:
+    bypass = IPV4._replace(method=ForwardMethod.BYPASS)
+    assert told(bypass).records == [bypass]
+    packing = PlainPacking(1000)
+    assert packing.add(bypass)
+    assert packing.add(IPV6)
+    assert packing.encoded == [entries.encode_plain(IPV6)]
 
 
 def test_level_1_bounds_time_outs_as_version_0_1_0_does() -> None:
