@@ -17,7 +17,8 @@ What holds whatever comes from the network:
   listened for `silence_limit` seconds and heard no leader.
 
 A replica whose own sync id is 0 accepts every id, as in the kernel, and keeps a copy for
-each. It leads, and sends heartbeats, under id 0 only.
+each. It leads under id 0 only; under the others it sends heartbeats of a follower, so that
+it is believed and its progress seen.
 
 Times are seconds on a monotonic clock; none of them crosses the wire.
 """
@@ -68,7 +69,7 @@ from lvsha.sync.messages import (
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
-from lvsha.sync.readiness import peer_status, readiness, standing
+from lvsha.sync.readiness import lacking, peer_status, readiness, standing
 from lvsha.sync.source import Pace, Source
 from lvsha.tally import Tally
 
@@ -594,4 +595,5 @@ class Replica:
                 speaks=self._level,
                 oldest=1,
                 heard=copy.peers.heard_epochs(now),
+                standing=lacking(copy),
             )

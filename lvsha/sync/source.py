@@ -22,8 +22,8 @@ What always holds:
 * A snapshot is never more than ``window`` datagrams ahead of the slowest listener that tells
   its progress, so that it does not overrun a receive buffer of the usual size. Live changes
   are not counted: they are small, and many of them must not close the window. A window
-  that stays shut for `WINDOW_STALL` lets one datagram through: the word of progress may be
-  lost, or the listener gone.
+  that stays shut for `WINDOW_STALL` lets one tick's share through: the word of progress may
+  be lost, or the listener gone.
 * With ``bytes_per_second`` no more than that of numbered datagrams leaves, but for what
   `BURST` lets be saved up and the last datagram, which may be larger than what is left. What
   must wait for it waits in the queue, where newer states replace older ones.
@@ -490,14 +490,17 @@ class Source:
         actions: list[Action] = []
         reads = SNAPSHOT_READS_PER_TICK
         limit = 1 if self._queue else self._pace.snapshot_datagrams_per_tick
+        is_stalled = False
         while (
             self._records is not None
             and self._snapshot_sent < limit
             and self._may_send
-            and not self._is_window_shut(now)
+            and (is_stalled or not self._is_window_shut(now))
         ):
             self._is_snapshots_turn = False
-            if self._is_far_ahead():
+            if not is_stalled and self._is_far_ahead():
+                # All that this tick may send leaves, not one datagram.
+                is_stalled = True
                 self._moved_at = now
                 self._counters.add("window_stalls")
             room = entries_room(self.origin, self._datagram_max)

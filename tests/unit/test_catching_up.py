@@ -117,6 +117,15 @@ def test_what_differs_again_and_again_though_it_came_whole_is_mismatched() -> No
     assert catching_up.may_compare(NOW)
 
 
+def test_the_count_of_rounds_begins_anew_when_all_sums_agree() -> None:
+    catching_up = CatchingUp()
+    for _ in range(ROUNDS_MAX):
+        compared(catching_up, 7)
+        receive(catching_up, bits(7))
+    assert compared(catching_up) is Conclusion.AGREES
+    assert compared(catching_up, 7) is Conclusion.WANTED
+
+
 # --- snapshots --------------------------------------------------------------------------------
 
 
