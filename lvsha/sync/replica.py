@@ -298,18 +298,16 @@ class Replica:
         """The datapath's connections have changed; ignored unless this node tells."""
         if self._source.role is Role.FOLLOW or not self._running:
             return []
-        overlaps = self._home.leading and self._home.overlap.is_on(now)
-        if overlaps or self._questions:
+        if self._questions or self._home.overlap.is_on(now):
             keys = [
                 change.record.key if isinstance(change, ConnectionChanged) else change.key
                 for change in changes
             ]
             self._questions.close(keys)
-            if overlaps:
+            if self._home.leading:
                 self._home.overlap.own(keys, now)
         sent = self._source.tell(changes, now)
-        if sent:
-            self.counters.add("datagrams_sent", len(sent))
+        self.counters.add("datagrams_sent", len(sent))
         return sent
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
