@@ -25,6 +25,7 @@ from lvsha.datapath.services import (
     ServiceOptions,
     VirtualService,
 )
+from lvsha.datapath.stand_ins import StandIn
 from lvsha.datapath.tunnels import IPIP, Tunnel
 from lvsha.model import ForwardMethod, Protocol, parse_address
 from lvsha.settings import Settings
@@ -238,8 +239,11 @@ def tally_of(registry: Registry, connection: Connection) -> Tally | None:
         if not connection.protocol:
             return registry.mark_tallies.get(int.from_bytes(virtual[:4]))
         return registry.tallies.get(virtual)
-    mark = connection.server.service.identity.mark
-    return registry.tallies.get(virtual) or registry.mark_tallies.get(mark)
+    if virtual in registry.tallies:
+        return registry.tallies[virtual]
+    if isinstance(connection.server, StandIn):
+        return connection.tally  # its mark is that of rules which may have changed
+    return registry.mark_tallies.get(connection.server.service.identity.mark)
 
 
 def count_in(tally: Tally, connection: Connection) -> None:

@@ -12,6 +12,7 @@ from lvsha.model import (
     parse_address,
     virtual_of,
 )
+from lvsha.tally import Tally
 from tests import packets
 from tests.laboratory import C4, V4, V6, Laboratory
 from tests.packets import ACK, FIN, PSH, RST, SYN
@@ -112,6 +113,7 @@ def test_a_connection_that_ended_and_began_anew_is_told_as_new() -> None:
 
 def test_on_leaving_all_is_told_that_was_not_told_yet_half_open_ones_too() -> None:
     laboratory = build(Reporting())
+    laboratory.director.registry.tallies[parse_address(V6)] = Tally(2)
     send(laboratory, SYN)
     tell_all(laboratory, [parse_address(V6)])
     assert told(laboratory) == []
