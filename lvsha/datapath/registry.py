@@ -139,7 +139,8 @@ class Registry:
         if reporting is not None and (key[1] == _UDP or reporting.when == "threshold"):
             connection.report_at = 0.0  # with a threshold every packet looks at the count
         if parent is not None:
-            self.link(connection, parent)
+            connection.parent = parent
+            parent.children += 1
             parent.generation = self.generation  # no snapshot can name it with this child
         self.table.add(connection)
         mark = binding.server.service.identity.mark if self.mark_tallies else 0
@@ -245,9 +246,16 @@ class Registry:
         server.note_bound()
 
     def link(self, connection: Connection, parent: Connection) -> None:
-        """Let a connection belong to another one, or to a template."""
+        """Let a connection belong to another one, or to a template, and to nothing else."""
+        self.unlink(connection)
         connection.parent = parent
         parent.children += 1
+
+    def unlink(self, connection: Connection) -> None:
+        """Let a connection live by itself."""
+        if connection.parent is not None:
+            connection.parent.children -= 1
+            connection.parent = None
 
     def rebind(self, connection: Connection, binding: Binding) -> None:
         """Bind a connection or template to its own server instead of to what stood for it.
@@ -568,6 +576,7 @@ class Registry:
             if isinstance(change, Connection):
                 tally = change.tally
                 assert tally is not None, "what ends is on the list no more"
+                self.retell(change, change.state)  # it may have changed since
                 told: ConnectionChange = ConnectionChanged(change.record())
             else:
                 tally, told = change, ConnectionEnded(key)
