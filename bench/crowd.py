@@ -16,7 +16,7 @@ from lvsha.datapath.director import Director
 from lvsha.datapath.flow import ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame
 from lvsha.datapath.marks import MarkRule, whole
 from lvsha.datapath.network import LinkChange, NeighbourChange, RouteChange
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import TellRule
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.datapath.tcp_states import ACK, SYN
 from lvsha.model import ForwardMethod, IPv4_BYTES, Protocol, parse_address
@@ -101,7 +101,7 @@ class Crowd:
         servers: int = 1,
         marked: bool = False,
         settings: Settings | None = None,
-        reporting: Reporting | None = None,
+        reporting: TellRule | None = None,
         connections_max: int = 3_000_000,
     ) -> None:
         self.kind = kind

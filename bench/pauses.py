@@ -18,9 +18,11 @@ from bench.crowd import SYNC_ID, Crowd, Kind
 from lvsha.connection_store import ConnectionStore
 from lvsha.counters import Counters
 from lvsha.datapath.flow import Frame
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.model import BUCKETS, ConnectionRecord, Protocol
 from lvsha.settings import MODE_ALWAYS, Settings
+from lvsha.sync.actions import ProvideSnapshot
+from lvsha.sync.messages import ALL_BUCKETS
 from lvsha.sync.source import Pace, Source
 from lvsha.tally import UNTOLD
 
@@ -120,7 +122,7 @@ _END: Final = object()
 
 
 def _while_connections_live(number: int) -> Iterator[Row]:
-    crowd = Crowd(Kind(), reporting=Reporting())
+    crowd = Crowd(Kind(), reporting=ESTABLISHED)
     director = crowd.director
     yield _filled(crowd, number, _spread(number), "")
     now = BEGIN + SPREAD
@@ -131,9 +133,9 @@ def _while_connections_live(number: int) -> Iterator[Row]:
         crowd.director.process(crowd.frame, crowd.lay(crowd.request(each)), now)
         connection = director.registry.table.find(bytes(crowd.frame.key))
         assert connection is not None
-        director.registry.retell(connection, UNTOLD)
+        director.registry.teller.retell(connection, UNTOLD)
     director.registry.take_changes()
-    telling = director.registry.tell_all(set(crowd.virtual))
+    telling = director.registry.tell_all(SYNC_ID)
     taking = director.registry.take_changes
     yield _stepped("telling half of them on leaving", telling, taking)
     director.configure(Settings(drop_entry=MODE_ALWAYS))
@@ -149,7 +151,7 @@ def _while_connections_live(number: int) -> Iterator[Row]:
 def _read_snapshot(crowd: Crowd, now: float) -> Row:
     """Read a snapshot as the sync does, tick by tick."""
     source = Source(
-        sync_id=SYNC_ID,
+        tally=crowd.tally,
         node="east",
         epoch=1,
         datagram_max=1400,
@@ -160,17 +162,23 @@ def _read_snapshot(crowd: Crowd, now: float) -> Row:
     longest = Longest("a tick of a snapshot")
     replication = crowd.director.replication
 
-    def looked_at() -> Iterator[ConnectionRecord | None]:
+    def looked_at(buckets: int) -> Iterator[ConnectionRecord | None]:
         for bucket in range(BUCKETS):
-            yield from replication.records(crowd.tally, bucket)
-            yield None
+            if buckets >> bucket & 1:
+                yield from replication.records(crowd.tally, bucket)
+                yield None
 
-    records = looked_at()
-    longest.time(lambda: source.snapshot(records, now))
+    moment = now
+    actions = source.request(ALL_BUCKETS, 0, now)
     while source.is_snapshotting:
-        moment = source.deadline
-        assert moment is not None
-        longest.time(partial(source.expire, moment))
+        wanted = [action.buckets for action in actions if isinstance(action, ProvideSnapshot)]
+        if wanted:
+            step = partial(source.snapshot, looked_at(*wanted), moment)
+        else:
+            assert source.deadline is not None
+            moment = max(moment, source.deadline)
+            step = partial(source.expire, moment)
+        actions = longest.time(step)
     return longest.row()
 
 

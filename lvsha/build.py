@@ -11,11 +11,12 @@ from typing import Final
 
 from lvsha.config import Pair, Server, Service
 from lvsha.config_services import TunnelTable
+from lvsha.config_telling import Tell
 from lvsha.datapath.director import Director
 from lvsha.datapath.marks import MarkRule
-from lvsha.datapath.registry import Reporting
 from lvsha.datapath.scheduler_options import Dice
 from lvsha.datapath.schedulers import SCHEDULERS
+from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, TellWhen, Unknown
 from lvsha.datapath.service_table import NO_SCHEDULER
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.datapath.tunnels import Tunnel, TunnelChecksum, TunnelType
@@ -35,16 +36,14 @@ def build_director(pair: Pair, dice: Dice | None = None) -> Director:
     Raises:
         ConfigError: a scheduler is unknown, or the director refuses something.
     """
-    settings = pair.settings
-    reporting = None
-    if pair.sync is not None and pair.virtual_routers:
-        reporting = Reporting(pair.sync.tell, *settings.sync_threshold)
+    default = default_policy(pair)
     director = Director(
         connections_max=pair.limits.connections,
         fragment_bytes=pair.limits.fragment_bytes,
         dice=random.SystemRandom() if dice is None else dice,
-        reporting=reporting,
-        settings=settings,
+        reporting=default.tell,
+        unknown=default.unknown,
+        settings=pair.settings,
     )
     director.set_timeouts(
         tcp=pair.timeouts.tcp, tcp_fin=pair.timeouts.tcp_fin, udp=pair.timeouts.udp
@@ -52,14 +51,14 @@ def build_director(pair: Pair, dice: Dice | None = None) -> Director:
     director.services.seed = pair.scheduling.seed
     director.marks.set(list(mark_rules(pair)))
     for service in pair.services:
-        _add(director, service)
+        _add(director, service, service_policy(service, default))
     for router in pair.virtual_routers:
         for placed in router.addresses:
             director.hold(placed.address.ip.packed, held=False)
     return director
 
 
-def _add(director: Director, service: Service) -> None:
+def _add(director: Director, service: Service, policy: ServicePolicy) -> None:
     if service.scheduler not in SCHEDULERS and service.scheduler != NO_SCHEDULER:
         raise ConfigError(
             f"services.{service.name}.scheduler: expected one of {', '.join(SCHEDULERS)} or "
@@ -67,7 +66,7 @@ def _add(director: Director, service: Service) -> None:
         )
     identity = service_identity(service)
     try:
-        director.services.add(identity, service_options(service), service.name)
+        director.services.add(identity, service_options(service), service.name, policy)
         for server in service.servers:
             director.services.add_server(
                 identity,
@@ -77,6 +76,35 @@ def _add(director: Director, service: Service) -> None:
             )
     except AdministrationError as error:
         raise ConfigError(f"services.{service.name}: {error}") from error
+
+
+def default_policy(pair: Pair) -> ServicePolicy:
+    """The policy of services for which the file says nothing, and of those it does not have.
+
+    Where nobody is told of connections, nobody could be asked about one either; in the
+    kernel's protocol there are no questions.
+    """
+    if pair.sync is None or not pair.virtual_routers:
+        return ServicePolicy(NEVER, Unknown.RESET)
+    unknown = Unknown.ASK if pair.sync.format == "lvsha" else Unknown.RESET
+    return ServicePolicy(tell_rule(pair.sync.tell), unknown)
+
+
+def service_policy(service: Service, default: ServicePolicy) -> ServicePolicy:
+    """The policy of a service of the file."""
+    return ServicePolicy(
+        default.tell if service.tell is None else tell_rule(service.tell),
+        default.unknown if service.unknown is None else Unknown(service.unknown),
+    )
+
+
+def tell_rule(tell: Tell) -> TellRule:
+    """A rule of the file; what it gives in milliseconds becomes seconds."""
+    if tell.packets is not None:
+        return TellRule(TellWhen.PACKETS, packets=tell.packets)
+    if tell.after_ms is not None:
+        return TellRule(TellWhen.DELAY, delay=tell.after_ms / 1000)
+    return TellRule(TellWhen(tell.when))
 
 
 def service_identity(service: Service) -> ServiceIdentity:

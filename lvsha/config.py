@@ -27,6 +27,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lvsha.config_fields import (
+    AbsolutePath,
     InterfaceName,
     IpAddress,
     IpInterface,
@@ -39,6 +40,7 @@ from lvsha.config_fields import (
 )
 from lvsha.config_replay import Replay, check_replay
 from lvsha.config_services import Mark, Server, Service, check_services
+from lvsha.config_telling import Tell, TellOrWord
 from lvsha.errors import ConfigError
 from lvsha.settings import Settings
 
@@ -119,27 +121,52 @@ class VirtualRouter(Table):
         return self.addresses[0].address.version
 
 
+PORT_MAX: Final = 65_535
+_KEYS_OF_FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
+    "lvsha": ("heartbeat_interval", "datagram_max", "bytes_per_second", "key_file"),
+    "ipvs": ("maxlen", "ports"),
+}
+"""Keys of `Sync` that mean nothing in another format."""
+
+
 class Sync(Table):
     """How the nodes tell each other about connections.
 
-    ``tell = "established"`` reports a connection as soon as it is established and
-    refreshes it before the backup could forget it; ``"threshold"`` is the kernel's
-    sync_threshold and sync_period.
+    ``format = "ipvs"`` is the protocol of the kernel's sync daemons, for a pair of which one
+    half is the kernel's; ``maxlen`` and ``ports`` are theirs.
+
+    ``tell`` is for services without a rule of their own. ``"established"`` tells a
+    connection as soon as it is established and again before the backup could forget it;
+    ``"threshold"`` is the kernel's rule, with its settings of which two may stand here.
+    No more than ``bytes_per_second`` leave, if that is not 0. With ``key_file`` every
+    datagram is sealed.
     """
 
+    format: Literal["lvsha", "ipvs"] = "lvsha"
     interface: Name = "sync"
     group: IpAddress = ipaddress.IPv4Address("224.0.0.81")
     port: Port = 8848
     ttl: Annotated[int, Field(ge=1, le=255)] = 1
-    tell: Literal["established", "threshold"] = "established"
+    tell: TellOrWord = Tell(when="established")
     threshold: Annotated[int, Field(ge=0, le=1_000_000)] = 3
     period: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     heartbeat_interval: Annotated[float, Field(ge=0.05, le=60)] = 0.5
     datagram_max: Annotated[int, Field(ge=500, le=65_000)] = 1400
+    bytes_per_second: Annotated[int, Field(ge=0, le=10**12)] = 0
+    key_file: AbsolutePath | None = None
+    maxlen: Annotated[int, Field(ge=1, le=65_507)] | None = None
+    ports: Annotated[int, Field(ge=1, le=64)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = []
+        problems = [
+            f'{key}: expected only with format = "{format_}"'
+            for format_, keys in _KEYS_OF_FORMATS.items()
+            for key in keys
+            if format_ != self.format and key in self.model_fields_set
+        ]
+        if self.port + (self.ports or 1) - 1 > PORT_MAX:
+            problems.append(f"ports: expected no port above {PORT_MAX}")
         if not self.group.is_multicast:
             problems.append("group: expected a multicast address, such as 224.0.0.81 or ff02::81")
         if self.period and self.threshold >= self.period:
@@ -348,6 +375,7 @@ def _cross_check(pair: Pair) -> Iterable[str]:
     if pair.replay is not None:
         yield from check_replay(pair.replay)
     yield from _check_sync(pair)
+    yield from _check_policies(pair)
 
 
 def _check_roles(pair: Pair) -> Iterable[str]:
@@ -413,3 +441,16 @@ def _check_sync(pair: Pair) -> Iterable[str]:
     for key, value in zip(("threshold", "period"), pair.ipvs.sync_threshold, strict=True):
         if key in pair.sync.model_fields_set and getattr(pair.sync, key) != value:
             yield f"sync.{key}: expected {value} or none, because of ipvs.sync_threshold"
+
+
+def _check_policies(pair: Pair) -> Iterable[str]:
+    """What of a service has no effect without sync, or with that of the kernel."""
+    for service in pair.services:
+        where = f"services.{service.name}"
+        if service.tell is not None and pair.sync is None:
+            yield f"{where}.tell: expected none, because there is no [sync]"
+        if service.unknown == "ask" and (pair.sync is None or pair.sync.format != "lvsha"):
+            yield (
+                f'{where}.unknown: expected "kernel", "adopt" or "reset", because only in '
+                "lvsha's own [sync] format is there somebody to ask"
+            )

@@ -27,12 +27,14 @@ from lvsha.config_fields import (
     Weight,
     refuse,
 )
+from lvsha.config_telling import TellOrWord
 from lvsha.model import ForwardMethod, IPv4_BYTES, Protocol
 
 MARK_RULES_MAX: Final = 10_000
 """Rules that all ``[[marks]]`` together may come to; each is looked at in turn."""
 
 Method = Literal["nat", "dr", "tun"]
+Unknown = Literal["kernel", "adopt", "ask", "reset"]
 FORWARD_METHODS: Final[Mapping[str, ForwardMethod]] = {
     "nat": ForwardMethod.NAT,
     "dr": ForwardMethod.DIRECT_ROUTE,
@@ -113,6 +115,8 @@ class Service(Table):
     one_packet: bool = False
     method: Method = "nat"
     tunnel: TunnelTable | None = None
+    tell: TellOrWord | None = None
+    unknown: Unknown | None = None
     servers: Annotated[tuple[Server, ...], Field(max_length=4096)] = ()
 
     @model_validator(mode="after")
@@ -150,6 +154,10 @@ class Service(Table):
                 yield "one_packet: expected false, because the service is not UDP"
             if self.engine is not None:
                 yield f"engine: expected none, because {self.engine} is for UDP"
+        if self.protocol == "udp" and self.unknown is not None:
+            yield "unknown: expected none, because every datagram may open a connection"
+        if self.tell is not None and self.tell.when == "templates" and not self.persistence:
+            yield 'tell: expected another rule, such as "never", because persistence is 0'
 
     def _mask_problems(self) -> Iterator[str]:
         if isinstance(self.persistence_mask, int):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from lvsha.counters import Counters
 from lvsha.datapath.director import Director
 from lvsha.datapath.replication import SWEEP_MAX
-from lvsha.model import BUCKETS, ConnectionRecord
+from lvsha.model import ConnectionRecord
 from lvsha.tally import Tally
 
 
@@ -119,36 +119,3 @@ class ConnectionStore:
     def lookup(self, keys: Sequence[bytes]) -> list[ConnectionRecord]:
         """Those connections and templates of these keys that are here."""
         return self._replication.lookup(keys)
-
-
-class OneByOne:
-    """A store for a courier that speaks of one connection at a time, and of no buckets."""
-
-    def __init__(self, store: ConnectionStore) -> None:
-        self._store = store
-
-    def apply(self, record: ConnectionRecord) -> None:
-        """Enter or change a connection."""
-        self._store.apply([record])
-
-    def forget(self, key: bytes) -> None:
-        """Remove a connection if there is one."""
-        self._store.forget([key])
-
-    def begin_snapshot(self, sync_id: int) -> None:
-        """From now on mark what is applied."""
-        self._store.begin(sync_id, None)
-
-    def end_snapshot(self, sync_id: int) -> None:
-        """Remove what was not applied since the begin."""
-        self._store.end(sync_id, None)
-
-    def records(self, sync_id: int) -> Iterator[ConnectionRecord | None]:
-        """All connections; None after each bucket. It has no words for templates."""
-        for bucket in range(BUCKETS):
-            yield from (r for r in self._store.records(sync_id, bucket) if not r.is_template)
-            yield None
-
-    def count(self, sync_id: int) -> int:
-        """How many connections there are."""
-        return self._store.tally(sync_id).connections

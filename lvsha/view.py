@@ -89,25 +89,50 @@ def _service(name: str, service: object) -> str:
 
 
 def _sync(sync: list[tuple[str, object]]) -> Table:
-    table = _table("sync id", "role", "copy", "peer", "peer is", "copy is", "queued", "oldest")
+    table = _table(
+        "sync id", "role", "copy", "would survive", "at risk", "queued",
+        "peer", "peer is", "copy is", "lag", "lost / repaired",
+    )  # fmt: skip
     for sync_id, replica in sync:
-        peers = _get(replica, "peers")
-        lag = _get(replica, "lag")
-        oldest = _get(lag, "oldest_ms")
-        own = (
+        own: tuple[str, ...] = (
             sync_id,
             _text(replica, "role"),
             "complete" if _get(replica, "complete") else "incomplete",
+            _share(_get(_get(replica, "readiness"), "coverage")),
+            _text(replica, "at_risk"),
+            _text(_get(replica, "lag"), "changes_queued"),
         )
-        rest = (
-            _text(lag, "changes_queued"),
-            f"{oldest:.0f} ms" if isinstance(oldest, int | float) else _DASH,
-        )
+        peers = _get(replica, "peers")
         for peer in peers if isinstance(peers, list) and peers else [None]:
-            role = "silent" if _get(peer, "silent") is True else _text(peer, "role")
-            _add_row(table, *own, _text(peer, "node"), role, _text(peer, "state"), *rest)
-            own, rest = ("", "", ""), ("", "")
+            _add_row(table, *own, *_peer(peer))
+            own = ("",) * len(own)
     return table
+
+
+def _peer(peer: object) -> tuple[str, ...]:
+    reported = _get(peer, "reported")
+    buckets = _get(reported, "buckets_mismatched")
+    state = _text(peer, "state") + (f", {buckets} buckets differ" if buckets else "")
+    lag = _get(peer, "lag_ms")
+    behind = (
+        f"{lag:.0f} ms, {_text(peer, 'lag_connections')}" if isinstance(lag, int | float) else _DASH
+    )
+    # What a follower of ours has missed it says itself; of a leader we know it.
+    missed = reported if _get(peer, "lag_ms") is not None else peer
+    return (
+        _text(peer, "node"),
+        "silent" if _get(peer, "silent") is True else _text(peer, "role"),
+        state,
+        behind,
+        f"{_text(missed, 'datagrams_lost')} / {_text(missed, 'datagrams_repaired')}",
+    )
+
+
+def _share(value: object) -> str:
+    """A share in per cent, never rounded up to all."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return _DASH
+    return f"{math.floor(value * 10_000) / 100:.2f} %"
 
 
 def _table(*columns: str) -> Table:

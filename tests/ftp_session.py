@@ -7,7 +7,7 @@ from scapy.layers.inet6 import IPv6
 
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.memories import FtpDialogue
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.model import ForwardMethod, parse_address
 from tests.laboratory import C4, NAT, S4, V4, Laboratory, Left
 from tests.packets import ACK, FIN, PSH, SYN
@@ -49,7 +49,7 @@ class Session:
     def director(self) -> Laboratory:
         """A director of such sessions."""
         _, vip, server = self.names
-        laboratory = Laboratory(vips=[vip], reporting=Reporting())
+        laboratory = Laboratory(vips=[vip], reporting=ESTABLISHED)
         laboratory.server(laboratory.service(vip, 21), server, self.port, method=self.method)
         return laboratory
 

@@ -17,7 +17,8 @@ from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.network import HOST, AddressChange, LinkChange, NeighbourChange, RouteChange
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import Registry, Reporting
+from lvsha.datapath.registry import Registry
+from lvsha.datapath.service_policy import ServicePolicy, TellRule, Unknown
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -64,7 +65,8 @@ class Laboratory:
         *,
         vips: Sequence[str] = (V4, V6),
         connections_max: int = 100_000,
-        reporting: Reporting | None = None,
+        reporting: TellRule | None = None,
+        unknown: Unknown = Unknown.RESET,
         answers_per_second: float = 1e6,
         mtu: int = 1500,
         settings: Settings | None = None,
@@ -73,6 +75,7 @@ class Laboratory:
             connections_max=connections_max,
             dice=random.Random(1),
             reporting=reporting,
+            unknown=unknown,
             settings=settings,
             answers_per_second=answers_per_second,
         )
@@ -121,12 +124,14 @@ class Laboratory:
         netmask: bytes = b"",
         one_packet: bool = False,
         engine: str = "",
+        policy: ServicePolicy | None = None,
     ) -> VirtualService:
         """Add a virtual service."""
         there = parse_address(address)
         return self.director.services.add(
             ServiceIdentity(4 if len(there) == 4 else 6, protocol, there, port),
             ServiceOptions(scheduler, frozenset(flags), persistence, netmask, one_packet, engine),
+            policy=policy,
         )
 
     def server(
@@ -200,15 +205,16 @@ class Laboratory:
         counts: dict[RealServer, list[int]] = {}
         connections = list(self.director.registry.table.connections())
         for connection in connections:
-            count = counts.setdefault(connection.server, [0, 0, 0])
+            count = counts.setdefault(connection.server, [0, 0, 0, 0])
             count[2 if connection.is_template else 0 if connection.active else 1] += 1
+            count[3] += _is_at_risk(connection)
         servers = {connection.server for connection in connections}
         servers.update(server for service in self.director.services for server in service.servers)
         return [
-            f"{server}: {kept}, recounted {counts.get(server, [0, 0, 0])}"
+            f"{server}: {kept}, recounted {counts.get(server, [0, 0, 0, 0])}"
             for server in servers
-            if (kept := [server.active, server.inactive, server.persistent])
-            != counts.get(server, [0, 0, 0])
+            if (kept := [server.active, server.inactive, server.persistent, server.at_risk])
+            != counts.get(server, [0, 0, 0, 0])
         ]
 
     def mistallied(self) -> list[str]:
@@ -266,3 +272,9 @@ def count_in(tally: Tally, connection: Connection) -> None:
 def server_mac(address: bytes) -> bytes:
     """The made-up link-layer address of a server."""
     return bytes((0x02, 0x05, 4 if len(address) == 4 else 6, 0)) + address[-2:]
+
+
+def _is_at_risk(connection: Connection) -> bool:
+    """Whether a client would notice the loss of a connection that only this director knows."""
+    untold = connection.tally is not None and connection.told_state == UNTOLD
+    return untold and connection.is_established

@@ -78,10 +78,10 @@ class Connection:
         expires: when it ends, on the director's clock.
         second: the second of the wheel in which it lies; -1 outside the table.
         packets: requests seen, as the kernel's in_pkts counts them.
-        report_at: when a request should next be reported to the backups.
-        told_state: the state that was last reported; `UNTOLD` if none was.
-        sync_end: when it would have ended when it was last reported by the kernel's rule, in
-            that rule's ticks.
+        report_at: from when on a request is looked at by the `Teller`.
+        told_state: the state that backups were last told; `UNTOLD` if none was.
+        sync_end: when it would have ended when it was last told by the kernel's rule, in that
+            rule's ticks.
         tally: of its sync id, in which it counts; None if it counts in none.
         generation: of the snapshot that last confirmed it.
         parent: what it belongs to: the template of its client, or an FTP control connection;
@@ -125,7 +125,7 @@ class Connection:
         self.expires = 0.0
         self.second = -1
         self.packets = 0
-        self.report_at = 0.0
+        self.report_at = math.inf
         self.told_state = UNTOLD
         self.sync_end = 0
         self.tally: Tally | None = None
@@ -495,13 +495,16 @@ class ConnectionTable:
         connection.expires = expires
         self._arm(connection)
 
-    def expired(self, now: float, limit: int) -> Iterator[Connection]:
-        """Those that have ended by ``now``, each to be removed or postponed by the caller.
+    def due(self, now: float, limit: int) -> Iterator[Connection]:
+        """Those whose second has come.
+
+        One that has ended by ``now`` is to be removed or postponed by the caller; one that
+        lives on lies in a later second again.
 
         Args:
             now: the director's clock.
-            limit: look at no more than so many, to bound the time that it takes; the rest
-                comes with the next call.
+            limit: give no more than so many, to bound the time that it takes; the rest comes
+                with the next call.
         """
         while self._seconds and self._seconds[0] <= now:
             second = self._seconds[0]
@@ -513,10 +516,10 @@ class ConnectionTable:
                 connection, _ = lying.popitem()
                 if connection.expires <= now:
                     lying[connection] = None
-                    yield connection
-                    assert connection.second != second, "the caller removes or postpones it"
                 else:
                     self._arm(connection, now + connection.timeout)
+                yield connection
+                assert connection.second != second, "the caller removes or postpones it"
             crowded = self._crowded.get(second)
             if crowded:
                 self._wheel[second] = crowded.pop()

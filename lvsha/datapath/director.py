@@ -35,10 +35,11 @@ from lvsha.datapath.network import Network, NetworkChange, Outgoing
 from lvsha.datapath.opening import NO_SERVICE, Opener
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.reassembly import LIMIT_BYTES, Reassembler
-from lvsha.datapath.registry import Registry, Reporting
+from lvsha.datapath.registry import Registry
 from lvsha.datapath.replication import Replication
 from lvsha.datapath.scheduler_options import Dice
 from lvsha.datapath.sctp_states import SctpEvent
+from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, Unknown
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer
 from lvsha.datapath.tcp_states import RST, TcpState
@@ -69,7 +70,9 @@ class Director:
     Args:
         connections_max: the limit of the connection table.
         dice: for what is left to chance.
-        reporting: when changes are reported; None reports nothing.
+        reporting: when the backups are told of the connections of services that have no rule
+            of their own; None tells nothing.
+        unknown: what becomes of packets in mid-stream for such services.
         settings: as they are at the start.
         answers_per_second: the limit of ICMP errors of its own.
         fragment_bytes: the limit of fragments that wait for the rest of their datagram.
@@ -91,7 +94,8 @@ class Director:
         *,
         connections_max: int,
         dice: Dice,
-        reporting: Reporting | None = None,
+        reporting: TellRule | None = None,
+        unknown: Unknown = Unknown.RESET,
         settings: Settings | None = None,
         answers_per_second: float = ANSWERS_PER_SECOND,
         fragment_bytes: int = LIMIT_BYTES,
@@ -99,9 +103,10 @@ class Director:
         settings = settings or Settings()
         self.drops: Counter[Reason] = Counter()
         self.network = Network(self.drops)
-        self.services = ServiceTable(dice)
+        self.services = ServiceTable(dice, ServicePolicy(reporting or NEVER, unknown))
         self.marks = Marks()
-        self.registry = Registry(connections_max, reporting)
+        self.registry = Registry(connections_max)
+        self._teller = self.registry.teller
         self._table = self.registry.table
         self._inbound, self._outbound = self._table.inbound, self._table.outbound
         self._defence = Defence(self.registry, dice, settings)
@@ -134,6 +139,7 @@ class Director:
     def configure(self, settings: Settings) -> None:
         """Put settings into force."""
         self._defence.update(settings)
+        self._teller.configure(settings)
         self._opener.settings = settings
         self._transmitter.pmtu_discovery = settings.pmtu_disc
         self.services.set_scheduling(
@@ -293,7 +299,7 @@ class Director:
         statistics.in_bytes += frame.length
         connection.packets += 1
         if now >= connection.report_at:
-            self.registry.report(connection, now)
+            self._teller.requested(connection, now)
         if connection.dialogue is not None:
             return self._dialogue(connection, frame, now, to_server=True)
         return binding.to_server
@@ -328,7 +334,7 @@ class Director:
             statistics.out_bytes += frame.length
         parent = connection.parent
         if parent is not None and machine.established < 0:
-            self.registry.assure(connection)
+            self.registry.assure(parent, now)
         return binding.to_client or ACCEPT
 
     def _replace(self, connection: Connection, frame: Frame, now: float) -> Verdict:

@@ -53,9 +53,9 @@ class FtpControl:
             return None  # there is no text, and what there is the server must judge
         match asked:
             case PassiveAsked(mode):
-                self._turn(connection, dialogue, mode)
+                self._turn(connection, dialogue, mode, now)
             case ActiveAsked(address, port):
-                self._turn(connection, dialogue, FtpMode.ACTIVE)
+                self._turn(connection, dialogue, FtpMode.ACTIVE, now)
                 self._expect(connection, address, port, connection.virtual[1] - 1, now)
             case None:
                 pass
@@ -100,7 +100,7 @@ class FtpControl:
         self._expect(connection, client, 0, answered.port, now, real_port=answered.port)
         dialogue.answered = (sequence, mode)
         dialogue.mode = FtpMode.ACTIVE
-        self._tell(connection, connection)
+        self._tell(connection, connection, now)
         return None
 
     def _expect(
@@ -129,15 +129,15 @@ class FtpControl:
             data = registry.open(key, binding, now, parent=control, flags=flags)
         registry.listen(data, now)
         registry.table.hasten(data)
-        self._tell(control, data)
+        self._tell(control, data, now)
 
-    def _turn(self, control: Connection, dialogue: FtpDialogue, mode: FtpMode) -> None:
+    def _turn(self, control: Connection, dialogue: FtpDialogue, mode: FtpMode, now: float) -> None:
         """Take down what the client asks for."""
         if dialogue.mode is not mode:
             dialogue.mode = mode
-            self._tell(control, control)
+            self._tell(control, control, now)
 
-    def _tell(self, control: Connection, changed: Connection) -> None:
+    def _tell(self, control: Connection, changed: Connection, now: float) -> None:
         """Have a backup go on in the middle of a dialogue, if it knows of that at all."""
         if control.told_state != UNTOLD:
-            self._registry.tell_dialogue(changed)
+            self._registry.teller.spoke(changed, now)

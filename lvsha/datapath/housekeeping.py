@@ -64,7 +64,8 @@ class Housekeeping:
     def run(self, now: float) -> bool:
         """Do a bounded part of what is due; returns whether more is waiting."""
         self._registry.expire(now)
-        behind = self._estimator.run(now, ESTIMATES_IN_ONE_GO)
+        behind = self._registry.teller.tell_due(now)
+        behind |= self._estimator.run(now, ESTIMATES_IN_ONE_GO)
         self._look_for_orphans()
         self._look_for_unbound()
         if self._chores_at is None or now >= self._chores_at:

@@ -169,9 +169,7 @@ class Opener:
         server = template.server
         real_port = server.port if at_own_port and server.port else port
         connection = self._bind(service, server, real_port, key, now, parent=template)
-        template.expires = now + template.timeout
-        if connection.flags & _ONE_PACKET:
-            template.packets += 1
+        registry.join(template, connection, now)
         return connection
 
     def _is_good(self, template: Connection, server: RealServer | None) -> bool:

@@ -1,23 +1,22 @@
 """The life of connections: opened, counted, stepped, ended, and reported to backups.
 
 The registry is the one place that changes a connection. It keeps the counts of the real
-servers true, ends what is over, and notes which connections the backups must be told of.
+servers and of the sync ids true, ends what is over, and says everything that happens to a
+connection to its `Teller`, which decides what the backups are told.
 
 What always holds:
 
 * The time of a parent (the template of a client, an FTP control connection) is not over
   before that of its children. Only what replaces it, or the peer that it was copied from,
   ends it sooner; its children then live on by themselves.
-* Of each connection at most one change waits to be told, and it is the newest.
 * The tally of a sync id has exactly the connections and templates in the table that belong
   to it, but for templates that are found no more.
 
 Times are seconds on the caller's clock.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Final
 
 from lvsha.datapath import state_machines
 from lvsha.datapath.connections import (
@@ -31,29 +30,19 @@ from lvsha.datapath.memories import FtpDialogue, TemplateIdentity
 from lvsha.datapath.services import Binding
 from lvsha.datapath.state_machines import StateMachine
 from lvsha.datapath.tcp_states import TcpState
-from lvsha.model import (
-    ConnectionChange,
-    ConnectionChanged,
-    ConnectionEnded,
-    ConnectionFlag,
-    ForwardMethod,
-    Protocol,
-    template_key,
-)
+from lvsha.datapath.telling import Teller, copy_ends
+from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, template_key
 from lvsha.tally import UNTOLD, Tally
 
 EXPIRE_BATCH: Final = 250
 """Connections looked at in one call of `expire`; a millisecond of work."""
-REFRESH_PART: Final = 0.25
-"""After this part of its time-out a connection in use is reported again; a copy lives
-longer by the same part, so that it never ends before its original."""
 PARENT_TIMEOUT: Final = 60.0
 """How much longer what has children lives, each time that its own time is over."""
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
 _NO_OUTPUT: Final = int(ConnectionFlag.NO_OUTPUT)
 _TEMPLATE: Final = int(ConnectionFlag.TEMPLATE)
-_NEVER: Final = float("inf")
+_ONE_PACKET: Final = int(ConnectionFlag.ONE_PACKET)
 _INITIAL_TIMEOUT: Final = 3.0
 """The kernel gives a connection 3 s until its first state."""
 _TCP: Final = int(Protocol.TCP)
@@ -62,27 +51,11 @@ _SCTP: Final = int(Protocol.SCTP)
 _FTP_PORT_BYTES: Final = FTP_PORT.to_bytes(2)
 
 
-@dataclass(frozen=True, slots=True)
-class Reporting:
-    """When a connection is reported to the backups.
-
-    ``established``: when a TCP connection reaches a state that backups are told of or a
-    UDP flow begins, and again before a copy could expire. ``threshold``: the kernel's
-    rule, when the count of requests modulo ``period`` equals ``threshold`` (or, with
-    period 0, once), and when a closing state is entered.
-    """
-
-    when: Literal["established", "threshold"] = "established"
-    threshold: int = 3
-    period: int = 50
-
-
 class Registry:
     """Every connection of a director.
 
     Args:
         limit: of the connection table.
-        reporting: when changes are reported; None reports nothing.
 
     Attributes:
         table: the connections.
@@ -90,15 +63,14 @@ class Registry:
         tallies: of each virtual address that is synced, the tally of its sync id.
         mark_tallies: of each firewall mark whose templates are synced, the same; of its
             connections those to no such address count there, too.
-        untold: what `take_changes` would return; always the same object.
+        teller: decides what the backups are told.
+        untold, in_transition: see `Teller`.
+        take_changes, tell_all: see `Teller`.
         generation: of the newest snapshot that has begun to arrive; what is opened from then
             on belongs to it.
-        in_transition: virtual addresses that have moved to or from this node a moment ago.
-            Some have not heard of it yet, so each of their connections is told from its
-            first packet on: its next one may go to the other node.
     """
 
-    def __init__(self, limit: int, reporting: Reporting | None) -> None:
+    def __init__(self, limit: int) -> None:
         self.table = ConnectionTable(limit)
         self.machines: dict[int, StateMachine] = {
             _TCP: state_machines.tcp(),
@@ -107,10 +79,10 @@ class Registry:
         }
         self.tallies: dict[bytes, Tally] = {}
         self.mark_tallies: dict[int, Tally] = {}
-        self.untold: dict[bytes, Connection | Tally] = {}
+        self.teller = teller = Teller(self.table)
+        self.untold, self.in_transition = teller.untold, teller.in_transition
+        self.take_changes, self.tell_all = teller.take_changes, teller.tell_all
         self.generation = 0
-        self.in_transition: set[bytes] = set()
-        self._reporting = reporting
 
     # Opening
 
@@ -135,16 +107,16 @@ class Registry:
         connection = self.make(key, binding, flags)
         connection.expires = now + _INITIAL_TIMEOUT
         self._fit(connection)
-        reporting = self._reporting
-        if reporting is not None and (key[1] == _UDP or reporting.when == "threshold"):
-            connection.report_at = 0.0  # with a threshold every packet looks at the count
         if parent is not None:
             connection.parent = parent
             parent.children += 1
             parent.generation = self.generation  # no snapshot can name it with this child
         self.table.add(connection)
         mark = binding.server.service.identity.mark if self.mark_tallies else 0
-        self._enrol(connection, self._tally_of(key, mark))
+        tally = self._tally_of(key, mark)
+        if tally is not None:
+            self._enrol(connection, tally)
+            self.teller.opened(connection, now)
         return connection
 
     def open_copy(
@@ -172,15 +144,15 @@ class Registry:
         connection = Connection(key, binding, self.machines[key[1]], flags, timeout)
         connection.state = state
         connection.expires = now + timeout
-        connection.report_at = _NEVER
         connection.generation = self.generation
         self._fit(connection)
         self._bind(connection)
         self.table.add(connection)
         self.let_copy_live(connection, now)
-        self._enrol(connection, self._tally_of(key, mark))
-        self.retell(connection, state)
-        self.report_from(connection, now)
+        tally = self._tally_of(key, mark)
+        if tally is not None:
+            self._enrol(connection, tally)
+            self.copied(connection, now)
         return connection
 
     def let_copy_live(self, connection: Connection, now: float) -> None:
@@ -191,7 +163,7 @@ class Registry:
         """
         connection.expires = now + connection.timeout
         self.table.hasten(connection)
-        connection.expires += connection.timeout * REFRESH_PART
+        connection.expires = copy_ends(now, connection.timeout)
 
     def open_alike(self, first: Connection, keys: Sequence[bytes]) -> list[bytes]:
         """Connections of which another director has told just as of one that is in the table.
@@ -263,6 +235,10 @@ class Registry:
         The address and port are the same. What else depends on the server is that server's,
         as in the kernel, but whether the connection is active.
         """
+        is_at_risk = connection.tally is not None and connection.told_state == UNTOLD
+        is_at_risk = is_at_risk and connection.is_established
+        connection.server.at_risk -= is_at_risk
+        binding.server.at_risk += is_at_risk
         self.unbind(connection)
         is_template = bool(connection.flags & _TEMPLATE)
         given = binding.server.connection_flags
@@ -288,7 +264,6 @@ class Registry:
             server.connection_flags | flags,
             _INITIAL_TIMEOUT,
         )
-        connection.report_at = _NEVER
         connection.generation = self.generation
         server.inactive += 1
         server.note_bound()
@@ -322,17 +297,25 @@ class Registry:
         if found:
             template.dialogue = TemplateIdentity(template_key(key, found), found)
         template.expires = now + timeout
-        template.report_at = _NEVER
         template.generation = self.generation
         self._bind(template)
         self.table.add_template(template)
         tally = self.mark_tallies.get(mark) if mark else self.tallies.get(template.virtual[0])
-        self._enrol(template, tally)
+        if tally is not None:
+            self._enrol(template, tally)
         return template
+
+    def join(self, template: Connection, connection: Connection, now: float) -> None:
+        """Let the time of a template begin anew, because another connection belongs to it."""
+        template.expires = now + template.timeout
+        if connection.flags & _ONE_PACKET:
+            template.packets += 1
+        if template.tally is not None:
+            self.teller.joined(template, connection, now)
 
     def learn_client_port(self, connection: Connection, port: bytes) -> None:
         """Enter a connection under the port that its client turned out to use."""
-        self._retract(connection)
+        self.teller.retract(connection)
         self.table.learn_client_port(connection, port)
 
     def poison(self, template: Connection) -> None:
@@ -359,20 +342,17 @@ class Registry:
         self.table.hasten(connection)
         if machine.active[state] != connection.active:
             self.count_as(connection, active=machine.active[state])
-        if state == machine.established:
-            self.assure(connection)
-        reporting = self._reporting
-        if reporting is not None and self._is_worth_telling(connection):
-            if reporting.when == "established":
-                self.report(connection, now)
-            elif state != machine.established and state != connection.told_state:
-                self.tell(connection)
+        if state == machine.established and connection.parent is not None:
+            self.assure(connection.parent, now)
+        if connection.tally is not None:
+            self.teller.entered(connection, now)
 
-    def assure(self, connection: Connection) -> None:
+    def assure(self, parent: Connection, now: float) -> None:
         """Note on a client's template that a connection of it was answered."""
-        parent = connection.parent
-        if parent is not None and parent.flags & _TEMPLATE:
+        if parent.flags & _TEMPLATE and parent.state != TEMPLATE_ASSURED:
             parent.state = TEMPLATE_ASSURED
+            if parent.tally is not None:
+                self.teller.assured(parent, now)
 
     def listen(self, connection: Connection, now: float) -> None:
         """Let an FTP data connection wait for its first packet."""
@@ -439,20 +419,23 @@ class Registry:
         self.end(connection)
 
     def expire(self, now: float) -> None:
-        """End connections whose time is over, at most `EXPIRE_BATCH` in one call."""
-        for connection in self.table.expired(now, EXPIRE_BATCH):
-            if connection.children:
+        """End connections whose time is over; at most `EXPIRE_BATCH` are looked at in one call."""
+        for connection in self.table.due(now, EXPIRE_BATCH):
+            if connection.expires > now:
+                if connection.tally is not None:
+                    self.teller.lived_on(connection, now)
+            elif connection.children:
                 connection.timeout = PARENT_TIMEOUT
                 self.table.postpone(connection, now + PARENT_TIMEOUT)
+                if connection.tally is not None:
+                    self.teller.postponed(connection, now)
             else:
                 self.end(connection)
 
     # What is counted of a sync id
 
-    def _enrol(self, connection: Connection, tally: Tally | None) -> None:
+    def _enrol(self, connection: Connection, tally: Tally) -> None:
         """Count a connection in the tally of its sync id."""
-        if tally is None:
-            return
         connection.tally = tally
         tally.connections += 1
         if connection.is_established:
@@ -471,7 +454,7 @@ class Registry:
         tally = connection.tally
         if tally is None:
             return
-        self._retract(connection)
+        self.teller.retract(connection)
         tally.connections -= 1
         if connection.is_established:
             self._count_established(connection, -1)
@@ -483,11 +466,18 @@ class Registry:
         tally.established += change
         if connection.told_state == UNTOLD:
             tally.exposed += change
+            connection.server.at_risk += change
 
-    def become(self, connection: Connection, state: int) -> None:
+    def copied(self, connection: Connection, now: float) -> None:
+        """A peer has told of a connection as it is now; from here on it is told from here."""
+        if connection.tally is not None:
+            self.teller.retell(connection, connection.state)
+            self.teller.copied(connection, now)
+
+    def become(self, connection: Connection, state: int, now: float) -> None:
         """Take over the state that another director tells of a connection."""
         self._change_state(connection, state)
-        self.retell(connection, state)
+        self.copied(connection, now)
 
     def _change_state(self, connection: Connection, state: int) -> None:
         """Change a state and nothing else but whether the connection counts as established."""
@@ -495,107 +485,3 @@ class Registry:
         connection.state = state
         if connection.tally is not None and connection.is_established != was:
             self._count_established(connection, -1 if was else 1)
-
-    def retell(self, connection: Connection, state: int) -> None:
-        """Note which state backups know of a connection from now on; `UNTOLD` for none."""
-        tally, told = connection.tally, connection.told_state
-        if tally is None or told == state:
-            return
-        binding = connection.binding
-        tally.retell(connection.record_key, binding.server.address, binding.port, told, state)
-        if (told == UNTOLD or state == UNTOLD) and connection.is_established:
-            tally.exposed += 1 if state == UNTOLD else -1
-        connection.told_state = state
-
-    def _retract(self, connection: Connection) -> None:
-        """Have backups forget a connection, if they know of it."""
-        tally = connection.tally
-        if tally is not None and connection.told_state != UNTOLD:
-            self.retell(connection, UNTOLD)
-            self.untold[connection.record_key] = tally
-
-    # What backups are told
-
-    def report(self, connection: Connection, now: float) -> None:
-        """Report a connection, if the rule for reports says so at this packet."""
-        reporting = self._reporting
-        assert reporting is not None, "report_at is never reached without reporting"
-        if reporting.when == "threshold":
-            self._report_by_count(connection, reporting)
-            return
-        if not self._is_worth_telling(connection):
-            return
-        connection.report_at = now + connection.timeout * REFRESH_PART
-        self.tell(connection)
-
-    def report_from(self, connection: Connection, now: float) -> None:
-        """Report a connection again from now on, because it is no longer another's copy."""
-        if self._reporting is None:
-            return
-        if self._reporting.when == "established":
-            connection.report_at = now
-        else:
-            connection.report_at = 0.0
-            connection.packets = self._reporting.threshold  # as the kernel counts on
-
-    def _is_worth_telling(self, connection: Connection) -> bool:
-        """Whether backups are told of connections in this state."""
-        return connection.machine.told[connection.state] or (
-            bool(self.in_transition) and connection.virtual[0] in self.in_transition
-        )
-
-    def _report_by_count(self, connection: Connection, reporting: Reporting) -> None:
-        if not self._is_worth_telling(connection):
-            return
-        count = connection.packets
-        if reporting.period:
-            due = count % reporting.period == reporting.threshold
-        else:
-            due = count == reporting.threshold
-        if due:
-            self.tell(connection)
-
-    def tell(self, connection: Connection) -> None:
-        """Put a connection on the list of what backups are told next, if it is synced."""
-        if connection.tally is not None:
-            self.retell(connection, connection.state)
-            self.untold[connection.record_key] = connection
-
-    def tell_dialogue(self, connection: Connection) -> None:
-        """Tell of an FTP connection because of what was said, which is no change of state.
-
-        The kernel's rule knows no such case.
-        """
-        if self._reporting is not None and self._reporting.when == "established":
-            self.tell(connection)
-
-    def take_changes(self) -> dict[int, list[ConnectionChange]]:
-        """What has changed since the last call, by sync id: the newest word about each."""
-        changes: dict[int, list[ConnectionChange]] = {}
-        for key, change in self.untold.items():
-            if isinstance(change, Connection):
-                tally = change.tally
-                assert tally is not None, "what ends is on the list no more"
-                self.retell(change, change.state)  # it may have changed since
-                told: ConnectionChange = ConnectionChanged(change.record())
-            else:
-                tally, told = change, ConnectionEnded(key)
-            changes.setdefault(tally.sync_id, []).append(told)
-        self.untold.clear()
-        return changes
-
-    def tell_all(self, addresses: Collection[bytes]) -> Iterator[None]:
-        """Report what was not told yet of these virtual addresses, half-open ones too.
-
-        A node that gives up its addresses calls this, so that its successor knows even
-        connections in the middle of their handshake. It pauses after each slice of the
-        table, so that the caller can carry the changes away and let frames pass.
-        """
-        if self._reporting is None:
-            return
-        leaving = {self.tallies.get(address) for address in addresses} - {None}
-        for part in self.table.slices():
-            for connection in part:
-                if connection.tally in leaving and connection.told_state != connection.state:
-                    self.tell(connection)
-            yield

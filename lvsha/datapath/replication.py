@@ -313,11 +313,10 @@ class Replication:
     def _go_on(self, connection: Connection, state: int, timeout: float, now: float) -> None:
         """Let a connection or template be as it was told, and live on."""
         registry = self._registry
-        registry.become(connection, state)
         connection.timeout = timeout
         connection.generation = registry.generation
         registry.let_copy_live(connection, now)
-        registry.report_from(connection, now)
+        registry.become(connection, state, now)
 
     def _take_details(
         self, connection: Connection, flags: int, details: ConnectionDetails | None

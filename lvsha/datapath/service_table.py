@@ -20,6 +20,7 @@ from lvsha.datapath.ftp import FTP_DATA_PORT, FTP_PORT
 from lvsha.datapath.memories import SIP
 from lvsha.datapath.scheduler_options import Dice, SchedulerOptions
 from lvsha.datapath.schedulers import SCHEDULERS
+from lvsha.datapath.service_policy import ServicePolicy
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -57,6 +58,7 @@ class ServiceTable:
 
     Args:
         dice: for schedulers that draw lots.
+        policy: of services that are added without one.
 
     Attributes:
         rates: of everything together.
@@ -65,12 +67,13 @@ class ServiceTable:
         additions: how often servers were added; for who has connections that wait for them.
     """
 
-    def __init__(self, dice: Dice) -> None:
+    def __init__(self, dice: Dice, policy: ServicePolicy | None = None) -> None:
         self.rates = Rates()
         self.seed = 0
         self.removals = 0
         self.additions = 0
         self._dice = dice
+        self._policy = policy or ServicePolicy()
         self._expirations = (86400.0, 86400.0)
         self._services: dict[_ServiceKey, VirtualService] = {}
         self._ports: Counter[int] = Counter()
@@ -143,7 +146,11 @@ class ServiceTable:
     # Services
 
     def add(
-        self, identity: ServiceIdentity, options: ServiceOptions, name: str = ""
+        self,
+        identity: ServiceIdentity,
+        options: ServiceOptions,
+        name: str = "",
+        policy: ServicePolicy | None = None,
     ) -> VirtualService:
         """Add a service.
 
@@ -155,7 +162,8 @@ class ServiceTable:
         if key in self._services:
             raise AdministrationError(errno.EEXIST, f"{describe(identity)}: is there already")
         _check_options(identity, options)
-        service = VirtualService(name or describe(identity), identity, options)
+        policy = policy or self._policy
+        service = VirtualService(name or describe(identity), identity, options, policy)
         service.whole = self._sampled
         self._schedule_by(service, options)
         self._services[key] = service

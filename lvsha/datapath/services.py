@@ -18,6 +18,7 @@ from lvsha.datapath.estimator import Rates
 from lvsha.datapath.network import NextHop
 from lvsha.datapath.rewrite import Translation
 from lvsha.datapath.scheduler_options import SchedulerOptions
+from lvsha.datapath.service_policy import ServicePolicy
 from lvsha.datapath.tunnels import Tunnel
 from lvsha.model import ConnectionFlag, ForwardMethod, IPv4_BYTES, IPv6_BYTES, format_endpoint
 
@@ -136,6 +137,8 @@ class RealServer:
         overloaded: above its upper threshold; gets no new connections.
         last_weight: the newest weight that was not 0, for Maglev hashing.
         active, inactive: its connections; ``persistent``, its templates.
+        at_risk: of its connections those that are established and synced, and that no backup
+            was told of.
         statistics: all it ever counted; ``zeroed``, what was there when it was zeroed.
         rates: what passes per second.
         hop, generation: the remembered way to it; see `lvsha.datapath.network`.
@@ -146,6 +149,7 @@ class RealServer:
         "_bindings",
         "active",
         "address",
+        "at_risk",
         "available",
         "connection_flags",
         "generation",
@@ -176,7 +180,7 @@ class RealServer:
         self.port = port
         self.available = True
         self.overloaded = False
-        self.active = self.inactive = self.persistent = 0
+        self.active = self.inactive = self.persistent = self.at_risk = 0
         self.statistics = Statistics()
         self.zeroed = Statistics()
         self.rates = Rates()
@@ -325,6 +329,7 @@ class VirtualService:
     Attributes:
         name: as the operator calls it.
         identity, options: as it was added and last edited.
+        policy: what is asked of it beside the options; an edit leaves it.
         servers: newest first.
         scheduler: None where the options name none.
         rates: what passes per second.
@@ -341,6 +346,7 @@ class VirtualService:
         "identity",
         "name",
         "options",
+        "policy",
         "rates",
         "retired",
         "scheduler",
@@ -351,10 +357,17 @@ class VirtualService:
         "zeroed",
     )
 
-    def __init__(self, name: str, identity: ServiceIdentity, options: ServiceOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        identity: ServiceIdentity,
+        options: ServiceOptions,
+        policy: ServicePolicy | None = None,
+    ) -> None:
         self.name = name
         self.identity = identity
         self.options = options
+        self.policy = policy or ServicePolicy()
         self.servers: list[RealServer] = []
         self.scheduler: Scheduler | None = None
         self.bypass: RealServer | None = None
@@ -394,6 +407,11 @@ class VirtualService:
             if server.port == port and server.address == address:
                 return server
         return None
+
+    @property
+    def at_risk(self) -> int:
+        """Its connections that are established and synced, and that no backup was told of."""
+        return sum(server.at_risk for server in self.servers)
 
     def all_counted(self) -> Statistics:
         """The counts of all servers, past ones too, since the service was added."""

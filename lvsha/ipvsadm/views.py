@@ -14,8 +14,8 @@ from lvsha.datapath.connections import Connection
 from lvsha.datapath.memories import SIP, TemplateIdentity
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.datapath.tunnels import IPIP, Tunnel
-from lvsha.ipvsadm.requests import Role
 from lvsha.model import ConnectionFlag, ForwardMethod
+from lvsha.sync.ipvs.roster import Role
 
 POISONED_PORT: Final = 65_535
 """What an invalidated template shows as both its ports that are not the client's."""

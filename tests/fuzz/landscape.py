@@ -16,8 +16,8 @@ from lvsha.datapath.network import (
     NetworkChange,
     RouteChange,
 )
-from lvsha.datapath.registry import Reporting
 from lvsha.datapath.schedulers import SCHEDULERS
+from lvsha.datapath.service_policy import ESTABLISHED, TellRule, TellWhen
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.datapath.tunnels import Tunnel, TunnelChecksum, TunnelType
 from lvsha.model import ForwardMethod, Protocol
@@ -98,10 +98,8 @@ def plan(dice: Random) -> Plan:
     reporting = dice.choice(
         [
             None,
-            Reporting(),
-            Reporting("threshold"),
-            Reporting("threshold", 0, 1),
-            Reporting("threshold", 2, 0),
+            ESTABLISHED,
+            TellRule(TellWhen.THRESHOLD),
         ]
     )
     return Plan(

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Discriminator, TypeAdapter
 
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.network import NetworkChange
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import TellRule
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.model import ConnectionRecord
 
@@ -31,7 +31,7 @@ class Plan:
     fragment_bytes: int
     answers_per_second: float
     mtu: int
-    reporting: Reporting | None
+    reporting: TellRule | None
     twin: bool = False
 
 

@@ -103,9 +103,10 @@ def _sweep(table: ConnectionTable, twin: dict[bytes, Entry], now: float, batch: 
     ended: set[bytes] = set()
     for _ in range(1000):
         before = len(ended)
-        for connection in table.expired(now, batch):
-            table.remove(connection)
-            ended.add(connection.key)
+        for connection in table.due(now, batch):
+            if connection.expires <= now:
+                table.remove(connection)
+                ended.add(connection.key)
         if table.deadline is None or table.deadline > now:
             break
         assert len(ended) - before <= batch

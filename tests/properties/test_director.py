@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import Reporting
 from lvsha.datapath.schedulers import SCHEDULERS
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.datapath.services import (
     ServerOptions,
     ServiceIdentity,
@@ -38,7 +38,7 @@ _Service = tuple[tuple[Protocol | None, int], str, int, bytes, bool, list[_Serve
 
 def build() -> Laboratory:
     """Services of both families and transports, by all methods, with connections."""
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     laboratory.set(schedule_icmp=1, nat_icmp_send=1, cache_bypass=1, expire_nodest_conn=1)
     for vip, servers in ((V4, SERVERS4), (V6, SERVERS6)):
         for protocol in (Protocol.TCP, Protocol.UDP):
@@ -412,7 +412,7 @@ class Wilderness:
     """A director with drawn services, to which anything may happen."""
 
     def __init__(self, drawn: list[_Service], chosen: dict[str, int]) -> None:
-        self.laboratory = Laboratory(connections_max=12, reporting=Reporting())
+        self.laboratory = Laboratory(connections_max=12, reporting=ESTABLISHED)
         self.services = self.laboratory.director.services
         self.chosen = chosen
         self.drawn: list[tuple[ServiceIdentity, ServiceOptions, list[_Server]]] = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -137,7 +137,7 @@ class Pairing:
     def __init__(self, family: int, drawn: list[DrawnService], chosen: dict[str, int]) -> None:
         self.family = family
         self.clients, self.virtuals = CLIENTS[family], VIRTUALS[family]
-        self.laboratory = Laboratory(vips=self.virtuals[1:], reporting=Reporting())
+        self.laboratory = Laboratory(vips=self.virtuals[1:], reporting=ESTABLISHED)
         self.director = self.laboratory.director
         self.director.registry.mark_tallies[MARK] = Tally(SYNC_ID + 1)
         # Ends lie at .75 and are looked for at .25, so that a second's rounding decides nothing.

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvsha.datapath.marks import MarkRule
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.model import (
     BUCKETS,
@@ -22,9 +22,9 @@ from lvsha.model import (
     parse_address,
 )
 from tests import packets
-from tests.laboratory import DR, NAT, TUN, V4, V6, Laboratory
+from tests.laboratory import DR, NAT, SYNC_ID, TUN, V4, V6, Laboratory
 from tests.packets import ACK, FIN, RST, SYN
-from tests.replicas import carry, repair
+from tests.twins import carry, repair
 
 MARK, MARKED = 3, "192.0.2.200"
 CLIENTS = ("198.51.100.71", "198.51.100.72", "198.51.101.9")
@@ -36,7 +36,7 @@ CALL = b"INVITE sip:a SIP/2.0\r\nCall-ID: %d@a\r\n\r\n"
 
 def build() -> Laboratory:
     """Services of every kind that tells its connections in a way of its own."""
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     laboratory.set(expire_quiescent_template=1)
     for port, method, persistence in ((80, NAT, 0), (81, DR, 0), (82, TUN, 60), (443, NAT, 300)):
         service = laboratory.service(port=port, persistence=persistence)
@@ -111,7 +111,7 @@ def happen(laboratory: Laboratory, kind: str, one: int, two: int, three: int) ->
             servers = [s for service in laboratory.director.services for s in service.servers]
             laboratory.edit(servers[one % len(servers)], two % 3)
         case _:
-            for _ in laboratory.director.registry.tell_all([parse_address(V4)]):
+            for _ in laboratory.director.registry.tell_all(SYNC_ID):
                 pass
 
 

@@ -13,6 +13,7 @@ from lvsha.build import build_director
 from lvsha.config import Pair, parse_pair
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.network import LinkChange, NetworkChange, Outgoing
+from lvsha.datapath.service_policy import TellWhen, Unknown
 from lvsha.errors import ConfigError, HostError
 from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
@@ -171,9 +172,13 @@ def test_a_director_has_the_servers_ports_methods_and_weights_of_the_file() -> N
 
 
 def test_nothing_is_reported_where_nobody_is_told() -> None:
-    assert build_director(TWO).registry._reporting is not None
-    assert build_director(pair(ROUTER, SERVICE, BOTH)).registry._reporting is None
-    assert build_director(pair(SERVICE, SYNC, BOTH)).registry._reporting is None
+    for made, told, asked in (
+        (TWO, TellWhen.ESTABLISHED, Unknown.ASK),
+        (pair(ROUTER, SERVICE, BOTH), TellWhen.NEVER, Unknown.RESET),
+        (pair(SERVICE, SYNC, BOTH), TellWhen.NEVER, Unknown.RESET),
+    ):
+        (service,) = build_director(made).services
+        assert (service.policy.tell.when, service.policy.unknown) == (told, asked)
 
 
 # From start to end
@@ -186,7 +191,7 @@ def test_a_lone_node_becomes_master_and_opens_connections() -> None:
         assert state(east) is VrrpState.MASTER
         assert set(east.held) == {VIRTUAL, INSIDE}
         assert holds(life) == (True, False)
-        assert life.node._replicas[0].role is Role.LEAD
+        assert life.node.sync.replicas[0].role is Role.LEAD
 
     play(scenario, LONE)
 
@@ -249,7 +254,7 @@ def test_without_sync_preemption_needs_no_copy() -> None:
         assert state(west) is VrrpState.MASTER
         life = await start(east, settle=DOWN + 0.1)
         assert state(east) is VrrpState.MASTER
-        assert life.node._replicas == []
+        assert life.node.sync.replicas == []
         assert state(west) is VrrpState.BACKUP
 
     play(scenario, pair(ROUTER, SERVICE, BOTH))
@@ -479,7 +484,7 @@ def test_a_master_that_stood_still_opens_nothing_and_asks_for_a_new_copy() -> No
         await trio.sleep(0.001)
         assert state(east) is VrrpState.BACKUP
         assert holds(life) == (False, False)
-        assert not life.node._replicas[0].complete
+        assert not life.node.sync.replicas[0].complete
         await trio.sleep(TRANSITION + DOWN + 1.0)
         assert state(east) is VrrpState.MASTER
 
@@ -604,7 +609,7 @@ def test_pair_files_that_differ_are_named_in_the_log() -> None:
         await start(west)
 
     trace = play(scenario).trace
-    assert any("east: the pair files differ" in line and "services.http" in line for line in trace)
+    assert any("east: the nodes differ" in line and "services.http" in line for line in trace)
 
 
 def test_two_leaders_are_an_alarm_in_the_log() -> None:

@@ -1,10 +1,11 @@
 """A director's table as the sync sees it: sorted by sync id, and nothing of other addresses."""
 
-from lvsha.connection_store import ConnectionStore, OneByOne
+from lvsha.connection_store import ConnectionStore
 from lvsha.datapath.connections import SLICE
-from lvsha.datapath.registry import REFRESH_PART, Reporting
 from lvsha.datapath.replication import SWEEP_MAX
+from lvsha.datapath.service_policy import ESTABLISHED, TellRule
 from lvsha.datapath.tcp_states import ACK, SYN
+from lvsha.datapath.telling import REFRESH_PART
 from lvsha.model import (
     BUCKETS,
     ConnectionChanged,
@@ -56,7 +57,7 @@ def client_port(told: ConnectionRecord) -> int:
 
 
 def make(
-    connections_max: int = 5, reporting: Reporting | None = None
+    connections_max: int = 5, reporting: TellRule | None = None
 ) -> tuple[ConnectionStore, Laboratory, Clock]:
     """Three services, two of them on addresses that virtual routers move."""
     laboratory = Laboratory(
@@ -231,7 +232,7 @@ def test_an_end_without_a_begin_sweeps_nothing() -> None:
 
 
 def test_changes_are_sorted_by_sync_id_and_those_of_others_left_out() -> None:
-    store, laboratory, _ = make(reporting=Reporting())
+    store, laboratory, _ = make(reporting=ESTABLISHED)
     for number, virtual in enumerate((WEB, MAIL, WEB, LOCAL)):
         for flags in (SYN, ACK):
             laboratory.send("client", packets.tcp(C4, number, virtual, 80, flags))
@@ -318,18 +319,3 @@ def test_a_mark_has_the_tally_of_its_sync_id() -> None:
     marks = laboratory.director.registry.mark_tallies
     assert marks == {7: store.tally(WEB_ID), 8: store.tally(MAIL_ID)}
     assert laboratory.director.registry.tallies[parse_address(WEB)] is marks[7]
-
-
-def test_one_by_one_a_courier_of_the_older_seam_is_served() -> None:
-    store, laboratory, _ = make()
-    table = OneByOne(store)
-    for port in (1, 2):
-        table.apply(record(port=port))
-    table.begin_snapshot(WEB_ID)
-    table.apply(record(port=2))
-    table.end_snapshot(WEB_ID)
-    finish(laboratory)
-    (told,) = [each for each in table.records(WEB_ID) if each is not None]
-    assert (client_port(told), table.count(WEB_ID)) == (2, 1)
-    table.forget(told.key)
-    assert table.count(WEB_ID) == 0

@@ -38,9 +38,10 @@ def make(
 
 def sweep(table: ConnectionTable, now: float, limit: int = 100) -> list[Connection]:
     ended = []
-    for connection in table.expired(now, limit):
-        table.remove(connection)
-        ended.append(connection)
+    for connection in table.due(now, limit):
+        if connection.expires <= now:
+            table.remove(connection)
+            ended.append(connection)
     return ended
 
 

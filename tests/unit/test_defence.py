@@ -174,7 +174,8 @@ def test_idle_established_connections_are_dropped_the_rarer_the_more_they_were_u
         laboratory, _ = make()
         fill(laboratory, SYN, *[ACK] * (used - 1))
         for connection in all_of(laboratory):
-            connection.state, connection.timeout = TcpState.ESTABLISHED, 900.0
+            if connection.state != TcpState.ESTABLISHED:
+                laboratory.director.registry.enter(connection, TcpState.ESTABLISHED, laboratory.now)
             connection.expires = laboratory.now + 900
         laboratory.sleep(62)
         laboratory.set(drop_entry=3)

@@ -8,7 +8,7 @@ from tests import packets
 from tests.ftp_session import PORT, Session, pasv, text_of
 from tests.laboratory import C4, C6, S4, S6, V4, V6
 from tests.packets import ACK, FIN, PSH, SYN
-from tests.replicas import carry, repair
+from tests.twins import carry, repair
 
 
 def take_over(session: Session, *, late: bool = False) -> None:

@@ -35,7 +35,8 @@ def test_connections_that_end_in_one_second_end_in_an_order_of_their_own() -> No
         laboratory.send("client", packets.udp(C4, port, V4, 80))
     table = laboratory.director.registry.table
     ended: list[int] = []
-    for connection in table.expired(laboratory.now + 400, 10_000):
+    for connection in table.due(laboratory.now + 400, 10_000):
+        assert connection.expires <= laboratory.now + 400
         ended.append(connection.client[1])
         table.remove(connection)
     assert ended in (ports, ports[::-1])

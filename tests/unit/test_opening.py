@@ -7,7 +7,7 @@ import pytest
 from lvsha.datapath.connections import TEMPLATE_ASSURED, TEMPLATE_NONE, Connection
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import Reporting
+from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -349,7 +349,7 @@ def test_a_server_may_open_a_dialogue_by_the_call_id_that_is_its_own() -> None:
 
 
 def test_each_datagram_is_scheduled_by_itself_and_leaves_no_connection() -> None:
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     service = laboratory.service(protocol=Protocol.UDP, one_packet=True)
     servers = two_servers(laboratory, service)
     assert [to(udp(laboratory, 80)) for _ in range(4)] == [OTHER, S4] * 2

@@ -8,7 +8,8 @@ from lvsha.datapath.connections import (
     Connection,
 )
 from lvsha.datapath.memories import TemplateIdentity
-from lvsha.datapath.registry import EXPIRE_BATCH, PARENT_TIMEOUT, Registry, Reporting
+from lvsha.datapath.registry import EXPIRE_BATCH, PARENT_TIMEOUT, Registry
+from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule
 from lvsha.datapath.services import (
     Binding,
     RealServer,
@@ -42,13 +43,15 @@ class Stand:
         *,
         method: ForwardMethod = ForwardMethod.NAT,
         limit: int = 10_000,
-        reporting: Reporting | None = None,
+        reporting: TellRule | None = None,
         upper: int = 0,
         lower: int = 0,
     ) -> None:
-        self.registry = Registry(limit, reporting)
+        self.registry = Registry(limit)
         self.tally = self.registry.tallies[V] = Tally(7)
-        service = VirtualService("web", ServiceIdentity(4, 6, V, 80), ServiceOptions())
+        service = VirtualService(
+            "web", ServiceIdentity(4, 6, V, 80), ServiceOptions(), ServicePolicy(reporting or NEVER)
+        )
         self.server = RealServer(service, S, 8080, ServerOptions(method, 1, upper, lower))
 
     @property
@@ -105,7 +108,7 @@ def test_replies_of_other_methods_than_nat_are_not_looked_for() -> None:
 
 
 def test_a_connection_that_is_made_but_not_opened_is_counted_and_in_no_table() -> None:
-    stand = Stand(reporting=Reporting())
+    stand = Stand(reporting=TellRule())
     connection = stand.registry.make(stand.key(1, Protocol.UDP), stand.binding(), 0x2000)
     assert stand.counts == (0, 1, 0)
     assert stand.listed() == []
@@ -314,7 +317,7 @@ def test_a_higher_threshold_or_none_makes_a_server_usable_at_once() -> None:
 
 
 def test_the_end_of_what_was_told_is_told_and_a_template_is_never() -> None:
-    stand = Stand(reporting=Reporting())
+    stand = Stand(reporting=TellRule())
     template = stand.template()
     connection = stand.open(1, parent=template)
     stand.registry.delete(connection)
@@ -327,7 +330,7 @@ def test_the_end_of_what_was_told_is_told_and_a_template_is_never() -> None:
 
 
 def test_what_is_told_is_the_state_at_the_time_when_it_is_told() -> None:
-    stand = Stand(reporting=Reporting())
+    stand = Stand(reporting=TellRule())
     connection = stand.open(1)
     stand.registry.enter(connection, ESTABLISHED, NOW)
     stand.registry.enter(connection, SYN_RECV, NOW)
@@ -338,7 +341,7 @@ def test_what_is_told_is_the_state_at_the_time_when_it_is_told() -> None:
 
 
 def test_a_state_that_is_not_told_is_told_while_its_address_moves() -> None:
-    stand = Stand(reporting=Reporting())
+    stand = Stand(reporting=TellRule())
     stand.registry.in_transition.add(V)
     stand.registry.enter(stand.open(1), SYN_RECV, NOW)
     assert len(stand.registry.take_changes()[7]) == 1
@@ -362,11 +365,11 @@ def test_a_connection_is_exposed_from_its_establishment_until_it_is_told() -> No
     assert counted(stand) == (1, 0, 0, 0)
     stand.registry.enter(connection, ESTABLISHED, NOW)
     assert counted(stand) == (1, 0, 1, 1)
-    stand.registry.tell(connection)
+    stand.registry.teller.tell(connection)
     assert counted(stand) == (1, 1, 1, 0)
     stand.registry.enter(connection, CLOSE, NOW)
     assert counted(stand) == (1, 1, 0, 0)
-    stand.registry.tell(connection)
+    stand.registry.teller.tell(connection)
     assert counted(stand) == (1, 1, 0, 0)
     stand.registry.end(connection)
     assert counted(stand) == (0, 0, 0, 0)
@@ -377,7 +380,7 @@ def test_of_a_protocol_without_such_a_state_all_connections_are_established() ->
     stand = Stand()
     connection = stand.open(1, protocol=Protocol.UDP)
     assert counted(stand) == (1, 0, 1, 1)
-    stand.registry.tell(connection)
+    stand.registry.teller.tell(connection)
     assert counted(stand) == (1, 1, 1, 0)
     stand.registry.end(connection)
     assert counted(stand) == (0, 0, 0, 0)
@@ -386,27 +389,27 @@ def test_of_a_protocol_without_such_a_state_all_connections_are_established() ->
 def test_a_state_that_another_director_tells_counts_as_told_and_a_templates_is_none() -> None:
     stand = Stand()
     connection, template = stand.open(1), stand.template()
-    stand.registry.become(connection, ESTABLISHED)
-    stand.registry.become(template, TEMPLATE_ASSURED)
+    stand.registry.become(connection, ESTABLISHED, NOW)
+    stand.registry.become(template, TEMPLATE_ASSURED, NOW)
     assert counted(stand) == (2, 2, 1, 0)
-    stand.registry.become(connection, CLOSE)
+    stand.registry.become(connection, CLOSE, NOW)
     assert counted(stand) == (2, 2, 0, 0)
 
 
 def test_a_connection_that_is_made_to_listen_again_is_not_established_any_more() -> None:
     stand = Stand()
     connection = stand.open(1)
-    stand.registry.become(connection, ESTABLISHED)
+    stand.registry.become(connection, ESTABLISHED, NOW)
     stand.registry.listen(connection, NOW)
     assert counted(stand) == (1, 1, 0, 0)
 
 
 def test_what_nobody_syncs_counts_nowhere_and_is_never_told() -> None:
-    stand = Stand(reporting=Reporting())
+    stand = Stand(reporting=TellRule())
     stand.registry.tallies.clear()
     connection = stand.open(1)
     stand.registry.enter(connection, ESTABLISHED, NOW)
-    stand.registry.tell(connection)
+    stand.registry.teller.tell(connection)
     stand.registry.end(connection)
     assert stand.registry.take_changes() == {}
     assert counted(stand) == (0, 0, 0, 0)
@@ -421,16 +424,16 @@ def test_a_template_of_a_mark_counts_where_the_mark_belongs() -> None:
 
 
 def test_backups_forget_a_poisoned_template_at_once_and_hear_no_more_of_it() -> None:
-    stand = Stand(reporting=Reporting())
+    stand = Stand(reporting=TellRule())
     old = stand.template()
-    stand.registry.tell(old)
+    stand.registry.teller.tell(old)
     stand.registry.take_changes()
     stand.registry.poison(old)
     key = template_key(stand.key(0))
     assert stand.registry.take_changes() == {7: [ConnectionEnded(key)]}
     new = stand.template()
-    stand.registry.tell(new)
-    stand.registry.tell(old)
+    stand.registry.teller.tell(new)
+    stand.registry.teller.tell(old)
     [told] = stand.registry.take_changes()[7]
     assert told == ConnectionChanged(new.record())
     stand.registry.end(old)
@@ -439,12 +442,12 @@ def test_backups_forget_a_poisoned_template_at_once_and_hear_no_more_of_it() -> 
 
 
 def test_backups_forget_a_connection_whose_port_is_learned_and_hear_of_it_anew() -> None:
-    stand = Stand(reporting=Reporting())
+    stand = Stand(reporting=TellRule())
     flags = ConnectionFlag.NO_CLIENT_PORT
     connection = stand.registry.open(stand.key(0), stand.binding(), NOW, flags=flags)
-    stand.registry.tell(connection)
+    stand.registry.teller.tell(connection)
     stand.registry.learn_client_port(connection, (9).to_bytes(2))
-    stand.registry.tell(connection)
+    stand.registry.teller.tell(connection)
     assert stand.registry.take_changes() == {
         7: [ConnectionEnded(stand.key(0)), ConnectionChanged(connection.record())]
     }

@@ -10,8 +10,8 @@ from lvsha.datapath.families import WAITING_MAX
 from lvsha.datapath.marks import MarkRule, whole
 from lvsha.datapath.memories import FtpDialogue, TemplateIdentity, Unread
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.registry import Reporting
 from lvsha.datapath.replication import RUN_MAX, SWEEP_MAX, TEMPLATE_TIMEOUT, Refusal
+from lvsha.datapath.service_policy import ESTABLISHED, TellRule, TellWhen
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -34,6 +34,7 @@ from lvsha.model import (
     parse_address,
     template_key,
 )
+from lvsha.settings import Settings
 from lvsha.tally import Tally
 from tests import packets
 from tests.laboratory import C4, C6, DR, NAT, S4, S6, TUN, V4, V6, Laboratory, Left
@@ -126,7 +127,7 @@ def request(laboratory: Laboratory, flags: int = SYN, port: int = 40000) -> list
 
 @pytest.fixture
 def web() -> Laboratory:
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     laboratory.server(laboratory.service())
     return laboratory
 
@@ -134,7 +135,7 @@ def web() -> Laboratory:
 @pytest.fixture
 def shop() -> Laboratory:
     """A persistent service with two servers."""
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     service = laboratory.service(persistence=300)
     for server in (S4, OTHER):
         laboratory.server(service, server)
@@ -312,7 +313,9 @@ def test_a_copy_counts_as_told_and_as_little_as_told_when_it_is_taken_over(
 
 
 def test_by_the_kernels_rule_a_copy_counts_its_packets_from_the_threshold_on() -> None:
-    laboratory = Laboratory(reporting=Reporting("threshold", 3, 5))
+    laboratory = Laboratory(
+        reporting=TellRule(TellWhen.THRESHOLD), settings=Settings(sync_threshold=(3, 5))
+    )
     laboratory.server(laboratory.service())
     apply(laboratory, record())
     told = []
@@ -357,7 +360,7 @@ def state_of(laboratory: Laboratory) -> tuple[object, ...]:
 def twins(**service: object) -> tuple[Laboratory, Laboratory]:
     made = []
     for _ in range(2):
-        laboratory = Laboratory(reporting=Reporting(), connections_max=500)
+        laboratory = Laboratory(reporting=ESTABLISHED, connections_max=500)
         for virtual, servers in ((V4, (S4, OTHER)), (V6, (S6,))):
             web = laboratory.service(virtual)
             for server in servers:
@@ -511,7 +514,7 @@ def test_where_connections_are_opened_a_template_of_another_server_comes_too_lat
 
 
 def test_a_template_of_a_call_needs_its_engine() -> None:
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     service = laboratory.service(port=5060, protocol=Protocol.UDP, persistence=300, engine="sip")
     laboratory.server(service)
     call = template(protocol=17, port=5060, server_port=5060, found=b"1@a")
@@ -530,7 +533,7 @@ def test_a_template_of_a_call_needs_its_engine() -> None:
 
 def marked() -> tuple[Laboratory, VirtualService, RealServer]:
     """A persistent service of a mark, which has a sync id of its own."""
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     director = laboratory.director
     identity = ServiceIdentity(4, 6, mark=MARK)
     service = director.services.add(identity, ServiceOptions("rr", persistence=300))
@@ -646,7 +649,7 @@ def test_only_so_many_connections_wait_for_their_template(shop: Laboratory) -> N
 
 
 def ftp(*, method: ForwardMethod = NAT, persistence: int = 0) -> Laboratory:
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     laboratory.server(laboratory.service(port=21, persistence=persistence), S4, 21, method=method)
     return laboratory
 
@@ -700,7 +703,7 @@ def test_no_record_makes_a_circle_of_families(parent: bytes) -> None:
 
 
 def test_a_child_of_a_call_belongs_to_the_template_that_its_record_names() -> None:
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     service = laboratory.service(port=5060, protocol=Protocol.UDP, persistence=300, engine="sip")
     laboratory.server(service)
     sip = ConnectionDetails(engine="sip")
@@ -842,7 +845,7 @@ def test_what_is_bound_to_nat_late_has_its_replies_translated(web: Laboratory) -
 
 
 def test_a_whole_service_that_is_added_later_gets_its_connections_and_templates() -> None:
-    laboratory = Laboratory(reporting=Reporting())
+    laboratory = Laboratory(reporting=ESTABLISHED)
     apply(laboratory, record(), template())
     assert laboratory.director.replication.unbound == 2
     server = laboratory.server(laboratory.service(persistence=300))
@@ -928,6 +931,7 @@ def test_a_sweep_ends_what_was_not_named_since_it_began(shop: Laboratory) -> Non
     generation = replication.begin()
     apply(shop, record(port=2))
     request(shop, port=9)
+    shop.director.registry.take_changes()  # of the template, which is in use here
     assert sum(replication.sweep(Tally(1), generation)) == 0
     # The template to which a connection was opened here since is not among them.
     assert sum(replication.sweep(shop.tally, generation)) == 2 + 1
@@ -987,7 +991,7 @@ def test_the_records_of_all_buckets_are_what_was_told(shop: Laboratory) -> None:
     request(shop, port=30_000)
     told = told_of(shop)
     assert sorted(r._replace(flags=0) for r in told) == sorted(r._replace(flags=0) for r in records)
-    other = Laboratory(reporting=Reporting())
+    other = Laboratory(reporting=ESTABLISHED)
     other.server(other.service(persistence=300))
     apply(other, *told)
     assert other.tally.sums == shop.tally.sums
