@@ -130,11 +130,10 @@ class SyncCourse:
     async def _carry(self, leader: trio.Process, peer: trio.Process, rate: int) -> SyncRecords:
         seconds = self._options.records_time
         before = read_standings(await _quiet(leader, peer))
-        own = processor_time(leader.pid), processor_time(peer.pid)
+        own_at = processor_time(peer.pid)
         await tell(leader, f"records {rate} {seconds}")
         carried = read_carried(await line_of(leader, SAY_TIME_MAX))
-        own_leader = processor_time(leader.pid) - own[0]
-        own_peer = processor_time(peer.pid) - own[1]
+        own = processor_time(peer.pid) - own_at
         after = await _quiet(leader, peer)
         told, settled = after
         sent, lost, repaired = read_standings(after)
@@ -142,8 +141,8 @@ class SyncCourse:
             rate,
             carried.records / carried.seconds,
             carried.seconds,
-            own_leader / carried.seconds,
-            own_peer / carried.seconds,
+            carried.own / carried.seconds,
+            own / carried.seconds,
             _delays(told, settled, None),
             lost - before[1],
             repaired - before[2],

@@ -7,7 +7,8 @@ without frames, and says how many they were; ``end`` ends it.
 
 Half of the records of ``records`` are of connections that are new, half of those that begin
 to close, and each of them ends a while later; that is told in addition. Every one is told by
-itself, as it would be after the frame that brought it about.
+itself, as it would be after the frame that brought it about. They are opened before, so that
+it is the telling that is measured.
 
 Run as ``python -m bench.sync_leader NUMBER``.
 """
@@ -34,6 +35,10 @@ TURN: Final = 0.002
 BEHIND: Final = 0.1
 """Seconds of connections that may wait to be opened."""
 UNTOLD_MAX: Final = 1000
+SETTLE: Final = 0.05
+"""For what waits to be told, before this end is busy with its answer."""
+PREPARED: Final = 60.0
+"""For how long a connection of ``records`` may wait to be told of."""
 LIFE: Final = 0.5
 """Seconds for which a connection of ``records`` is established, and again for its closing."""
 
@@ -98,22 +103,16 @@ class Leader:
     async def tell_records(self, rate: float, seconds: float) -> Carried:
         """Tell of so many records a second."""
         node, registry = self._node, self._node.director.registry
-        table, crowd = registry.table, self._node.crowd
-        # The key of a connection of each service leads to its real server.
-        models = [table.find(_key(crowd, number)) for number in range(len(crowd.virtual))]
-        bindings = [model.binding for model in models if model is not None]
-        assert len(bindings) == len(models), "there is a connection of each service"
+        waiting = self._prepare(int(rate * seconds / 2))
         opened: deque[tuple[float, Connection]] = deque()
         closing: deque[tuple[float, Connection]] = deque()
-        begin_at = trio.current_time()
+        begin_at, own_at = trio.current_time(), time.process_time()
         records = 0
-        while (now := trio.current_time()) < begin_at + seconds:
+        while waiting and (now := trio.current_time()) < begin_at + seconds:
             due = int((now - begin_at) * rate)
-            while records < due and trio.current_time() < now + TICK:
-                number, self._next = self._next, self._next + 1
+            while waiting and records < due and trio.current_time() < now + TURN:
+                number, connection = waiting.popleft()
                 self._told.append((number, time.monotonic()))
-                binding = bindings[number % len(bindings)]
-                connection = registry.open(_key(crowd, number), binding, now)
                 registry.enter(connection, TcpState.ESTABLISHED, now)
                 node.tell()
                 opened.append((now + LIFE, connection))
@@ -129,10 +128,26 @@ class Leader:
                     node.tell()
             await trio.sleep(0 if records < due else TICK)
         taken = trio.current_time() - begin_at
-        for _, connection in (*opened, *closing):
+        own = time.process_time() - own_at
+        for _, connection in (*waiting, *opened, *closing):
             registry.end(connection)
             node.tell()
-        return Carried(records, taken)
+        return Carried(records, taken, own)
+
+    def _prepare(self, count: int) -> deque[tuple[int, Connection]]:
+        """Connections of which nothing was told yet, so that opening them takes no time later."""
+        node, registry = self._node, self._node.director.registry
+        crowd, table = node.crowd, registry.table
+        # The key of a connection of each service leads to its real server.
+        models = [table.find(_key(crowd, number)) for number in range(len(crowd.virtual))]
+        bindings = [model.binding for model in models if model is not None]
+        assert len(bindings) == len(models), "there is a connection of each service"
+        first, self._next = self._next, self._next + count
+        later = trio.current_time() + PREPARED
+        return deque(
+            (n, registry.open(_key(crowd, n), bindings[n % len(bindings)], later))
+            for n in range(first, first + count)
+        )
 
 
 def _key(crowd: Crowd, number: int) -> bytes:
@@ -160,6 +175,7 @@ async def lead(number: int, steps: Steps) -> None:
                     say(encode(await leader.tell_records(*map(float, arguments))))
                 case "quiet":
                     loading.cancel()
+                    await trio.sleep(SETTLE)
                     say(encode(leader.take_told(steps)))
                 case "end":
                     return

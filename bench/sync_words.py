@@ -86,15 +86,18 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """How many records a leader told, in which time."""
+    """How many records a leader told, in which time, and in how much of its processor's."""
 
     records: int
     seconds: float
+    own: float
 
 
 def encode(word: Told | Joined | Settled | Carried) -> str:
     """A line without its end."""
-    return json.dumps(asdict(word))
+    # `asdict` would look at each of a hundred thousand times by itself.
+    values = {name: getattr(word, name) for name in word.__slots__}
+    return json.dumps(values, default=asdict)
 
 
 def read_told(line: bytes) -> Told:

@@ -41,7 +41,7 @@ def build_director(pair: Pair, dice: Dice | None = None) -> Director:
         connections_max=pair.limits.connections,
         fragment_bytes=pair.limits.fragment_bytes,
         dice=random.SystemRandom() if dice is None else dice,
-        reporting=default.tell,
+        reporting=default.tell if default.asked else None,
         unknown=default.unknown,
         settings=pair.settings,
     )
@@ -85,7 +85,7 @@ def default_policy(pair: Pair) -> ServicePolicy:
     kernel's protocol there are no questions.
     """
     if pair.sync is None or not pair.virtual_routers:
-        return ServicePolicy(NEVER, Unknown.RESET)
+        return ServicePolicy(NEVER, Unknown.RESET, asked=False)
     unknown = Unknown.ASK if pair.sync.format == "lvsha" else Unknown.RESET
     return ServicePolicy(tell_rule(pair.sync.tell), unknown)
 
@@ -95,6 +95,7 @@ def service_policy(service: Service, default: ServicePolicy) -> ServicePolicy:
     return ServicePolicy(
         default.tell if service.tell is None else tell_rule(service.tell),
         default.unknown if service.unknown is None else Unknown(service.unknown),
+        asked=default.asked or service.tell is not None,
     )
 
 

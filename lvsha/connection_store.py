@@ -65,8 +65,9 @@ class ConnectionStore:
         self._replication.forget(keys)
 
     def deny(self, keys: Sequence[bytes]) -> None:
-        """Note that no peer knows these connections, of which some packet wanted to know."""
+        """Let packets of these connections be refused: no peer knows them."""
         self.counters.add("connections_denied", len(keys))
+        self._director.deny(keys)
 
     def begin(self, sync_id: int, bucket: int | None) -> None:
         """From now on mark what is applied, of a bucket or of all; again is anew."""

@@ -146,7 +146,7 @@ class Node:
             self.director,
             trio.current_time,
             self._services_changed,
-            SyncDaemons(self.sync.daemons),
+            SyncDaemons(self.sync.daemons, self.director),
         )
         return {"status": self.status, **administration.commands()}
 
@@ -340,6 +340,9 @@ class Node:
                     "protocol": _protocol_name(service),
                     "scheduler": service.options.scheduler,
                     "held": director.holds(service.address),
+                    "tell": str(service.policy.tell),
+                    "unknown": service.policy.unknown.value,
+                    "at_risk": service.at_risk,
                     "servers": [_server_status(server) for server in service.servers],
                 }
                 for service in director.services

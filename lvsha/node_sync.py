@@ -35,6 +35,7 @@ from lvsha.sync.messages import DIGEST_BYTES
 from lvsha.sync.replica import Pace, Replica
 from lvsha.sync.seal import Seal
 from lvsha.sync_daemons import make_daemons
+from lvsha.tally import NO_SYNC_ID
 
 KEY_INTERVAL: Final = 1.0
 """Seconds between two looks at the key file."""
@@ -167,8 +168,12 @@ class NodeSync:
     def tell(self) -> None:
         """Carry the director's changes and questions to the peers."""
         for sync_id, changes in self._director.registry.take_changes().items():
-            for carrier in self._carriers():
+            # What belongs to no virtual router is in no replica.
+            for carrier in (self.daemons,) if sync_id == NO_SYNC_ID else self._carriers():
                 carrier.tell(sync_id, changes)
+        for sync_id, keys in self._director.take_questions().items():
+            if self._courier is not None:
+                self._courier.ask(sync_id, keys)
 
     def lead(self, sync_id: int) -> None:
         """This node holds the addresses of this sync id now."""

@@ -82,10 +82,19 @@ class Starter(Protocol):
 
 
 class SyncDaemons:
-    """See `lvsha.ipvsadm.commands.Daemons`."""
+    """See `lvsha.ipvsadm.commands.Daemons`.
 
-    def __init__(self, starter: Starter) -> None:
+    While a master runs that was started here, the director tells of all its connections, as a
+    kernel does.
+
+    Args:
+        starter: what starts and stops them.
+        director: whose connections a master speaks of; None where none really speaks.
+    """
+
+    def __init__(self, starter: Starter, director: Director | None = None) -> None:
         self._starter = starter
+        self._director = director
 
     def start(self, daemon: StartDaemon, /) -> None:
         """Start one, with the kernel's defaults for what is not given."""
@@ -98,10 +107,16 @@ class SyncDaemons:
             daemon.ttl or TTL,
         )
         self._starter.start(daemon.role, terms)
+        self._tell_others(daemon.role, told=True)
 
     def stop(self, daemon: StopDaemon, /) -> None:
         """Stop one; as in the kernel its sync id does not matter."""
         self._starter.stop(daemon.role)
+        self._tell_others(daemon.role, told=False)
+
+    def _tell_others(self, role: Role, *, told: bool) -> None:
+        if role is Role.MASTER and self._director is not None:
+            self._director.tell_others(told=told)
 
     def running(self) -> Sequence[DaemonView]:
         """Those that run, the masters first."""

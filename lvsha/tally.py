@@ -20,6 +20,9 @@ from lvsha.model import BUCKETS, bucket_of
 
 UNTOLD: Final = -1
 """The state that backups were told last, of a connection that no backup knows of."""
+NO_SYNC_ID: Final = -1
+"""In place of the sync id of connections that belong to no virtual router and are told all the
+same, to whoever listens to a daemon of the kernel's protocol."""
 SUM_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -27,7 +30,7 @@ class Tally:
     """Counts and sums of one sync id.
 
     Attributes:
-        sync_id: which.
+        sync_id: which, or `NO_SYNC_ID`.
         connections: connections and templates in the table.
         told: those that backups were told of.
         established: connections whose loss a client would notice.

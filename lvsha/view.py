@@ -63,20 +63,22 @@ def _routers(routers: list[tuple[str, object]]) -> Table:
 
 
 def _services(services: list[tuple[str, object]]) -> Table:
-    table = _table("service", "server", "method", "weight", "active", "inactive", "opened")
+    columns = ("service", "at risk", "server", "method", "weight", "active", "inactive", "opened")
+    table = _table(*columns)
     for name, service in services:
         title = f"{_service(name, service)} {_text(service, 'scheduler')}"
+        own = (title, _text(service, "at_risk"))
         servers = _get(service, "servers")
         for server in servers if isinstance(servers, list) and servers else [None]:
             _add_row(
                 table,
-                title,
+                *own,
                 *(
                     _text(server, key)
                     for key in ("address", "method", "weight", "active", "inactive", "connections")
                 ),
             )
-            title = ""
+            own = ("", "")
     return table
 
 

@@ -220,7 +220,7 @@ class Laboratory:
     def mistallied(self) -> list[str]:
         """Tallies that are not what a walk over the table gives."""
         registry = self.director.registry
-        kept = {*registry.tallies.values(), *registry.mark_tallies.values()}
+        kept = {*registry.tallies.values(), *registry.mark_tallies.values(), registry._others}
         walked = {tally: Tally(tally.sync_id) for tally in kept}
         for connection in registry.table.connections():
             tally = tally_of(registry, connection)
@@ -237,11 +237,18 @@ class Laboratory:
 
 
 def tally_of(registry: Registry, connection: Connection) -> Tally | None:
-    """Where a connection must count: at its address or mark, and poisoned templates nowhere."""
+    """Where a connection must count: at its address or mark, else with all others if these are
+    told, and poisoned templates nowhere."""
+    if connection in registry.table._poisoned:
+        return None
+    tally = sync_id_tally(registry, connection)
+    return registry.other_tally if tally is None else tally
+
+
+def sync_id_tally(registry: Registry, connection: Connection) -> Tally | None:
+    """Where a connection must count because of its address or mark."""
     virtual, _ = connection.virtual
     if connection.is_template:
-        if connection in registry.table._poisoned:
-            return None
         if not connection.protocol:
             return registry.mark_tallies.get(int.from_bytes(virtual[:4]))
         return registry.tallies.get(virtual)

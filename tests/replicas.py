@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypedDict, TypeVar, Unpack
 
 from lvsha.model import (
-    BUCKETS,
     ConnectionChanged,
     ConnectionEnded,
     ConnectionRecord,
@@ -89,7 +88,12 @@ def bits(*buckets: int) -> int:
 
 def members(buckets: int) -> list[int]:
     """The buckets in a set."""
-    return [bucket for bucket in range(BUCKETS) if buckets >> bucket & 1]
+    found = []
+    while buckets:
+        lowest = buckets & -buckets
+        found.append(lowest.bit_length() - 1)
+        buckets ^= lowest
+    return found
 
 
 class Table:
@@ -103,7 +107,7 @@ class Table:
         self.content: dict[bytes, ConnectionRecord] = {}
         self.tally = Tally(sync_id)
         self.denied: list[bytes] = []
-        self._marks: dict[bytes, int] = {}
+        self._marks: dict[int, dict[bytes, int]] = {}
         self._begun: dict[int, int] = {}
         self._generation = 0
         self.apply(list(records))
@@ -113,7 +117,7 @@ class Table:
             self.drop(record.key)
             key, server, port, _, state, *_ = record
             self.content[key] = record
-            self._marks[key] = self._generation
+            self._marks.setdefault(bucket_of(key), {})[key] = self._generation
             self.tally.connections += 1
             self.tally.established += 1
             self.tally.retell(key, server, port, UNTOLD, state)
@@ -122,7 +126,7 @@ class Table:
         """Take one out; returns what was there."""
         known = self.content.pop(key, None)
         if known is not None:
-            del self._marks[key]
+            del self._marks[bucket_of(key)][key]
             self.tally.connections -= 1
             self.tally.established -= 1
             self.tally.retell(key, known.server, known.server_port, known.state, UNTOLD)
@@ -138,12 +142,14 @@ class Table:
         for bucket in members(buckets):
             self._begun[bucket] = self._generation
 
-    def end_all(self, buckets: int) -> None:
-        """Sweep all of these buckets."""
-        for key in list(self.content):
-            bucket = bucket_of(key)
-            if buckets >> bucket & 1 and self._marks[key] < self._begun.get(bucket, 0):
-                self.drop(key)
+    def end_all(self, buckets: int) -> list[ConnectionRecord]:
+        """Sweep all of these buckets; returns what went."""
+        swept = []
+        for bucket in members(buckets):
+            marks, begun = self._marks.get(bucket, {}), self._begun.get(bucket, 0)
+            for key in [key for key, mark in marks.items() if mark < begun]:
+                swept += [record for record in [self.drop(key)] if record is not None]
+        return swept
 
     def begin(self, sync_id: int, bucket: int | None) -> None:
         self.begin_all(ALL_BUCKETS if bucket is None else 1 << bucket)
@@ -153,12 +159,12 @@ class Table:
 
     def records_of(self, buckets: int) -> Iterator[ConnectionRecord | None]:
         """What was told of these buckets, each as it is when it is read."""
-        for key in list(self.content):
-            record = self.content.get(key)
-            if record is not None and buckets >> bucket_of(key) & 1:
-                yield record
-            else:
-                yield None
+        if buckets == ALL_BUCKETS:
+            wanted = list(self.content)
+        else:
+            wanted = [key for b in members(buckets) for key in self._marks.get(b, ())]
+        for key in wanted:
+            yield self.content.get(key)
 
     def records(self, sync_id: int, bucket: int) -> Iterator[ConnectionRecord]:
         return (record for record in self.records_of(1 << bucket) if record is not None)

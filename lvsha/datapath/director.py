@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from lvsha.datapath import icmp_errors
+from lvsha.datapath import icmp_errors, resets
 from lvsha.datapath.connections import SLICE, Connection, reversed_key
 from lvsha.datapath.defence import Defence
 from lvsha.datapath.destinations import Destinations
@@ -33,24 +33,26 @@ from lvsha.datapath.marks import Marks
 from lvsha.datapath.memories import FtpDialogue
 from lvsha.datapath.network import Network, NetworkChange, Outgoing
 from lvsha.datapath.opening import NO_SERVICE, Opener
+from lvsha.datapath.questions import Held, Questions
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.reassembly import LIMIT_BYTES, Reassembler
 from lvsha.datapath.registry import Registry
 from lvsha.datapath.replication import Replication
 from lvsha.datapath.scheduler_options import Dice
-from lvsha.datapath.sctp_states import SctpEvent
-from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, Unknown
+from lvsha.datapath.service_policy import NEVER, THRESHOLD, ServicePolicy, TellRule, Unknown
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer
-from lvsha.datapath.tcp_states import RST, TcpState
+from lvsha.datapath.tcp_states import TcpState
 from lvsha.datapath.transmit import ANSWERS_PER_SECOND, Transmitter
 from lvsha.datapath.verdicts import (
     ACCEPT,
+    Accept,
     Drop,
     ErrorToClient,
     ErrorToServer,
     TunnelError,
     Verdict,
+    Wait,
 )
 from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, connection_key
 from lvsha.settings import REUSE_FIN_WAIT, Settings
@@ -71,7 +73,8 @@ class Director:
         connections_max: the limit of the connection table.
         dice: for what is left to chance.
         reporting: when the backups are told of the connections of services that have no rule
-            of their own; None tells nothing.
+            of their own; None where nobody has asked for any: nothing is told, but see
+            `tell_others`.
         unknown: what becomes of packets in mid-stream for such services.
         settings: as they are at the start.
         answers_per_second: the limit of ICMP errors of its own.
@@ -87,6 +90,8 @@ class Director:
         carry_out: does what a verdict says; see `Transmitter.carry_out`.
         housekeep: does a part of what time brings; see `Housekeeping.run`.
         add_chore: has something done between frames; see `Housekeeping.add`.
+        questions: what the peers are to be asked; see `Questions.unasked`.
+        take_questions, deny: see `Questions.take` and `Questions.deny`.
     """
 
     def __init__(
@@ -103,15 +108,26 @@ class Director:
         settings = settings or Settings()
         self.drops: Counter[Reason] = Counter()
         self.network = Network(self.drops)
-        self.services = ServiceTable(dice, ServicePolicy(reporting or NEVER, unknown))
+        policy = ServicePolicy(reporting or NEVER, unknown, asked=reporting is not None)
+        self.services = ServiceTable(dice, policy)
         self.marks = Marks()
         self.registry = Registry(connections_max)
         self._teller = self.registry.teller
         self._table = self.registry.table
         self._inbound, self._outbound = self._table.inbound, self._table.outbound
         self._defence = Defence(self.registry, dice, settings)
+        questions = self._questions = Questions(self.drops)
+        self.questions = questions.unasked
+        self.take_questions, self.deny = questions.take, questions.deny
+        self._held_frame = Frame()
         self._opener = Opener(
-            self.registry, self.services, self.marks, self.network, self._defence, settings
+            self.registry,
+            self.services,
+            self.marks,
+            self.network,
+            self._defence,
+            questions,
+            settings,
         )
         self.replication = Replication(
             self.registry, Destinations(self.services, self.marks), self.holds
@@ -121,10 +137,16 @@ class Director:
         self._transmitter = Transmitter(self.network, self.drops, answers_per_second)
         self.carry_out = self._transmitter.carry_out
         housekeeping = Housekeeping(
-            self.registry, self.services, self.replication, self._defence, self._reassembler
+            self.registry,
+            self.services,
+            self.replication,
+            self._defence,
+            self._reassembler,
+            questions,
         )
         self._housekeeping = housekeeping
         self.housekeep, self.add_chore = housekeeping.run, housekeeping.add
+        self._align_waits = False
         self._backup_of: frozenset[bytes] = frozenset()
         self._shut: frozenset[bytes] = frozenset()
         self.configure(settings)
@@ -188,6 +210,22 @@ class Director:
     def holds(self, address: bytes) -> bool:
         """Whether new connections for an address are opened."""
         return address not in self._opener.elsewhere
+
+    def tell_others(self, *, told: bool) -> None:
+        """Have connections told that belong to no virtual router, or no longer.
+
+        Where nobody has asked for a rule, all are told by the kernel's meanwhile. Those that
+        exist follow as a chore.
+        """
+        self.services.tell_unasked(THRESHOLD if told else NEVER)
+        self.registry.tell_others(told=told)
+        if not self._align_waits:
+            self._align_waits = True
+            self.add_chore(self._align())
+
+    def _align(self) -> Iterator[None]:
+        self._align_waits = False  # until it has begun, it is for later changes, too
+        yield from self.registry.align()
 
     def back_up(self, addresses: frozenset[bytes]) -> None:
         """Say of which addresses this node is a backup; for ``backup_only``."""
@@ -383,6 +421,29 @@ class Director:
 
     # Packets of no connection
 
+    @property
+    def asks(self) -> bool:
+        """Whether packets wait for the peers' answer; `release` is then to be called often."""
+        return bool(self._questions)
+
+    def release(self, now: float) -> list[Outgoing]:
+        """What is to be sent of packets that have waited for the peers' answer."""
+        released: list[Outgoing] = []
+        frame = self._held_frame
+        for held in self._questions.answered(self._table.find):
+            verdict = self._decide_again(held, frame, now)
+            outgoing = self.carry_out(frame, verdict, now)
+            released += [(link, bytes(data)) for link, data in outgoing]
+        self._questions.expire(now)
+        return released
+
+    def _decide_again(self, held: Held, frame: Frame, now: float) -> Verdict:
+        frame.read(held.lay(frame))
+        if held.arrived is not None:
+            frame.special, frame.arrived = True, held.arrived
+        verdict = self.handle(frame, now)
+        return Drop(Reason.UNANSWERED) if isinstance(verdict, Accept | Wait) else verdict
+
     def _unknown(self, frame: Frame, now: float) -> Verdict:
         """A packet that is of no connection as it stands."""
         key = frame.key
@@ -428,7 +489,7 @@ class Director:
             verdict = self._first_from_server(frame, server, now)
             if not isinstance(verdict, Drop) or verdict.reason is not Reason.NO_CALL_ID:
                 return verdict
-        if not self._opener.settings.nat_icmp_send or self._is_reset(frame):
+        if not self._opener.settings.nat_icmp_send or resets.is_reset(frame):
             return Drop(Reason.UNKNOWN_REPLY)
         if frame.ttl <= 1:  # as one that passes through, it comes no further
             return Drop(Reason.TTL_EXCEEDED, icmp.TIME_EXCEEDED)
@@ -451,12 +512,6 @@ class Director:
         if opened.second < 0:
             self.registry.unbind(opened)
         return verdict
-
-    def _is_reset(self, frame: Frame) -> bool:
-        """Whether a packet ends a connection, so that it must not be answered."""
-        if frame.protocol == _TCP:
-            return bool(frame.event & RST)
-        return frame.protocol == Protocol.SCTP and frame.event == SctpEvent.ABORT
 
     # ICMP
 

@@ -69,6 +69,8 @@ MEMORY_INTERVAL: Final = 1.0
 """As often as the director looks whether memory is short."""
 TTL_MAX: Final = 255
 REOPEN_INTERVAL: Final = 0.2
+ANSWER_INTERVAL: Final = 0.002
+"""As often as it is looked whether peers have answered, while frames wait for that."""
 PULSES: Final = 4
 """How often in the time after which frames are stale it is noted that we run."""
 
@@ -84,7 +86,8 @@ class Forwarder:
     Args:
         director: with its services.
         interfaces: names of those where frames of services arrive.
-        on_change: called, without waiting, when the director has changes to be told.
+        on_change: called, without waiting, when the director has changes to be told, or
+            questions to be asked.
         stale_after: seconds of standstill after which frames that wait are forgotten: the
             process was stopped, and whoever sent them has repeated them to the peer.
 
@@ -116,6 +119,8 @@ class Forwarder:
         self._senders: dict[int, Tap] = {}
         self._sends: dict[int, Callable[[bytes | bytearray | memoryview], int]] = {}
         self._untold = director.registry.untold
+        self._questions = director.questions
+        self._asked = trio.Event()
         self._changed = trio.Event()
         self._wanted = trio.Event()
         self._log = LimitedLog(_log)
@@ -139,6 +144,7 @@ class Forwarder:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._follow)
                     nursery.start_soon(self._resolve)
+                    nursery.start_soon(self._await_answers)
                     nursery.start_soon(self._guard.run)
                     nursery.start_soon(self._housekeep, collector)
                     nursery.start_soon(self._stay_alive)
@@ -200,6 +206,22 @@ class Forwarder:
             wanted = list(self._director.network.wanted)
             self._director.network.wanted.clear()
             await self._watcher.resolve(wanted)
+
+    def _note_questions(self) -> None:
+        """Have the peers asked about frames that wait for that."""
+        if self._questions:
+            self._on_change()
+            self._asked.set()
+
+    async def _await_answers(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked = trio.Event()
+            while self._director.asks:
+                await trio.sleep(ANSWER_INTERVAL)
+                self._send(self._director.release(trio.current_time()))
+                if self._untold:
+                    self._on_change()
 
     def _set_filters(self) -> None:
         """Let the sockets have what is claimed now; its rules are in force."""
@@ -325,6 +347,7 @@ class Forwarder:
             # same link comes back.
             self.counters.add("receive_errors")
         self._note_wanted()
+        self._note_questions()
 
     def _decide_with_care(self, frame: Frame, received: int, now: float) -> Verdict:
         """Decide about a frame while some services are not in force yet."""

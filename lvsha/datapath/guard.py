@@ -23,6 +23,7 @@ from lvsha.datapath.flow import Frame
 from lvsha.datapath.host_link import HostLink
 from lvsha.datapath.interception import RuleWatcher, intercept
 from lvsha.datapath.network import AddressChange, NetworkChange
+from lvsha.datapath.service_policy import Unknown
 from lvsha.errors import HostError
 from lvsha.log import LimitedLog
 
@@ -163,6 +164,7 @@ class Guard:
         return (
             claims.too_wide
             or director.settings.backup_only
+            or any(s.policy.unknown is Unknown.KERNEL for s in director.services)
             or has_local_server(claims, director.network.is_local)
         )
 

@@ -1,9 +1,9 @@
 """What time brings, in pieces that take some milliseconds at most.
 
-Connections and fragments end, rates are estimated, the trash is emptied, the defence looks
-at its share of the table. Whatever walks a table is an iterator, a chore, of which one part
-is done at a time, so that a caller can let frames pass in between. Times are seconds on the
-caller's clock.
+Connections, fragments and questions end, rates are estimated, the trash is emptied, the
+defence looks at its share of the table. Whatever walks a table is an iterator, a chore, of
+which one part is done at a time, so that a caller can let frames pass in between. Times are
+seconds on the caller's clock.
 """
 
 from collections import deque
@@ -13,6 +13,7 @@ from typing import Final
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.defence import Defence
 from lvsha.datapath.estimator import Estimator
+from lvsha.datapath.questions import Questions
 from lvsha.datapath.reassembly import Reassembler
 from lvsha.datapath.registry import Registry
 from lvsha.datapath.replication import Replication
@@ -37,12 +38,14 @@ class Housekeeping:
         replication: Replication,
         defence: Defence,
         reassembler: Reassembler,
+        questions: Questions,
     ) -> None:
         self._registry = registry
         self._services = services
         self._replication = replication
         self._defence = defence
         self._reassembler = reassembler
+        self._questions = questions
         self._estimator = Estimator(self._rated)
         self._ends_orphans = False
         self._orphans_wait = False
@@ -64,6 +67,7 @@ class Housekeeping:
     def run(self, now: float) -> bool:
         """Do a bounded part of what is due; returns whether more is waiting."""
         self._registry.expire(now)
+        self._questions.expire(now)
         behind = self._registry.teller.tell_due(now)
         behind |= self._estimator.run(now, ESTIMATES_IN_ONE_GO)
         self._look_for_orphans()

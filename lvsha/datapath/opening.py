@@ -1,7 +1,8 @@
 """Open connections: which service a packet is for, which real server gets it, and whether.
 
 The steps are the kernel's: find the service; let the defence drop what it must; persistence;
-the scheduler; and where no server can be had, what is left to do with the packet.
+the scheduler; and where no server can be had, what is left to do with the packet. A packet in
+mid-stream opens none; what becomes of it its service says (`Unknown`).
 
 What always holds: a packet that is refused has opened nothing. New connections are opened
 only for addresses that this node holds; what of them has moved elsewhere is in `elsewhere`.
@@ -9,19 +10,21 @@ only for addresses that this node holds; what of them has moved elsewhere is in 
 
 from typing import Final
 
-from lvsha.datapath import payload, sip
+from lvsha.datapath import payload, resets, sip
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.defence import Defence
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.ftp import FTP_DATA_PORT, FTP_PORT
 from lvsha.datapath.marks import Marks
 from lvsha.datapath.network import Network
+from lvsha.datapath.questions import Questions
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import Registry
+from lvsha.datapath.service_policy import Unknown
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.datapath.template_keys import bare_template_key
-from lvsha.datapath.verdicts import ACCEPT, Accept, Drop
+from lvsha.datapath.verdicts import ACCEPT, Accept, Drop, Wait
 from lvsha.model import ConnectionFlag, IPv4_BYTES, Protocol, template_key
 from lvsha.settings import Settings
 from lvsha.wire import icmp
@@ -50,6 +53,7 @@ class Opener:
         marks: Marks,
         network: Network,
         defence: Defence,
+        questions: Questions,
         settings: Settings,
     ) -> None:
         self.elsewhere: set[bytes] = set()
@@ -59,6 +63,7 @@ class Opener:
         self._marks = marks
         self._network = network
         self._defence = defence
+        self._questions = questions
 
     def service_of(self, key: bytes) -> VirtualService | None:
         """The service that a packet with this key is for."""
@@ -67,7 +72,7 @@ class Opener:
 
     def open(
         self, key: bytes, frame: Frame, now: float, *, quoted: bool = False
-    ) -> Connection | Drop | Accept | None:
+    ) -> Connection | Drop | Accept | Wait | None:
         """Open a connection for a packet.
 
         Args:
@@ -88,7 +93,11 @@ class Opener:
         if not quoted and not self._registry.machines[key[1]].may_open[frame.event]:
             # What may be FTP data, and is not, is of another program on this host.
             ftp_data = service.port == FTP_PORT != port and not service.options.persistence
-            return ACCEPT if ftp_data else Drop(Reason.NO_CONNECTION)
+            if ftp_data:
+                return ACCEPT
+            refusal = self._in_mid_stream(service, virtual, frame, now)
+            if refusal is not None:
+                return refusal
         if virtual in self.elsewhere:
             return Drop(Reason.NOT_MASTER)
         if self._registry.table.full:
@@ -105,6 +114,28 @@ class Opener:
         if server is None:
             return self._leave(service, key, now, quoted=quoted)
         return self._bind(service, server, server.port or port, key, now)
+
+    def _in_mid_stream(
+        self, service: VirtualService, virtual: bytes, frame: Frame, now: float
+    ) -> Drop | Accept | Wait | None:
+        """What becomes of a packet that may open no connection; None where it opens one yet.
+
+        While the address is moving nobody is told that there is no connection: its record
+        may be a moment late, and the sender repeats the packet.
+        """
+        registry = self._registry
+        unknown = service.policy.unknown
+        if virtual in self.elsewhere:
+            return Drop(Reason.NO_CONNECTION)
+        if unknown is Unknown.ADOPT:
+            adopted = registry.machines[frame.key[1]].sloppy[frame.event]
+            return None if adopted else Drop(Reason.NO_CONNECTION)
+        tally = registry.tallies.get(virtual) if unknown is Unknown.ASK else None
+        if tally is not None:
+            return self._questions.ask(frame, tally.sync_id, now)
+        if virtual in registry.in_transition:
+            return Drop(Reason.NO_CONNECTION)
+        return ACCEPT if unknown is Unknown.KERNEL else resets.refuse(frame)
 
     def open_persistent(
         self,

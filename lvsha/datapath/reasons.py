@@ -77,3 +77,10 @@ class Reason(IntEnum):
     """IPv4 options that contradict themselves."""
     SOURCE_ROUTED = 33
     """A packet whose sender says by which routers it is to go."""
+    RESET = 34
+    """A packet of no connection whose sender is told so, by a reset."""
+    UNANSWERED = 35
+    """A packet of no connection about which the peers were asked and did not answer in time."""
+    QUESTIONS_FULL = 36
+    """A packet of no connection that cannot wait for the peers' answer: another of the same
+    connection does, or too many do."""

@@ -10,12 +10,13 @@ What always holds:
   before that of its children. Only what replaces it, or the peer that it was copied from,
   ends it sooner; its children then live on by themselves.
 * The tally of a sync id has exactly the connections and templates in the table that belong
-  to it, but for templates that are found no more.
+  to it, but for templates that are found no more. That of all else has them when `align` has
+  ended.
 
 Times are seconds on the caller's clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lvsha.datapath import state_machines
@@ -32,7 +33,7 @@ from lvsha.datapath.state_machines import StateMachine
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.datapath.telling import Teller, copy_ends
 from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, template_key
-from lvsha.tally import UNTOLD, Tally
+from lvsha.tally import NO_SYNC_ID, UNTOLD, Tally
 
 EXPIRE_BATCH: Final = 250
 """Connections looked at in one call of `expire`; a millisecond of work."""
@@ -63,6 +64,7 @@ class Registry:
         tallies: of each virtual address that is synced, the tally of its sync id.
         mark_tallies: of each firewall mark whose templates are synced, the same; of its
             connections those to no such address count there, too.
+        other_tally: where all else counts while that is told, too; None while it is not.
         teller: decides what the backups are told.
         untold, in_transition: see `Teller`.
         take_changes, tell_all: see `Teller`.
@@ -79,6 +81,8 @@ class Registry:
         }
         self.tallies: dict[bytes, Tally] = {}
         self.mark_tallies: dict[int, Tally] = {}
+        self.other_tally: Tally | None = None
+        self._others = Tally(NO_SYNC_ID)
         self.teller = teller = Teller(self.table)
         self.untold, self.in_transition = teller.untold, teller.in_transition
         self.take_changes, self.tell_all = teller.take_changes, teller.tell_all
@@ -301,6 +305,8 @@ class Registry:
         self._bind(template)
         self.table.add_template(template)
         tally = self.mark_tallies.get(mark) if mark else self.tallies.get(template.virtual[0])
+        if tally is None:
+            tally = self.other_tally
         if tally is not None:
             self._enrol(template, tally)
         return template
@@ -432,6 +438,42 @@ class Registry:
             else:
                 self.end(connection)
 
+    # What is told beside that of the virtual routers
+
+    def tell_others(self, *, told: bool) -> None:
+        """Have what is opened from now on told even if it has no sync id, or no longer.
+
+        What is in the table follows when the caller has gone through `align`.
+        """
+        self.other_tally = self._others if told else None
+
+    def align(self) -> Iterator[None]:
+        """Let all connections follow `tell_others`, and the rules of `tell_unasked`.
+
+        It pauses after each slice of the table.
+        """
+        for part in self.table.slices():
+            for connection in part:
+                if connection.second >= 0:
+                    self._align(connection)
+            yield
+
+    def _align(self, connection: Connection) -> None:
+        tally, others = connection.tally, self.other_tally
+        if tally is None:
+            if others is not None and not connection.is_poisoned:
+                self._enrol(connection, others)
+                self.teller.enrolled(connection)
+        elif tally is self._others:
+            if others is None:
+                self.teller.disown(connection)
+                self._uncount(connection, tally)
+        elif not connection.server.service.policy.asked:
+            if others is None:
+                self.teller.disown(connection)
+            else:
+                self.teller.enrolled(connection)
+
     # What is counted of a sync id
 
     def _enrol(self, connection: Connection, tally: Tally) -> None:
@@ -442,12 +484,12 @@ class Registry:
             self._count_established(connection, 1)
 
     def _tally_of(self, key: bytes, mark: int) -> Tally | None:
-        """Where a connection counts: by its virtual address, else by its mark."""
+        """Where a connection counts: by its virtual address, else by its mark, else with others."""
         size = (len(key) - 6) // 2
         tally = self.tallies.get(key[2 + size : 2 + 2 * size])
         if tally is None and mark:
             tally = self.mark_tallies.get(mark)
-        return tally
+        return self.other_tally if tally is None else tally
 
     def _withdraw(self, connection: Connection) -> None:
         """Count a connection no more, and have backups forget it."""
@@ -455,6 +497,9 @@ class Registry:
         if tally is None:
             return
         self.teller.retract(connection)
+        self._uncount(connection, tally)
+
+    def _uncount(self, connection: Connection, tally: Tally) -> None:
         tally.connections -= 1
         if connection.is_established:
             self._count_established(connection, -1)

@@ -45,7 +45,7 @@ from lvsha.model import (
     template_key,
     virtual_of,
 )
-from lvsha.tally import Tally
+from lvsha.tally import NO_SYNC_ID, Tally
 
 RUN_MAX: Final = 1000
 """Connections that are entered in one go; two or three milliseconds."""
@@ -344,10 +344,10 @@ class Replication:
         """Whether this node opens connections like this one, or with templates like it."""
         registry = self._registry
         virtual = connection.virtual[0]
-        if connection.tally is None or virtual in registry.tallies:
+        of_mark = connection.tally
+        if of_mark is None or of_mark.sync_id == NO_SYNC_ID or virtual in registry.tallies:
             return self._opens(virtual)
         # By a mark, which has no address: where the addresses of its sync id are, it is.
-        of_mark = connection.tally
         return any(self._opens(a) for a, tally in registry.tallies.items() if tally is of_mark)
 
     def forget(self, keys: Sequence[bytes]) -> None:

@@ -44,8 +44,18 @@ class TellRule:
     packets: int = 0
     delay: float = 0.0
 
+    def __str__(self) -> str:
+        match self.when:
+            case TellWhen.PACKETS:
+                return f"after {self.packets} packets"
+            case TellWhen.DELAY:
+                return f"after {self.delay * 1000:g} ms"
+            case _:
+                return str(self.when.value)
+
 
 ESTABLISHED: Final = TellRule()
+THRESHOLD: Final = TellRule(TellWhen.THRESHOLD)
 NEVER: Final = TellRule(TellWhen.NEVER)
 
 
@@ -69,7 +79,10 @@ class ServicePolicy:
     Attributes:
         tell: when the backups are told of its connections.
         unknown: what becomes of packets that no connection matches.
+        asked: whether the pair file has asked for `tell`. What nobody has asked for changes
+            when a sync daemon is started by a command, and when it is stopped.
     """
 
     tell: TellRule = ESTABLISHED
     unknown: Unknown = Unknown.RESET
+    asked: bool = True

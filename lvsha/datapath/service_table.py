@@ -13,6 +13,7 @@ import errno
 import ipaddress
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from lvsha.datapath.estimator import Rates
@@ -20,7 +21,7 @@ from lvsha.datapath.ftp import FTP_DATA_PORT, FTP_PORT
 from lvsha.datapath.memories import SIP
 from lvsha.datapath.scheduler_options import Dice, SchedulerOptions
 from lvsha.datapath.schedulers import SCHEDULERS
-from lvsha.datapath.service_policy import ServicePolicy
+from lvsha.datapath.service_policy import ServicePolicy, TellRule
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -144,6 +145,14 @@ class ServiceTable:
         return self._tunnel_ends[address, kind, port] > 0
 
     # Services
+
+    def tell_unasked(self, rule: TellRule) -> None:
+        """Have the backups told by another rule of services for which nobody has asked for one."""
+        if not self._policy.asked:
+            self._policy = replace(self._policy, tell=rule)
+        for service in self:
+            if not service.policy.asked:
+                service.policy = replace(service.policy, tell=rule)
 
     def add(
         self,

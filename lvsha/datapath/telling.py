@@ -82,7 +82,7 @@ class Teller:
         self.untold: dict[bytes, Connection | Tally] = {}
         self.in_transition: set[bytes] = set()
         self._table = table
-        self._delayed: dict[float, deque[tuple[float, Connection]]] = {}
+        self._delayed: dict[float, deque[tuple[float, bytes]]] = {}
         self._delayed_count = 0
         self.configure(Settings())
 
@@ -211,6 +211,16 @@ class Teller:
             self.retell(connection, UNTOLD)
             self.untold[connection.record_key] = tally
 
+    def enrolled(self, connection: Connection) -> None:
+        """It is synced from now on, or by another rule; its next packet will tell."""
+        connection.report_at = _AT_EACH_PACKET
+
+    def disown(self, connection: Connection) -> None:
+        """Take it that nobody knows of a connection, and say so to nobody."""
+        self.retell(connection, UNTOLD)
+        self.untold.pop(connection.record_key, None)
+        connection.report_at = _NEVER
+
     # Time
 
     def tell_due(self, now: float) -> bool:
@@ -222,9 +232,11 @@ class Teller:
                     return True
                 left -= 1
                 self._delayed_count -= 1
-                due, connection = delayed.popleft()
-                # Where it was told before, or its time began anew, another time stands there.
-                if connection.report_at == due and connection.is_established:
+                due, key = delayed.popleft()
+                connection = self._table.find(key)
+                if connection is None or connection.report_at != due:
+                    continue  # it has ended, was told before, or its time began anew
+                if connection.is_established:
                     self._tell_again(connection, now)
             if not delayed:
                 del self._delayed[delay]
@@ -313,7 +325,7 @@ class Teller:
             self._tell_again(connection, now)
             return
         connection.report_at = due = now + delay
-        self._delayed.setdefault(delay, deque()).append((due, connection))
+        self._delayed.setdefault(delay, deque()).append((due, connection.key))
         self._delayed_count += 1
 
     def _tell_at_once(self, connection: Connection, now: float) -> None:

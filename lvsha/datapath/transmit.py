@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, assert_never
 
-from lvsha.datapath import icmp_errors, ip_options, rewrite, segmentation, tunnels
+from lvsha.datapath import icmp_errors, ip_options, resets, rewrite, segmentation, tunnels
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.flow import (
     ETHERNET_BYTES,
@@ -31,8 +31,10 @@ from lvsha.datapath.verdicts import (
     Drop,
     ErrorToClient,
     ErrorToServer,
+    Reset,
     TunnelError,
     Verdict,
+    Wait,
 )
 from lvsha.errors import WireError
 from lvsha.model import ForwardMethod, IPv4_BYTES, Protocol
@@ -45,7 +47,8 @@ PATH_MTU_MIN: Final = 552
 
 ANSWERS_PER_SECOND: Final = 1000
 ANSWERS_BURST: Final = 50
-"""ICMP errors of our own, as the kernel limits its own (icmp_msgs_per_sec, _burst)."""
+"""ICMP errors and resets of our own, limited as the kernel limits its errors
+(icmp_msgs_per_sec, _burst)."""
 
 _TCP: Final = int(Protocol.TCP)
 _METHOD_TUNNEL: Final = ForwardMethod.TUNNEL  # to look a member up takes its time
@@ -65,7 +68,7 @@ class Transmitter:
     Args:
         network: where the ways are looked up.
         drops: counts what could not be sent.
-        answers_per_second: the limit of ICMP errors that are sent.
+        answers_per_second: the limit of ICMP errors and resets that are sent.
 
     Attributes:
         pmtu_discovery: whether tunnel packets say "don't fragment" (``pmtu_disc``).
@@ -95,7 +98,7 @@ class Transmitter:
         if type(verdict) is ToClient:
             return self._to_client(frame, verdict, now)
         match verdict:
-            case Accept():
+            case Accept() | Wait():
                 return _NOTHING
             case Drop(reason, answer, passing):
                 if answer is not None and frame.special:
@@ -507,13 +510,23 @@ class Transmitter:
     def _answer(
         self,
         frame: Frame,
-        answer: icmp.IcmpError,
+        answer: icmp.IcmpError | Reset,
         now: float,
         about: RealServer | None = None,
     ) -> Sequence[Outgoing]:
+        if isinstance(answer, Reset):
+            return self._reset(frame, now)
         if frame.protocol in _ICMP:
             return _NOTHING
         return self._tell(answer, frame.packet(), now, about)
+
+    def _reset(self, frame: Frame, now: float) -> Sequence[Outgoing]:
+        """Tell a packet's sender, in the name of whom it was for, that there is no connection."""
+        packet = resets.answer(frame)
+        sender = frame.source
+        if packet is None or not icmp.may_be_told(sender) or not self._may_answer(now):
+            return _NOTHING
+        return self._send_packet(packet, sender)
 
     def _tell(
         self,

@@ -19,6 +19,19 @@ class Accept:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Wait:
+    """Keep the frame until the peers have said whether they know its connection.
+
+    It has been put by already; see `lvsha.datapath.questions`.
+    """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reset:
+    """The answer by which a packet's own protocol says that there is no connection."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Drop:
     """Forget the frame, for a counted reason; tell its sender if there is an answer.
 
@@ -27,7 +40,7 @@ class Drop:
     """
 
     reason: Reason
-    answer: IcmpError | None = None
+    answer: IcmpError | Reset | None = None
     passing: bool = False
 
 
@@ -53,7 +66,9 @@ class TunnelError:
     quoted: QuotedTunnel
 
 
-Verdict = Accept | Drop | ToServer | ToClient | ErrorToServer | ErrorToClient | TunnelError
+Verdict = Accept | Wait | Drop | ToServer | ToClient | ErrorToServer | ErrorToClient | TunnelError
 
 ACCEPT = Accept()
-"""The one verdict without content."""
+WAIT = Wait()
+"""The verdicts without content."""
+RESET = Reset()

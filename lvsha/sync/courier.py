@@ -155,8 +155,9 @@ class Courier:
     def tell(self, sync_id: int, changes: Sequence[ConnectionChange]) -> None:
         """Tell the peers of changes; they leave in this turn of the loop."""
         replica = self._replicas[sync_id]
+        had_to_wait = replica.has_to_wait
         self._perform(replica, replica.tell(changes, trio.current_time()))
-        if replica.has_to_wait:
+        if replica.has_to_wait and not had_to_wait:
             self._wake_in_time()
 
     def lead(self, sync_id: int) -> None:

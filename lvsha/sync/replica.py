@@ -297,14 +297,19 @@ class Replica:
         """The datapath's connections have changed; ignored unless this node tells."""
         if self._source.role is Role.FOLLOW or not self._running:
             return []
-        keys = [
-            change.record.key if isinstance(change, ConnectionChanged) else change.key
-            for change in changes
-        ]
-        self._questions.close(keys)
-        if self._home.leading:
-            self._home.overlap.own(keys, now)
-        return self._performed([*self._source.tell(changes, now)], now)
+        overlaps = self._home.leading and self._home.overlap.is_on(now)
+        if overlaps or self._questions:
+            keys = [
+                change.record.key if isinstance(change, ConnectionChanged) else change.key
+                for change in changes
+            ]
+            self._questions.close(keys)
+            if overlaps:
+                self._home.overlap.own(keys, now)
+        sent = self._source.tell(changes, now)
+        if sent:
+            self.counters.add("datagrams_sent", len(sent))
+        return sent
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
         """The answer to `ProvideSnapshot`.

@@ -17,6 +17,7 @@ from lvsha.datapath.network import (
     REMEMBERED_MAX,
     WAITING_FRAMES_MAX,
 )
+from lvsha.datapath.questions import BYTES_MAX, FRAMES_MAX, KEYS_MAX
 from lvsha.datapath.reassembly import LIMIT_DATAGRAMS
 from lvsha.datapath.schedulers.destination_table import ENTRIES_MAX, DestinationTable
 from lvsha.datapath.service_table import TRASH_INTERVAL, TRASH_TIME
@@ -47,6 +48,10 @@ def sizes(director: Director, connections_max: int, fragment_bytes: int) -> None
     reassembler = director._reassembler
     demand(reassembler.memory_bytes <= fragment_bytes, "too much memory for fragments")
     demand(len(reassembler) <= LIMIT_DATAGRAMS, "too many datagrams wait")
+    questions = director._questions
+    demand(len(questions) <= FRAMES_MAX, "too many packets wait for peers")
+    demand(questions._bytes <= BYTES_MAX, "too much memory for packets that wait for peers")
+    demand(len(questions._asked) <= KEYS_MAX, "too many questions remembered")
     network = director.network
     demand(network._waiting <= WAITING_FRAMES_MAX, "too many frames wait for neighbours")
     demand(len(network._hops) <= HOPS_MAX, "too many next hops")
@@ -65,6 +70,7 @@ def everything(laboratory: Laboratory, now: float) -> None:
     _families(director)
     _network(director)
     _fragments(director)
+    _questions(director)
     _bindings(director)
     _schedulers(director)
     _trash(director, now)
@@ -133,6 +139,15 @@ def _fragments(director: Director) -> None:
         runs = zip(datagram.run_starts, datagram.run_ends, strict=True)
         demand(lengths == sum(end - start for start, end in runs), "runs that are not there")
         demand(not datagram.complete, "a datagram waits that is complete")
+
+
+def _questions(director: Director) -> None:
+    """Of each packet that waits it is known that peers were asked, and what it takes."""
+    questions = director._questions
+    held = questions._held
+    demand(questions._bytes == sum(len(h.data) for h in held.values()), "bytes miscounted")
+    demand(set(held) <= set(questions._asked), "a packet waits, and nobody was asked")
+    demand(set(questions.unasked) <= set(held), "asked for what nobody waits for")
 
 
 def _bindings(director: Director) -> None:

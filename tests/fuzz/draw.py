@@ -32,13 +32,25 @@ from tests.fuzz.landscape import (
     Landscape,
     neighbours,
 )
-from tests.fuzz.steps import Apply, DeleteServer, Forget, Learn, Receive, Sleep, Snapshot, Step
+from tests.fuzz.steps import (
+    Answer,
+    Apply,
+    DeleteServer,
+    Forget,
+    Learn,
+    Receive,
+    Sleep,
+    Snapshot,
+    Step,
+)
 from tests.fuzz.world import World
 
 CONVERSATIONS = 6
 """So many go on at the same time."""
 PAUSES = (0.0, 0.001, 0.5, 1.0, 1.0, 2.0, 3.5, 10.0, 31.0, 61.0, 130.0, 910.0, 5000.0)
 CORPUS_MAX = 512
+ANSWERED = 0.05
+"""How likely peers answer now, while packets wait for that."""
 DROUGHT_FRAMES = QUEUE_FRAMES_MAX + 6
 
 RECENT = 64
@@ -94,6 +106,8 @@ class Drawer:
             return self._peer(world)
         if drawn < self._unrest * 1.7:
             return self._removal(world)
+        if world.director.asks and dice.random() < ANSWERED:
+            return self._answer(world)
         if drawn < self._unrest * 1.7 + 0.0005 and self._recent:
             self._plan_drought(dice.choice(self._recent))
         if drawn < self._unrest * 1.7 + 0.03:
@@ -177,6 +191,27 @@ class Drawer:
             records += tuple(_of_other_client(records[-1], dice) for _ in range(6))
         addresses = tuple(address for address in VIRTUAL if dice.random() < 0.5)
         return Snapshot(records, addresses)
+
+    def _answer(self, world: World) -> Answer:
+        """Peers know some of the connections that they are asked for, and deny others."""
+        dice = self._dice
+        known: list[ConnectionRecord] = []
+        denied: list[bytes] = []
+        for key in world.director._questions._held:
+            drawn = dice.random()
+            if drawn < 0.4:
+                denied.append(key)
+            elif drawn < 0.8:
+                service = world.director._opener.service_of(key)
+                servers = service.servers if service is not None else ()
+                if servers:
+                    server = dice.choice(servers)
+                    port = server.port or int.from_bytes(key[-2:])
+                    state = dice.choice((1, 4, 7, 8))
+                    known.append(
+                        ConnectionRecord(key, server.address, port, server.method, state, 0, 900.0)
+                    )
+        return Answer(tuple(known), tuple(denied))
 
     def _record(self, world: World) -> ConnectionRecord:
         """A record that the sync would let through; sometimes of a connection that exists."""

@@ -17,7 +17,14 @@ from lvsha.datapath.network import (
     RouteChange,
 )
 from lvsha.datapath.schedulers import SCHEDULERS
-from lvsha.datapath.service_policy import ESTABLISHED, TellRule, TellWhen
+from lvsha.datapath.service_policy import (
+    ESTABLISHED,
+    NEVER,
+    ServicePolicy,
+    TellRule,
+    TellWhen,
+    Unknown,
+)
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.datapath.tunnels import Tunnel, TunnelChecksum, TunnelType
 from lvsha.model import ForwardMethod, Protocol
@@ -93,22 +100,26 @@ METHODS = (
 )
 
 
+RULES = (
+    ESTABLISHED,
+    TellRule(TellWhen.THRESHOLD),
+    TellRule(TellWhen.PACKETS, packets=3),
+    TellRule(TellWhen.DELAY, delay=0.4),
+    TellRule(TellWhen.TEMPLATES),
+    NEVER,
+)
+
+
 def plan(dice: Random) -> Plan:
     """How a director is made."""
-    reporting = dice.choice(
-        [
-            None,
-            ESTABLISHED,
-            TellRule(TellWhen.THRESHOLD),
-        ]
-    )
     return Plan(
         seed=dice.randrange(1 << 30),
         connections_max=dice.choice([1, 20, 200, 200, 200, 2000, 2000, 2000]),
         fragment_bytes=dice.choice([0, 2000, 20_000, 200_000, 200_000, 200_000]),
         answers_per_second=dice.choice([0.0, 1.0, 1e6, 1e6]),
         mtu=dice.choice(MTUS[:5]),
-        reporting=reporting,
+        reporting=dice.choice((None, *RULES)),
+        unknown=dice.choice(list(Unknown)),
         twin=dice.random() < TWINS,
     )
 
@@ -192,6 +203,9 @@ class Landscape:
                 ("amemthresh", (0, 1, 1024, 2**31 - 1)),
                 ("lblc_expiration", (0, 1, 86400)),
                 ("lblcr_expiration", (0, 1, 86400)),
+                ("sync_threshold", ("3 50", "0 1", "1 2", "2 0")),
+                ("sync_refresh_period", (0, 1, 60, 2**31 - 1)),
+                ("sync_retries", (0, 1, 3)),
             ]
         )
         return Configure({name: dice.choice(values)})
@@ -274,10 +288,18 @@ class Landscape:
             "sip" if dice.random() < 0.1 else "",
         )
 
+    def _policy(self) -> ServicePolicy | None:
+        """That of the director, or another."""
+        dice = self._dice
+        if dice.random() < 0.4:
+            return None
+        return ServicePolicy(dice.choice(RULES), dice.choice(list(Unknown)))
+
     def _service_with_servers(self) -> list[Step]:
         identity = self._identity()
         self.identities.append(identity)
-        steps: list[Step] = [SetService("add", identity, self._service_options(identity.family))]
+        options = self._service_options(identity.family)
+        steps: list[Step] = [SetService("add", identity, options, self._policy())]
         steps += [self._new_server(identity) for _ in range(self._dice.randrange(5))]
         return steps
 
@@ -290,9 +312,10 @@ class Landscape:
         if drawn < 0.35:
             return UnsetService("zero", identity)
         self.identities.append(identity)
-        return SetService(
-            "add" if drawn < 0.6 else "edit", identity, self._service_options(identity.family)
-        )
+        options = self._service_options(identity.family)
+        if drawn < 0.6:
+            return SetService("add", identity, options, self._policy())
+        return SetService("edit", identity, options)
 
     # Servers
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Discriminator, TypeAdapter
 
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.network import NetworkChange
-from lvsha.datapath.service_policy import TellRule
+from lvsha.datapath.service_policy import ServicePolicy, TellRule, Unknown
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.model import ConnectionRecord
 
@@ -32,6 +32,7 @@ class Plan:
     answers_per_second: float
     mtu: int
     reporting: TellRule | None
+    unknown: Unknown = Unknown.RESET
     twin: bool = False
 
 
@@ -70,6 +71,7 @@ class SetService:
     action: Literal["add", "edit"]
     identity: ServiceIdentity
     options: ServiceOptions
+    policy: ServicePolicy | None = None
     kind: Literal["set service"] = "set service"
 
 
@@ -116,7 +118,7 @@ class Command:
 class Configure:
     """Settings change."""
 
-    changes: dict[str, int]
+    changes: dict[str, int | str]
     kind: Literal["configure"] = "configure"
 
 
@@ -180,6 +182,15 @@ class Snapshot:
     kind: Literal["snapshot"] = "snapshot"
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The peers answer what they were asked: they know some connections, and deny others."""
+
+    known: tuple[ConnectionRecord, ...]
+    denied: tuple[bytes, ...]
+    kind: Literal["answer"] = "answer"
+
+
 Step = Annotated[
     Receive
     | Sleep
@@ -196,7 +207,8 @@ Step = Annotated[
     | BackUp
     | Apply
     | Forget
-    | Snapshot,
+    | Snapshot
+    | Answer,
     Discriminator("kind"),
 ]
 

@@ -13,6 +13,8 @@ them; "counted" is what a step added to `Director.drops`:
 * A packet that is forwarded becomes one or more packets, because it is cut for a smaller
   link or as a super-frame for a tunnel; each of them leaves, waits for its neighbour, or is
   counted. Where it becomes none because its size or its age forbids that, it is refused.
+* A packet waits for what the peers say of its connection, or goes on when they have; how many
+  wait is always known.
 * Only what an ICMP error says of a tunnel may end here: the director itself has learned from
   it.
 """
@@ -28,13 +30,14 @@ from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.network import AddressChange, NetworkChange, Outgoing
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.verdicts import Accept, Drop, TunnelError, Verdict
+from lvsha.datapath.verdicts import Accept, Drop, TunnelError, Verdict, Wait
 from lvsha.errors import AdministrationError, ConfigError
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionRecord, bucket_of
 from lvsha.tally import Tally
 from tests.fuzz.checks import CHANGES_OF_A_FRAME, BrokenRuleError, demand
 from tests.fuzz.landscape import MARKS, VIRTUAL
 from tests.fuzz.steps import (
+    Answer,
     Apply,
     BackUp,
     Command,
@@ -100,9 +103,9 @@ class Account:
             demand(not self.forgotten, f"counted before it was judged: {self}")
         counted = Counter(self.counted)
         match self.verdict:
-            case Accept():
+            case Accept() | Wait():
                 quiet = not counted and not self.sent and not self.held
-                demand(quiet, f"not the director's business, and yet: {self}")
+                demand(quiet, f"not the director's business now, and yet: {self}")
             case Drop(reason=reason, answer=answer):
                 refusal = next((other for other in OPTIONS if counted[other]), reason)
                 demand(counted[refusal] >= 1, f"not counted under its reason: {self}")
@@ -141,6 +144,7 @@ class World(Laboratory):
             connections_max=plan.connections_max,
             dice=random.Random(plan.seed),
             reporting=plan.reporting,
+            unknown=plan.unknown,
             answers_per_second=plan.answers_per_second,
             fragment_bytes=plan.fragment_bytes,
         )
@@ -217,8 +221,10 @@ class World(Laboratory):
         frame, director = self.frame, self.director
         frame.view[: len(data)] = data
         before, held = Counter(director.drops), self._held()
-        waited = self._waiting_fragments()
+        waited, asked = self._waiting_fragments(), len(director._questions)
         verdict = director.decide(frame, len(data), self.now)
+        asked += isinstance(verdict, Wait)
+        demand(len(director._questions) == asked, f"{asked} packets should wait for peers")
         arrived, waiting = frame.arrived, self._waiting_fragments()
         forgotten = director.drops - before
         completed = len(arrived.pieces) if arrived is not None else 0
@@ -258,8 +264,10 @@ class World(Laboratory):
                 self._sleep(seconds)
             case Learn(change):
                 self._learn(change)
-            case SetService(action, identity, service):
-                (services.add if action == "add" else services.edit)(identity, service)
+            case SetService("add", identity, service, policy):
+                services.add(identity, service, policy=policy)
+            case SetService(_, identity, service):
+                services.edit(identity, service)
             case UnsetService(action, identity):
                 (services.delete if action == "delete" else services.zero)(identity)
             case SetServer(action, identity, address, port, server):
@@ -286,6 +294,8 @@ class World(Laboratory):
             case Snapshot(records, addresses):
                 tally = director.registry.tallies[next(iter(addresses), VIRTUAL[0])]
                 self._snapshot(records, tally)
+            case Answer(known, denied):
+                self._answer(known, denied)
             case Receive():
                 raise AssertionError("frames are received")
             case _:
@@ -302,10 +312,28 @@ class World(Laboratory):
         for bucket in {bucket_of(record.key) for record in records}:
             self._begin(replication.sweep_bucket(tally, bucket, generation))
 
+    def _answer(self, known: Sequence[ConnectionRecord], denied: Sequence[bytes]) -> None:
+        """Let the peers answer, and what waited for that go on."""
+        director = self.director
+        asked = {key for keys in director.take_questions().values() for key in keys}
+        demand(asked <= set(director._questions._held), "asked for what nobody waits for")
+        director.replication.apply(known, self.now)
+        director.deny(denied)
+        waited, held, before = len(director._questions), self._held(), Counter(director.drops)
+        self._keep(director.release(self.now))
+        gone = waited - len(director._questions)
+        counted = sum((director.drops - before).values())
+        known_of = len(self.sent) + self._held() - held + counted
+        demand(known_of >= gone, f"{gone} packets wait no longer, {known_of} are known of")
+
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
+        director = self.director
+        known = len(director._questions) + director.drops[Reason.UNANSWERED]
         for _ in range(HOUSEKEEPING_TURNS):
-            if not self.director.housekeep(self.now):
+            if not director.housekeep(self.now):
+                now_known = len(director._questions) + director.drops[Reason.UNANSWERED]
+                demand(now_known == known, f"of {known} packets {now_known} waited in vain")
                 return
         raise BrokenRuleError("housekeeping has no end")
 

@@ -226,7 +226,7 @@ class LvshaHalf(KernelDirector):
         self.real = Daemons(
             Roster(mtu), self, lambda: self.director.settings, self.states(), self._mark_of
         )
-        self.daemons = SyncDaemons(self.real)
+        self.daemons = SyncDaemons(self.real, self.director)
         self._began = time.monotonic()
         if plan.mark:
             self.director.marks.set([mark_rule(MARKED[plan.family], MARK)])

@@ -61,7 +61,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         kind: ``server``, ``client``, ``refused`` with an answer, ``dropped`` without one,
-            ``alone`` where it is left to the host.
+            ``alone`` where it is left to the host, ``waits`` where peers are asked.
         address, port: that NAT writes: of the server, or of the service in whose name a
             reply goes on; of a server of another method only the address.
     """
@@ -71,7 +71,7 @@ class Verdict(NamedTuple):
     port: int = 0
 
 
-ALONE, DROPPED, REFUSED = Verdict("alone"), Verdict("dropped"), Verdict("refused")
+ALONE, DROPPED, REFUSED, WAITS = map(Verdict, ("alone", "dropped", "refused", "waits"))
 
 
 @dataclass(eq=False)
@@ -114,6 +114,7 @@ class Service:
     persistence: int
     netmask: bytes
     one_packet: bool
+    unknown: str = "reset"
     servers: list[Server] = field(default_factory=list)
     last: Server | None = None
 
@@ -161,6 +162,20 @@ class Row:
         )
 
 
+def is_reset(packet: Packet) -> bool:
+    if packet.protocol == TCP:
+        return bool(packet.says[0] & RST)
+    return packet.protocol == SCTP and packet.says[0] == 6
+
+
+def refusal(packet: Packet) -> Verdict:
+    """A reset for what may have one."""
+    if is_reset(packet):
+        return ALONE
+    silent = packet.protocol == SCTP and {6, 10, 11, 14} & set(packet.says)
+    return DROPPED if silent else REFUSED
+
+
 def fold(address: bytes) -> int:
     value = 0
     for at in range(0, len(address), 4):
@@ -182,6 +197,8 @@ class NaiveDirector:
         self.tcp_timeouts = list(TCP_TIMEOUTS)
         self.udp_timeout = 300
         self.drop_counter = 0
+        self.asked: dict[tuple[object, ...], bool] = {}
+        self.waiting: list[Packet] = []
 
     def is_set(self, name: str) -> bool:
         return bool(self.settings.get(name))
@@ -362,8 +379,12 @@ class NaiveDirector:
 
     def open(self, packet: Packet, now: float) -> Verdict:
         service = self.service_of(packet)
-        if service is None or not self.may_open(packet):
+        if service is None:
             return ALONE
+        if not self.may_open(packet):
+            verdict = self.in_mid_stream(service, packet)
+            if verdict is not None:
+                return verdict
         if self.settings.get("drop_packet") == 3:
             self.drop_counter -= 1
             if self.drop_counter <= 0:
@@ -396,6 +417,34 @@ class NaiveDirector:
         if row.one_packet:
             self.unbind(row)
         return verdict
+
+    def in_mid_stream(self, service: Service, packet: Packet) -> Verdict | None:
+        """A packet that may open no connection; None if it does all the same."""
+        ftp_data = service.port == 21 != packet.port and not service.persistence
+        if ftp_data or service.unknown == "kernel":
+            return ALONE
+        if service.unknown == "adopt":
+            return ALONE if is_reset(packet) else None
+        if service.unknown == "reset":
+            return refusal(packet)
+        ends = packet[:5]
+        if ends in self.asked:
+            return refusal(packet) if self.asked[ends] else DROPPED
+        self.asked[ends] = False
+        self.waiting.append(packet)
+        return WAITS
+
+    def deny(self, now: float) -> list[Verdict]:
+        """No peer knows what it was asked for: what becomes of the packets that wait."""
+        self.asked = dict.fromkeys(self.asked, True)
+        waiting, self.waiting = self.waiting, []
+        found = []
+        for packet in waiting:
+            # Its client may have opened a connection meanwhile.
+            if any(self.is_of(row, packet) for row in self.rows):
+                del self.asked[packet[:5]]
+            found.append(self.request(packet, now))
+        return found
 
     def make(
         self, packet: Packet, server: Server, server_port: int, timeout: float, now: float
@@ -531,6 +580,8 @@ class NaiveDirector:
             survived: of what ends in the same second as its last child: whether its turn
                 came first, so that it lives on. Either is right.
         """
+        self.asked.clear()  # it was half a second ago at least
+        self.waiting.clear()
         due = [row for row in self.rows if row.second <= now]
         for row in due:
             children = self.children(row)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.service_policy import ESTABLISHED
+from lvsha.datapath.service_policy import ESTABLISHED, ServicePolicy, Unknown
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -19,7 +19,7 @@ from lvsha.datapath.services import (
     ServiceOptions,
     ToServer,
 )
-from lvsha.datapath.verdicts import Accept, Drop
+from lvsha.datapath.verdicts import Accept, Drop, Wait
 from lvsha.model import ConnectionFlag, ForwardMethod, parse_address
 from lvsha.tally import Tally
 from tests import packets
@@ -33,6 +33,7 @@ from tests.properties.naive import (
     SCTP,
     TCP,
     UDP,
+    WAITS,
     NaiveDirector,
     Packet,
     Row,
@@ -83,7 +84,9 @@ SWITCHES: Final = {
 
 Drawn = tuple[int, int, int, int, int]
 DrawnServer = tuple[int, int, ForwardMethod, int, tuple[int, int]]
-DrawnService = tuple[tuple[int, int], str, frozenset[str], int, int, bool, list[DrawnServer]]
+DrawnService = tuple[
+    tuple[int, int], str, frozenset[str], int, int, bool, list[DrawnServer], Unknown
+]
 
 drawn_servers = st.lists(
     st.tuples(
@@ -106,6 +109,7 @@ drawn_services = st.lists(
         st.integers(0, 2),
         st.booleans(),
         drawn_servers,
+        st.sampled_from(Unknown),
     ),
     min_size=1,
     max_size=3,
@@ -114,9 +118,11 @@ drawn_services = st.lists(
 drawn_settings = st.fixed_dictionaries(
     {name: st.sampled_from(values) for name, values in SWITCHES.items() if name != "drop_packet"}
 )
-ALWAYS: Final = ("tcp", "udp", "sctp", "more", "more", "again", "again", "answer", "sleep")
+ALWAYS: Final = (
+    *("tcp", "udp", "sctp", "more", "more", "again", "again", "answer", "sleep", "deny"),
+)
 SOMETIMES: Final = (
-    *("stray", "set", "limits", "edit", "remove", "add", "change", "delete", "timeouts"),
+    *("stray", "set", "limits", "edit", "remove", "add", "change", "delete", "timeouts", "deny"),
     *("more", "again", "answer", "sleep"),
 )
 drawn_kinds = st.lists(st.sampled_from(SOMETIMES), min_size=1, max_size=6)
@@ -182,21 +188,22 @@ class Pairing:
 
     def add(self, number: int) -> None:
         """Add a service and its servers, as far as they are not there."""
-        (protocol, port), scheduler, flags, persistence, mask, one_packet, servers = self.drawn[
-            number % len(self.drawn)
-        ]
+        (protocol, port), scheduler, flags, persistence, mask, one_packet, servers, unknown = (
+            self.drawn[number % len(self.drawn)]
+        )
         netmask = NETMASKS[self.family][mask]
         there = address(self.virtuals[0]) if protocol else b""
         service = Service(
             *(protocol, there, port, 0 if protocol else MARK, scheduler, flags),
-            *(persistence, netmask, one_packet),
+            *(persistence, netmask, one_packet, unknown.value),
         )
         known = [s for s in self.naive.services if s.identity == service.identity]
         if known:
             service = known[0]
         else:
             self.naive.services.append(service)
-            self.director.services.add(self.identity(service), self.options(service))
+            policy = ServicePolicy(unknown=unknown)
+            self.director.services.add(self.identity(service), self.options(service), policy=policy)
         for last, server_port, method, weight, (upper, lower) in servers:
             here = address(SERVERS[self.family][last])
             if any((s.address, s.port) == (here, server_port) for s in service.servers):
@@ -311,6 +318,8 @@ class Pairing:
                 self.reply(Packet(protocol, *sender_end, *client_end, says(protocol, three)))
             case "sleep":
                 self.sleep(take(SLEEPS, one))
+            case "deny":
+                self.deny()
             case "set":
                 name = sorted(SWITCHES)[one % len(SWITCHES)]
                 self.set(name, take(SWITCHES[name], two))
@@ -356,6 +365,15 @@ class Pairing:
             case "timeouts":
                 self.timeouts(one, two, three)
 
+    def deny(self) -> None:
+        """Let peers deny all that they were asked for."""
+        keys = [key for asked in self.director.take_questions().values() for key in asked]
+        self.director.deny(keys)
+        released = self.laboratory.left(self.director.release(self.laboratory.now))
+        expected = self.naive.deny(self.laboratory.now)
+        sides = ["server" if v.kind == "server" else "client" for v in expected if v.kind in SENT]
+        assert [p.side for p in released] == sides
+
     def request(self, packet: Packet) -> None:
         assert self.send("client", packet) == self.naive.request(packet, self.laboratory.now)
 
@@ -373,8 +391,14 @@ class Pairing:
         if isinstance(decided, Accept):
             assert left == []
             return ALONE
+        if isinstance(decided, Wait):
+            assert left == []
+            return WAITS
         if isinstance(decided, Drop):
-            assert [p.side for p in left] == (["client"] if decided.answer else [])
+            answered = [p.side for p in left] == ["client"]
+            if decided.reason is Reason.RESET:
+                return REFUSED if answered else DROPPED
+            assert answered is (decided.answer is not None)
             return MEANINGS[decided.reason]
         [only] = left
         ports = only.packet[40:44] if self.family == 6 else only.packet[20:24]
@@ -410,15 +434,17 @@ class Pairing:
         assert self.laboratory.mistallied() == []
 
 
+SENT: Final = {"server", "refused"}
 MEANINGS: Final = {
     Reason.NO_CONNECTION: ALONE,
     Reason.UNKNOWN_REPLY: ALONE,
     Reason.FTP_DATA: ALONE,
     Reason.SERVER_GONE: DROPPED,
+    Reason.QUESTIONS_FULL: DROPPED,
     Reason.DEFENCE: DROPPED,
     Reason.NO_SERVER: REFUSED,
 }
-"""What the kernel leaves to its host lvsha drops, so that the host does not answer it."""
+"""Some of what the kernel leaves to its host lvsha drops, so that the host does not answer it."""
 
 
 def says(protocol: int, number: int) -> tuple[int, ...]:
@@ -471,8 +497,8 @@ def counted(server: RealServer) -> tuple[object, ...]:
 DEFAULTS: Final = {name: values[0] for name, values in SWITCHES.items()}
 ONE_SERVER: Final[list[DrawnServer]] = [(0, 80, NAT, 1, (0, 0))]
 TO_THE_SAME: Final[list[DrawnService]] = [
-    ((TCP, 80), "rr", frozenset(), 0, 0, False, ONE_SERVER),
-    ((0, 0), "rr", frozenset(), 0, 0, False, ONE_SERVER),
+    ((TCP, 80), "rr", frozenset(), 0, 0, False, ONE_SERVER, Unknown.RESET),
+    ((0, 0), "rr", frozenset(), 0, 0, False, ONE_SERVER, Unknown.RESET),
 ]
 """A client's connections to both have the same ends where the replies come from."""
 
@@ -499,7 +525,9 @@ def test_replies_find_the_connection_that_is_left_of_two_with_the_same_ends(
 
 def test_a_reply_that_passes_changes_nothing_once_there_is_no_service() -> None:
     server: DrawnServer = (0, 80, DR, 1, (0, 0))
-    pairing = Pairing(4, [((TCP, 80), "rr", frozenset(), 0, 0, False, [server])], DEFAULTS)
+    pairing = Pairing(
+        4, [((TCP, 80), "rr", frozenset(), 0, 0, False, [server], Unknown.RESET)], DEFAULTS
+    )
     for kind in ("tcp", "delete", "answer"):
         pairing.happen(kind, 0, 0, 0, 0)
         pairing.compare()

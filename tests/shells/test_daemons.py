@@ -24,6 +24,7 @@ from lvsha.sync.ipvs.master import FLUSH_DELAY
 from lvsha.sync.ipvs.messages import Message, emit, parse
 from lvsha.sync.ipvs.roster import Daemon, Role, Roster, Terms
 from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
+from lvsha.tally import NO_SYNC_ID
 
 TERMS = Terms("sync0", 5)
 
@@ -120,6 +121,26 @@ def test_what_a_master_tells_reaches_a_backup(
             east.daemons.tell(1, changes(6))
             await trio.sleep(FLUSH_DELAY + 0.1)
             assert record(6).key not in west.table.content
+
+    trio.run(main, clock=clock)
+
+
+def test_what_has_no_sync_id_is_spoken_of_by_the_master_of_a_command_alone(
+    groups: dict[int, LoopbackGroup], clock: MockClock
+) -> None:
+    async def main() -> None:
+        configured, commanded, heard = Site(groups), Site(groups), Site(groups)
+        configured.daemons.configure(TERMS, [5])
+        async with running(configured, commanded, heard):
+            heard.daemons.start(Role.BACKUP, TERMS)
+            commanded.daemons.start(Role.MASTER, TERMS)
+            configured.daemons.lead(5)
+            configured.daemons.tell(NO_SYNC_ID, changes(1))
+            commanded.daemons.tell(NO_SYNC_ID, changes(2))
+            await trio.sleep(FLUSH_DELAY + 0.1)
+            assert heard.table.content == {record(2).key: record(2)}
+            assert commanded.counters() == configured.counters() == {}
+            assert [part["speaks"] for part in commanded.parts("masters")] == [True]
 
     trio.run(main, clock=clock)
 

@@ -17,7 +17,13 @@ from lvsha.datapath.service_policy import TellWhen, Unknown
 from lvsha.errors import ConfigError, HostError
 from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
-from lvsha.model import VrrpState, parse_address
+from lvsha.model import (
+    ConnectionRecord,
+    ForwardMethod,
+    VrrpState,
+    connection_key,
+    parse_address,
+)
 from lvsha.node import TRANSITION, Node
 from lvsha.sync.messages import Role
 from tests.simulation.pair_traffic import Client, Traffic
@@ -534,6 +540,27 @@ def test_a_connection_is_told_to_the_peer_and_outlives_its_director() -> None:
         assert client.waits_since is None
 
     play(scenario)
+
+
+def test_what_belongs_to_no_virtual_router_is_told_to_no_peer_of_a_virtual_router() -> None:
+    async def scenario(world: World) -> None:
+        east = await start(world.machines["east"])
+        director, sync = east.node.director, east.node.sync
+        director.tell_others(told=True)
+        elsewhere = parse_address("203.0.113.9")
+        key = connection_key(6, parse_address("198.51.100.1"), 1024, elsewhere, 80)
+        server = parse_address("10.1.0.11")
+        record = ConnectionRecord(key, server, 80, ForwardMethod.NAT, 1, 0, 900.0)
+        assert not director.replication.apply([record], trio.current_time())
+        connection = director.registry.table.find(key)
+        assert connection is not None
+        director.registry.teller.tell(connection)
+        assert key in director.registry.untold
+        sync.tell()
+        assert director.registry.untold == {}
+        await trio.sleep(1.0)
+
+    play(scenario, LONE)
 
 
 def test_connections_of_a_node_without_sync_are_told_to_nobody_and_do_not_pile_up() -> None:

@@ -5,6 +5,7 @@ import pytest
 from lvsha.build import build_director
 from lvsha.config import Pair, parse_pair
 from lvsha.datapath.marks import MarkRule
+from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, TellWhen, Unknown
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.datapath.tunnels import Tunnel, TunnelChecksum, TunnelType
 from lvsha.errors import ConfigError
@@ -124,3 +125,36 @@ def test_what_the_director_refuses_names_the_service() -> None:
     twice = pair().model_copy(update={"services": (http, marked, http)})
     with pytest.raises(ConfigError, match=r"^services\.http: .*there already"):
         build_director(twice)
+
+
+# When backups are told, and what unknown packets get
+
+SYNC = '[sync]\ninterface = "outside"\n'
+
+
+@pytest.mark.parametrize(
+    ("written", "rule"),
+    [
+        ('"established"', TellRule()),
+        ('"threshold"', TellRule(TellWhen.THRESHOLD)),
+        ('"never"', TellRule(TellWhen.NEVER)),
+        ("{ packets = 7 }", TellRule(TellWhen.PACKETS, packets=7)),
+        ("{ after_ms = 250 }", TellRule(TellWhen.DELAY, delay=0.25)),
+    ],
+)
+def test_services_are_told_as_they_say_or_as_the_sync_says(written: str, rule: TellRule) -> None:
+    own = PAIR.replace('name = "http"', f'name = "http"\ntell = {written}\nunknown = "adopt"')
+    http, marked = build_director(pair(own + SYNC)).services
+    assert (http.policy, marked.policy) == (ServicePolicy(rule, Unknown.ADOPT), DEFAULT)
+    director = build_director(pair(PAIR + f"{SYNC}tell = {written}\n"))
+    added = director.services.add(ServiceIdentity(4, 6, bytes(4), 9), ServiceOptions("rr"))
+    assert [s.policy for s in director.services] == [ServicePolicy(rule, Unknown.ASK)] * 3
+    assert added.policy.tell == rule
+
+
+DEFAULT = ServicePolicy(TellRule(), Unknown.ASK)
+
+
+def test_where_nobody_is_told_unknown_packets_are_reset() -> None:
+    for service in build_director(pair()).services:
+        assert service.policy == ServicePolicy(NEVER, Unknown.RESET)

@@ -265,6 +265,16 @@ def test_sums_are_not_compared_while_a_number_is_missing() -> None:
     assert PeerChanged("east", PeerState.REPLICATE, "all sums agree") in east.sums()
 
 
+def test_sums_that_are_ahead_of_what_was_sent_are_not_compared() -> None:
+    east, _ = follower(1)
+    leader_has(east, 1)
+    east.heartbeat()
+    for first in range(0, BUCKETS, SUMS_MAX):
+        sums = tuple(east.tally.sums[first : first + SUMS_MAX])
+        assert events(east.say(Sums(east.origin(), first, sums, is_current=False))) == []
+    assert PeerChanged("east", PeerState.REPLICATE, "all sums agree") in east.sums()
+
+
 def test_what_agreed_before_a_loss_is_compared_again() -> None:
     east, _ = follower(1)
     leader_has(east, 1)

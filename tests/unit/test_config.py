@@ -523,3 +523,75 @@ def test_a_mistake_in_a_replay_is_named(old: str, new: str, line: str) -> None:
     assert old in REPLAY
     lines = wrong(GOOD + REPLAY.replace(old, new))
     assert any(each.startswith(line) for each in lines), lines
+
+
+# When backups are told, and what unknown packets get
+
+WEB = 'address = "192.0.2.1"\nport = 81\n'
+TELL = 'expected "established", "threshold", "templates", "never", { packets = N }'
+
+
+@pytest.mark.parametrize(
+    ("text", "when", "packets", "after_ms"),
+    [
+        ('"established"', "established", None, None),
+        ('"threshold"', "threshold", None, None),
+        ('"never"', "never", None, None),
+        ("{ packets = 5 }", None, 5, None),
+        ("{ after_ms = 500 }", None, None, 500),
+    ],
+)
+def test_a_rule_for_telling_is_a_word_or_a_number(
+    text: str, when: str | None, packets: int | None, after_ms: int | None
+) -> None:
+    whole = parse_pair(GOOD.replace("[sync]", f"[sync]\ntell = {text}"), "x")
+    assert whole.sync is not None
+    service = parse_pair(with_service(f"{WEB}tell = {text}"), "x").services[1]
+    for tell in (whole.sync.tell, service.tell):
+        assert tell is not None
+        assert (tell.when, tell.packets, tell.after_ms) == (when, packets, after_ms)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ('tell = "sometimes"', f"services[1].tell: {TELL}"),
+        ("tell = 5", f"services[1].tell: {TELL}"),
+        ("tell = [5]", f"services[1].tell: {TELL}"),
+        ("tell = {}", "services[1].tell.packets: missing; expected a number"),
+        (
+            "tell = { packets = 5, after_ms = 5 }",
+            "services[1].tell.after_ms: expected none, because of packets",
+        ),
+        ("tell = { packets = 0 }", "services[1].tell.packets: expected greater than or equal to 1"),
+        ("tell = { after_ms = 60001 }", "services[1].tell.after_ms: expected less than"),
+        ("tell = { seconds = 1 }", "services[1].tell.seconds: unknown key"),
+        ('tell = "templates"', 'services[1].tell: expected another rule, such as "never"'),
+        ('unknown = "guess"', "services[1].unknown: expected 'kernel', 'adopt', 'ask' or 'reset'"),
+        (
+            'protocol = "udp"\nunknown = "reset"',
+            "services[1].unknown: expected none, because every datagram may open",
+        ),
+    ],
+)
+def test_a_mistake_in_them_is_named(keys: str, told: str) -> None:
+    assert any(line.startswith(told) for line in wrong(with_service(WEB + keys)))
+
+
+def test_templates_alone_may_be_told_of_a_persistent_service() -> None:
+    service = parse_pair(with_service(f'{WEB}persistence = 60\ntell = "templates"'), "x").services[
+        1
+    ]
+    assert service.tell is not None
+
+
+def test_without_sync_nobody_can_be_told_or_asked() -> None:
+    keys = WEB + 'tell = "never"\nunknown = "ask"'
+    text, _, _ = with_service(keys).partition("[sync]")
+    assert wrong(text) == [
+        "services.more.tell: expected none, because there is no [sync]",
+        (
+            'services.more.unknown: expected "kernel", "adopt" or "reset", because without '
+            "[sync] there is nobody to ask"
+        ),
+    ]

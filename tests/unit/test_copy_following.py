@@ -379,6 +379,19 @@ def test_a_new_leader_takes_no_older_state_after_a_newer_one() -> None:
     assert told(east.changes(connection(1, 1), connection(2), sequence=first)) == [connection(2)]
 
 
+def test_a_new_leader_asks_the_old_one_for_what_it_misses_of_it() -> None:
+    east = replicating()
+    east.replica.lead(START)
+    east.role = Role.DRAIN
+    missed = east.sequence + 1
+    east.changes(connection(2), sequence=missed + 1)
+    assert gaps(expire_until(east.replica, START + REORDER_WAIT)) == [((missed, 1),)]
+    actions = east.changes(connection(1), sequence=missed, now=START + 0.01)
+    assert told(actions) == [connection(1)]
+    east.changes(connection(3), sequence=missed + 3, now=START + OVERLAP)
+    assert gaps(expire_until(east.replica, START + OVERLAP + 0.2)) == []
+
+
 def test_a_leader_takes_nothing_after_the_overlap() -> None:
     east = replicating()
     east.replica.lead(START)

@@ -54,9 +54,11 @@ def test_a_syn_opens_a_connection_that_stays_with_its_server(
 
 
 @pytest.mark.parametrize("flags", [ACK, FIN | ACK, RST, SYN | RST, 0])
-def test_what_may_not_open_a_connection_is_dropped(web: Laboratory, flags: int) -> None:
-    assert request(web, flags) == []
-    assert web.drops() == {Reason.NO_CONNECTION: 1}
+def test_what_may_not_open_a_connection_opens_none_and_is_dropped(
+    web: Laboratory, flags: int
+) -> None:
+    assert all(left.side == "client" for left in request(web, flags))
+    assert web.drops() == {Reason.NO_CONNECTION if flags & RST else Reason.RESET: 1}
     assert len(web.director.registry.table) == 0
 
 

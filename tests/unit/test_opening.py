@@ -609,8 +609,9 @@ def test_packets_of_a_removed_server_open_anew_if_the_setting_says_so() -> None:
     tcp(laboratory, 80)
     laboratory.server(service, OTHER)
     laboratory.remove(server)
-    assert laboratory.send("client", packets.tcp(C4, 40000, V4, 80, ACK)) == []
-    assert laboratory.drops() == {Reason.NO_CONNECTION: 1}
+    (left,) = laboratory.send("client", packets.tcp(C4, 40000, V4, 80, ACK))
+    assert left.side == "client"
+    assert laboratory.drops() == {Reason.RESET: 1}
     assert all_of(laboratory) == []
     assert to(tcp(laboratory, 80)) == OTHER
 

@@ -10,7 +10,13 @@ from lvsha.model import ConnectionDetails, ConnectionRecord, ForwardMethod, temp
 from lvsha.sync import records as entries
 from lvsha.sync.datagrams import decode, encode, encode_answers, entries_room
 from lvsha.sync.messages import KEYS_MAX, LEVEL_PLAIN, Answer, Changes, Origin, Role
-from lvsha.sync.records import DETAILS_BYTES_MAX, ENTRY_BYTES_MAX, Packing, PlainPacking
+from lvsha.sync.records import (
+    DETAILS_BYTES_MAX,
+    ENTRY_BYTES_MAX,
+    FIELDS_MAX,
+    Packing,
+    PlainPacking,
+)
 from lvsha.sync.replica import DATAGRAM_BYTES_MIN
 from tests.replicas import connection, template
 
@@ -25,6 +31,7 @@ DETAILS = ConnectionDetails(
     shifts=(1, 2, 3, 2**32 - 1, 5, 6),
     engine="sip",
     parent=IPV6.key,
+    dialogue=(1, 2**32 - 1, 3),
     others=((9, b"newer"), (65_535, b"\0")),
 )
 ENDS = bytes((4, 6, 0, 0, 80, 31, 144)) + bytes((192, 0, 2, 1, 10, 1, 0, 1))
@@ -71,6 +78,10 @@ def test_a_group_is_laid_out_as_described() -> None:
         IPV6._replace(details=DETAILS),
         IPV6._replace(key=template_key(IPV6.key, b"c" * 255)),
         template(1, b"call")._replace(details=ConnectionDetails(mark=2**32 - 1)),
+        IPV6._replace(
+            details=ConnectionDetails(parent=template_key(IPV6.key, b"c" * 255), dialogue=())
+        ),
+        IPV4._replace(details=ConnectionDetails(dialogue=(7,))),
         IPV4._replace(server=bytes(16), method=ForwardMethod.TUNNEL),
         IPV4._replace(timeout=0.01),
     ],
@@ -146,11 +157,20 @@ def test_the_longest_entry_fits_the_smallest_datagram_between_the_longest_names(
 
 
 def test_details_that_would_fit_in_no_datagram_are_refused() -> None:
-    record = IPV4._replace(details=ConnectionDetails(others=((9, bytes(250)), (10, bytes(40)))))
-    assert told(record).records == [record]
-    longer = ConnectionDetails(others=((9, bytes(250)), (10, bytes(41))))
+    fields = [9, bytes(250), 10, bytes(40)]
+    decode(datagram_of(14, 1, [[ENDS, ENTRY, [[0, *fields]]]]))
+    fields[3] = bytes(41)
     with pytest.raises(SyncError, match="too long"):
-        told(record._replace(details=longer))
+        decode(datagram_of(14, 1, [[ENDS, ENTRY, [[0, *fields]]]]))
+
+
+def test_fields_that_are_too_long_together_are_left_out_from_the_end() -> None:
+    others = ((9, bytes(200)), (10, bytes(90)), (11, b"x"))
+    (record,) = told(IPV4._replace(details=ConnectionDetails(mark=7, others=others))).records
+    assert record.details == ConnectionDetails(mark=7, others=others[:1])
+    many = tuple((100 + number, b"x") for number in range(50))
+    (record,) = told(IPV4._replace(details=ConnectionDetails(others=many))).records
+    assert record.details == ConnectionDetails(others=many[:FIELDS_MAX])
 
 
 BAD_GROUPS: dict[str, object] = {
@@ -174,14 +194,15 @@ BAD_GROUPS: dict[str, object] = {
     "field 0": [[ENDS, ENTRY, [[0, 0, b"x"]]]],
     "field 65536": [[ENDS, ENTRY, [[0, 65_536, b"x"]]]],
     "an empty field": [[ENDS, ENTRY, [[0, 9, b""]]]],
-    "a long field": [[ENDS, ENTRY, [[0, 9, bytes(256)]]]],
+    "a long field": [[ENDS, ENTRY, [[0, 9, bytes(296)]]]],
     "a field of text": [[ENDS, ENTRY, [[0, 9, "x"]]]],
-    "too many fields": [[ENDS, ENTRY, [[0, *(9, b"x") * 22]]]],
+    "too many fields": [[ENDS, ENTRY, [[0, *(9, b"x") * (FIELDS_MAX + 1)]]]],
     "a short mark": [[ENDS, ENTRY, [[0, 1, bytes(3)]]]],
     "short shifts": [[ENDS, ENTRY, [[0, 2, bytes(23)]]]],
     "a find of no template": [[ENDS, ENTRY, [[0, 3, b"call"]]]],
     "an engine with a long name": [[ENDS, ENTRY, [[0, 4, b"e" * 17]]]],
     "an engine with a bad name": [[ENDS, ENTRY, [[0, 4, b"s/p"]]]],
+    "a dialogue cut short": [[ENDS, ENTRY, [[0, 6, bytes(5)]]]],
     "a parent that is no key": [[ENDS, ENTRY, [[0, 5, bytes(14)]]]],
 }
 
@@ -289,6 +310,12 @@ def test_level_1_leaves_details_out() -> None:
     packing.add(template(1))
     packing.add_ended(template(1).key)
     assert packing.encoded == [entries.encode_plain(IPV4)]
+
+
+def test_level_1_has_no_word_for_a_bypass() -> None:
+    packing = PlainPacking(1000)
+    assert packing.add(IPV4._replace(method=ForwardMethod.BYPASS))
+    assert packing.count == 0
 
 
 def test_level_1_bounds_time_outs_as_version_0_1_0_does() -> None:

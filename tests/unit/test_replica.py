@@ -1,9 +1,11 @@
 """One sync id on one node: start and stop, roles, completeness, and several ids at once."""
 
+import msgpack
 import pytest
 
-from lvsha.model import ConnectionChanged, ConnectionDetails
+from lvsha.model import ConnectionChanged
 from lvsha.sync.copy import REQUEST_INTERVAL
+from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
     ALL_BUCKETS,
     Changes,
@@ -246,8 +248,11 @@ def test_a_replica_with_id_0_leads_under_id_0_only() -> None:
     east = East(replica)
     east.sync_id = 5
     east.heartbeat()
-    actions = replica.lead(START) + replica.tell([changed(1)], START)
-    assert {message.origin.sync_id for message in sent(actions)} == {0}
+    messages = sent(replica.lead(START) + replica.tell([changed(1)], START))
+    roles = {(message.origin.sync_id, message.origin.role) for message in messages}
+    assert roles == {(0, Role.LEAD), (5, Role.FOLLOW)}
+    (told,) = [message for message in messages if isinstance(message, Changes)]
+    assert told.origin.sync_id == 0
 
 
 def test_a_resync_of_a_replica_with_id_0_concerns_every_copy() -> None:
@@ -293,13 +298,17 @@ def test_a_record_is_told_with_its_own_values() -> None:
     assert message.records == [record]
 
 
-def test_details_too_long_for_a_datagram_bring_no_leader_down() -> None:
-    """A record of many unknown fields, of a node that drains or of who says so."""
+def test_more_details_than_fit_in_a_datagram_bring_no_leader_down() -> None:
+    """What a node that drains, or says so, has of a later version."""
     replica = leading()
     east = East(replica)
     east.role = Role.DRAIN
-    others = tuple((100 + number, bytes(255)) for number in range(16))
-    east.changes(connection(1)._replace(details=ConnectionDetails(others=others)))
+    east.heartbeat()
+    body = encode(Changes(east.numbered(None), [connection(1)], []))
+    fields = [part for number in range(20) for part in (100 + number, bytes(255))]
+    elements = msgpack.unpackb(body[4:])
+    elements[6][0].append([[0, *fields]])
+    replica.receive(body[:4] + msgpack.packb(elements), START)
     assert replica.counters["refused_malformed"] == 1
     assert replica.counters["changes_sent"] == 0
 

@@ -104,6 +104,14 @@ def test_many_changes_leave_in_full_datagrams_at_the_stated_pace() -> None:
     assert max(sizes) <= 1400
 
 
+def test_changes_that_come_in_a_moment_leave_together_behind_the_first() -> None:
+    replica = leading(pace=Pace(tick=0.01, eager_datagrams_per_tick=2))
+    at_once = [told(replica.tell([changed(n)], START + n / 1000)) for n in range(5)]
+    assert [len(messages) for messages in at_once] == [1, 1, 0, 0, 0]
+    (last,) = told(expire_until(replica, START + 0.0101))
+    assert last.records == [connection(n) for n in (2, 3, 4)]
+
+
 def test_a_full_queue_makes_followers_notice_a_gap() -> None:
     replica = leading(pace=Pace(queue_max=2, live_datagrams_per_tick=1))
     (first,) = told(replica.tell([changed(0)], START))
@@ -232,12 +240,20 @@ def test_what_waits_for_the_limit_leaves_at_once_when_the_node_stops() -> None:
     assert last.origin.role is Role.FOLLOW
 
 
-def test_changes_that_the_end_of_the_drain_leaves_untold_are_counted() -> None:
+def test_what_waits_for_the_limit_leaves_at_the_end_of_the_drain() -> None:
     replica = leading(pace=Pace(bytes_per_second=1_000))
     replica.tell([changed(n) for n in range(1000)], START)
     replica.follow(START)
     expire_until(replica, START + DRAIN + 0.1)
     assert replica.role is Role.FOLLOW
+    assert replica.counters["changes_sent"] == 1000
+
+
+def test_changes_that_are_left_untold_by_who_leads_again_are_counted() -> None:
+    replica = leading(pace=Pace(bytes_per_second=1_000))
+    replica.tell([changed(n) for n in range(1000)], START)
+    replica.follow(START)
+    replica.lead(START + DRAIN / 2)
     assert replica.counters["changes_untold"] + replica.counters["changes_sent"] == 1000
     assert replica.counters["changes_untold"] > 0
 
@@ -247,7 +263,7 @@ def test_changes_that_the_end_of_the_drain_leaves_untold_are_counted() -> None:
 
 def with_history(count: int = 20, pace: Pace | None = None) -> tuple[Replica, East, list[bytes]]:
     """A leader that has sent so many datagrams, and a follower; what was sent."""
-    replica = leading(pace=pace or Pace())
+    replica = leading(pace=pace or Pace(eager_datagrams_per_tick=count))
     east = follower(replica)
     datagrams = []
     for number in range(count):
@@ -315,7 +331,9 @@ def test_what_was_forgotten_is_not_sent_again() -> None:
 
 
 def test_a_request_for_everything_costs_a_bounded_time_and_memory() -> None:
-    replica, east, _ = with_history(5000, Pace(live_datagrams_per_tick=10**6))
+    replica, east, _ = with_history(
+        5000, Pace(live_datagrams_per_tick=10**6, eager_datagrams_per_tick=10**6)
+    )
     replica._pace = Pace()
     looked: list[int] = []
     find = replica._source._resent.get
@@ -376,7 +394,9 @@ def test_sums_wait_until_nothing_waits_to_be_told() -> None:
     assert sent_of(Sums, east.say(SumsRequest(east.origin(), "west", 77))) == []
     actions = sent(replica.expire(START + 0.01))
     assert [type(message) for message in actions] == [Changes, Sums, Sums, Sums, Sums]
-    assert actions[-1].origin.sequence == 2
+    last = actions[-1]
+    assert isinstance(last, Sums)
+    assert (last.origin.sequence, last.is_current) == (2, True)
 
 
 def test_sums_do_not_wait_for_ever() -> None:
@@ -385,7 +405,8 @@ def test_sums_do_not_wait_for_ever() -> None:
     replica.tell([changed(n) for n in range(500)], START)
     assert sent_of(Sums, east.say(SumsRequest(east.origin(), "west", 77))) == []
     assert sent_of(Sums, expire_until(replica, START + SUMS_PATIENCE - 0.01)) == []
-    assert len(sent_of(Sums, expire_until(replica, START + 5))) == 4
+    late = sent_of(Sums, expire_until(replica, START + 5))
+    assert [answer.is_current for answer in late] == [False] * 4
 
 
 def test_a_follower_answers_no_request() -> None:

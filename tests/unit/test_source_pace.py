@@ -80,3 +80,13 @@ def test_changes_that_come_all_the_time_do_not_keep_a_snapshot_from_its_turn() -
             sent += chunks(source.expire(now))
     assert sent >= CONNECTIONS // 140
     assert not source.is_snapshotting
+
+
+def test_the_first_changes_of_a_tick_leave_at_once_and_the_others_together() -> None:
+    pace = Pace(eager_datagrams_per_tick=2, tick=0.01)
+    source = made(pace)
+    left = [len(source.tell([ConnectionChanged(record(n))], 0.001 * n)) for n in range(8)]
+    assert left == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert source.deadline == pace.tick
+    assert len(source.expire(pace.tick)) == 1
+    assert not source.queued

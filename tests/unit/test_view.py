@@ -26,6 +26,7 @@ STATUS = {
             "protocol": "tcp",
             "address": "[fd00::1]:80",
             "scheduler": "wlc",
+            "at_risk": 17,
             "servers": [
                 {"address": "[fd00:5::b]:8080", "method": "nat", "weight": 1, "active": 2},
                 {"address": "[/]", "method": "dr"},
@@ -56,6 +57,12 @@ def test_every_part_of_a_status_is_shown() -> None:
         "dropped: no_connection 3",
     ):
         assert words in text
+
+
+def test_what_is_at_risk_stands_beside_its_service_once() -> None:
+    (first,) = (line for line in shown(STATUS).splitlines() if line.startswith("web6"))
+    assert first.split()[4:6] == ["17", "[fd00:5::b]:8080"]
+    assert shown(STATUS).count("17") == 1
 
 
 def test_a_service_that_is_called_by_its_address_is_shown_with_it_once() -> None:

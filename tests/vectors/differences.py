@@ -18,10 +18,6 @@ KEPT_FROM_HOST = (
     "the host's own forwarding sends this on; lvsha keeps from its host what real servers send "
     "from a service's port, so that no answer leaves with a real server's address"
 )
-UNKNOWN = (
-    "the kernel's host answers a packet in mid-stream that belongs to no connection with a reset; "
-    "lvsha drops it, because the peer may know the connection"
-)
 COUNTED_TOO = "the ICMPv6 errors that the kernel drops are forwarded here, and so counted"
 PSEUDO_HEADER_FORGOTTEN = (
     "the kernel verifies the checksum of an ICMPv6 error for NAT without its pseudo-header, and "
@@ -66,9 +62,6 @@ DIFFERENCES: Sequence[Difference] = (
     ),
     Difference("forward", r"nat-(tcp|udp|sctp)", r"server-side ICMP error: param", HOST),
     Difference("forward", r"removed-.*", r"ACK after the service was removed", HOST),
-    Difference("forward", r".*", r"ACK of no connection", UNKNOWN, "dropped"),
-    Difference("forward", r"no-destination.*", r"ACK", UNKNOWN, "dropped"),
-    Difference("forward", r"removed-.*", r"ACK after (a|the) server .*", UNKNOWN, "dropped"),
     Difference(
         "forward",
         r"nat-.*|removed-.*",
@@ -90,7 +83,6 @@ DIFFERENCES: Sequence[Difference] = (
     Difference(
         "persist", r"ops-m", r"the answer of one-packet scheduling", KEPT_FROM_HOST, "dropped"
     ),
-    Difference("persist", r"nodest-1-.*", r"the open connection.*|once more", UNKNOWN, "dropped"),
     Difference("sync", r"ftp-nat-pasv", r"sync_out", SHIFTS_TOLD, "anything"),
     Difference(
         "sync", r"backup-.*-no-service", r".* goes on at the backup", NEVER_A_SERVICE, "anything"

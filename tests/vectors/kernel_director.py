@@ -8,12 +8,10 @@ import ipaddress
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.network import AddressChange
-from lvsha.datapath.service_policy import TellRule, TellWhen
 from lvsha.datapath.telling import REFRESH_PART
 from lvsha.datapath.verdicts import ACCEPT
 from lvsha.ipvsadm import procfiles
@@ -28,7 +26,6 @@ from lvsha.model import (
     parse_address,
 )
 from lvsha.sync_daemons import SyncDaemons
-from lvsha.tally import Tally
 from tests.laboratory import CLIENT, Laboratory, Left
 from tests.vectors.recordings import Counts, Scenario, parse_endpoint
 from tests.vectors.sync_daemons import PaperDaemons
@@ -37,20 +34,6 @@ START = 1000.0
 """What the laboratory's clock shows when a scenario begins."""
 TICK = 1.0
 """Seconds between two looks at what time has brought."""
-
-
-Key = TypeVar("Key")
-
-
-class _OfAll(dict[Key, Tally]):
-    """The kernel has one sync master for everything."""
-
-    def __init__(self, nothing: Key, tally: Tally) -> None:
-        super().__init__({nothing: tally})
-        self._tally = tally
-
-    def get(self, key: Key, default: object = None) -> Tally:
-        return self._tally
 
 
 class KernelDirector(Laboratory):
@@ -62,10 +45,8 @@ class KernelDirector(Laboratory):
     """
 
     def __init__(self, scenario: Scenario) -> None:
-        super().__init__(vips=scenario.get("vips", []), reporting=TellRule(TellWhen.THRESHOLD))
-        registry = self.director.registry
-        registry.tallies = _OfAll(b"", self.tally)
-        registry.mark_tallies = _OfAll(0, self.tally)
+        super().__init__(vips=scenario.get("vips", []))
+        self.director.registry.tallies.clear()
         self._own = [ipaddress.ip_network(prefix) for prefix in scenario.get("local", [])]
         self.names = known_names(scenario.get("hosts", ""), scenario.get("services_file", []))
         self.paper = PaperDaemons(
@@ -74,7 +55,7 @@ class KernelDirector(Laboratory):
             self._engines,
             self._mark_of,
         )
-        self.daemons = SyncDaemons(self.paper)
+        self.daemons = SyncDaemons(self.paper, self.director)
         self.accepted = False
         self.director.marks.set(
             [mark_rule(mark["dst"], mark["mark"]) for mark in scenario.get("marks", [])]

@@ -52,8 +52,8 @@ stranger's flood takes no more of each turn than some milliseconds."""
 REFRESH_INTERVAL: Final = 1.0
 DRAIN: Final = 2.0
 """Seconds in which who leads no more still tells of what comes to it by mistake."""
-_ANY: Final = -1
-"""In place of a sync id: all of them."""
+_ANY: Final = None
+"""In place of a sync id: all of them, and what has none."""
 _NEVER: Final = float("-inf")
 
 
@@ -235,7 +235,7 @@ class Daemons:
             "masters": [
                 {
                     "sync_id": core.sync_id,
-                    "speaks": number == _ANY or now < self._quiet_at.get(number, _NEVER),
+                    "speaks": number is _ANY or now < self._quiet_at.get(number, _NEVER),
                     "waiting_messages": core.waiting,
                     "counters": core.counters.snapshot(),
                 }
@@ -287,7 +287,9 @@ class Daemons:
         daemons = {role: [d for d in self.running() if d.role is role] for role in Role}
         masters, backups = daemons[Role.MASTER], daemons[Role.BACKUP]
         if masters and not self._masters:
-            cores = {daemon.terms.sync_id: self._core(daemon) for daemon in masters}
+            cores: dict[int | None, Master] = {
+                daemon.terms.sync_id: self._core(daemon) for daemon in masters
+            }
             sockets = self._open_all(masters[0])
             self._masters.append(_MasterDaemon(masters, cores, sockets, self._trouble))
         if backups and not self._backups:
@@ -370,7 +372,7 @@ class _MasterDaemon:
     def __init__(
         self,
         daemons: Sequence[Daemon],
-        cores: Mapping[int, Master],
+        cores: Mapping[int | None, Master],
         transports: Sequence[Socket],
         trouble: Callable[[str, OSError], None],
     ) -> None:
