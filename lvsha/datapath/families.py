@@ -37,7 +37,7 @@ class Families:
         return self._count
 
     def join(self, connection: Connection, key: bytes) -> None:
-        """Let a connection that has no parent belong to one, now or when that comes.
+        """Let a connection belong to a parent, now or when that comes.
 
         Args:
             connection: which.
@@ -48,6 +48,7 @@ class Families:
         if parent is not None:
             self._link(connection, parent)
             return
+        self._registry.unlink(connection)
         if self._count >= WAITING_MAX:
             self._count -= len(self._waiting.pop(next(iter(self._waiting))))
         self._waiting.setdefault(key, []).append(connection.key)

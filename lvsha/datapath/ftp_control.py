@@ -53,10 +53,9 @@ class FtpControl:
             return None  # there is no text, and what there is the server must judge
         match asked:
             case PassiveAsked(mode):
-                dialogue.mode = mode
-                self._tell(connection, connection, now)
+                self._turn(connection, dialogue, mode, now)
             case ActiveAsked(address, port):
-                dialogue.mode = FtpMode.ACTIVE
+                self._turn(connection, dialogue, FtpMode.ACTIVE, now)
                 self._expect(connection, address, port, connection.virtual[1] - 1, now)
             case None:
                 pass
@@ -131,6 +130,12 @@ class FtpControl:
         registry.listen(data, now)
         registry.table.hasten(data)
         self._tell(control, data, now)
+
+    def _turn(self, control: Connection, dialogue: FtpDialogue, mode: FtpMode, now: float) -> None:
+        """Take down what the client asks for."""
+        if dialogue.mode is not mode:
+            dialogue.mode = mode
+            self._tell(control, control, now)
 
     def _tell(self, control: Connection, changed: Connection, now: float) -> None:
         """Have a backup go on in the middle of a dialogue, if it knows of that at all."""

@@ -68,12 +68,12 @@ class FtpDialogue:
         adjustment = self.adjustment
         adjustment.in_set = bool(flags & _IN_SEQUENCE)
         adjustment.out_set = bool(flags & _OUT_SEQUENCE)
+        self.mode, self.answered = FtpMode.ACTIVE, _NOTHING_ANSWERED
         if details is None:
             return
         if details.shifts:
             adjustment.in_ = SequenceDelta(*details.shifts[:3])
             adjustment.out = SequenceDelta(*details.shifts[3:])
-        self.mode, self.answered = FtpMode.ACTIVE, _NOTHING_ANSWERED
         if details.dialogue:
             self.mode = FtpMode(details.dialogue[0])
             if len(details.dialogue) > 1:

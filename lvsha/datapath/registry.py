@@ -112,7 +112,8 @@ class Registry:
         connection.expires = now + _INITIAL_TIMEOUT
         self._fit(connection)
         if parent is not None:
-            self.link(connection, parent)
+            connection.parent = parent
+            parent.children += 1
             parent.generation = self.generation  # no snapshot can name it with this child
         self.table.add(connection)
         mark = binding.server.service.identity.mark if self.mark_tallies else 0
@@ -221,9 +222,16 @@ class Registry:
         server.note_bound()
 
     def link(self, connection: Connection, parent: Connection) -> None:
-        """Let a connection belong to another one, or to a template."""
+        """Let a connection belong to another one, or to a template, and to nothing else."""
+        self.unlink(connection)
         connection.parent = parent
         parent.children += 1
+
+    def unlink(self, connection: Connection) -> None:
+        """Let a connection live by itself."""
+        if connection.parent is not None:
+            connection.parent.children -= 1
+            connection.parent = None
 
     def rebind(self, connection: Connection, binding: Binding) -> None:
         """Bind a connection or template to its own server instead of to what stood for it.
@@ -231,6 +239,10 @@ class Registry:
         The address and port are the same. What else depends on the server is that server's,
         as in the kernel, but whether the connection is active.
         """
+        is_at_risk = connection.tally is not None and connection.told_state == UNTOLD
+        is_at_risk = is_at_risk and connection.is_established
+        connection.server.at_risk -= is_at_risk
+        binding.server.at_risk += is_at_risk
         self.unbind(connection)
         is_template = bool(connection.flags & _TEMPLATE)
         given = binding.server.connection_flags

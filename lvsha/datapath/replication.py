@@ -307,7 +307,7 @@ class Replication:
         self._go_on(connection, record.state, timeout, now)
         if isinstance(connection.server, StandIn):
             self._bind(connection)
-        if connection.parent is None and not connection.flags & _TEMPLATE:
+        if not connection.flags & _TEMPLATE:
             self._join(connection, record.details)
 
     def _go_on(self, connection: Connection, state: int, timeout: float, now: float) -> None:
@@ -332,10 +332,11 @@ class Replication:
 
     def _join(self, connection: Connection, details: ConnectionDetails | None) -> None:
         """Let a connection belong to what it belongs to at its source."""
-        options = connection.server.service.options
+        options, parent = connection.server.service.options, connection.parent
         if details is not None and details.parent:
-            self._families.join(connection, details.parent)
-        elif options.persistence and not options.engine:
+            if parent is None or parent.record_key != details.parent:
+                self._families.join(connection, details.parent)
+        elif parent is None and options.persistence and not options.engine:
             bare = bare_template_key(connection.server.service, connection.key)
             self._families.join(connection, template_key(bare))
 
@@ -402,7 +403,7 @@ class Replication:
         if server is None:
             return
         self._registry.rebind(connection, server.bind(*connection.virtual, port))
-        if connection.parent is None and not connection.flags & _TEMPLATE:
+        if not connection.flags & _TEMPLATE:
             self._join(connection, None)
 
     # What others ask

@@ -291,6 +291,7 @@ class Teller:
             if isinstance(change, Connection):
                 tally = change.tally
                 assert tally is not None, "what ends is on the list no more"
+                self.retell(change, change.state)  # it may have changed since
                 told: ConnectionChange = ConnectionChanged(change.record())
             else:
                 tally, told = change, ConnectionEnded(key)

@@ -10,6 +10,7 @@ from random import Random
 from lvsha.datapath.network import QUEUE_FRAMES_MAX
 from lvsha.datapath.stand_ins import StandIn
 from lvsha.model import (
+    TEMPLATE_BIT,
     ConnectionDetails,
     ConnectionFlag,
     ConnectionRecord,
@@ -186,6 +187,8 @@ class Drawer:
         if drawn < 0.85:
             return Forget(self._record(world).key)
         records = tuple(self._record(world) for _ in range(dice.randrange(6)))
+        if records and dice.random() < 0.5:
+            records += tuple(_of_other_client(records[-1], dice) for _ in range(6))
         addresses = tuple(address for address in VIRTUAL if dice.random() < 0.5)
         return Snapshot(records, addresses)
 
@@ -263,3 +266,10 @@ class Drawer:
             dialogue=dice.choice(((), (1,), (3, dice.choice(numbers), 1), (2,), (1, 5))),
             others=dice.choice(((), ((200, b"later"),))),
         )
+
+
+def _of_other_client(record: ConnectionRecord, dice: Random) -> ConnectionRecord:
+    """A record that differs only in the client's port."""
+    at = 10 if record.key[0] & ~TEMPLATE_BIT == 4 else 34
+    port = dice.choice(CLIENT_PORTS).to_bytes(2)
+    return record._replace(key=record.key[:at] + port + record.key[at + 2 :])

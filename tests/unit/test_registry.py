@@ -329,6 +329,17 @@ def test_the_end_of_what_was_told_is_told_and_a_template_is_never() -> None:
     assert stand.registry.take_changes() == {7: [ConnectionEnded(stand.key(2))]}
 
 
+def test_what_is_told_is_the_state_at_the_time_when_it_is_told() -> None:
+    stand = Stand(reporting=TellRule())
+    connection = stand.open(1)
+    stand.registry.enter(connection, ESTABLISHED, NOW)
+    stand.registry.enter(connection, SYN_RECV, NOW)
+    [told] = stand.registry.take_changes()[7]
+    assert told == ConnectionChanged(connection.record())
+    assert connection.told_state == SYN_RECV
+    assert stand.tally.exposed == stand.tally.established == 0
+
+
 def test_a_state_that_is_not_told_is_told_while_its_address_moves() -> None:
     stand = Stand(reporting=TellRule())
     stand.registry.in_transition.add(V)

@@ -387,27 +387,33 @@ def test_a_run_is_entered_as_its_records_one_by_one_would_be(
 
 def test_a_run_ends_where_anything_but_the_client_differs(web: Laboratory) -> None:
     web.server(only_service(web), OTHER)
-    other = web.service(port=81)
-    web.server(other, S4)
-    differing = [
-        {},
+    for virtual, port, protocol in ((V4, 81, 6), (V4, 80, 17), ("192.0.2.99", 80, 6)):
+        web.server(web.service(virtual, port, protocol=Protocol(protocol)), S4, 80)
+    differing: list[dict[str, object]] = [
         {"state": int(TcpState.FIN_WAIT)},
         {"flags": int(INACTIVE)},
         {"timeout": 100.0},
         {"server": OTHER},
-        {"virtual_port": 81, "server_port": 81},
+        {"virtual_port": 81},
+        {"virtual": "192.0.2.99"},
+        {"protocol": 17, "state": 0},
         {"details": ConnectionDetails(others=((99, b"x"),))},
     ]
-    records = [
-        record(port=100 * number + port, **values)  # type: ignore[arg-type]
-        for number, values in enumerate(differing)
-        for port in range(3)
-    ]
+    records = []
+    for number, values in enumerate(differing):
+        alike: dict[str, object] = {"state": 0} if "protocol" in values else {}
+        for port in range(6):
+            ends = alike if port < 3 else values
+            records.append(record(port=100 * number + port, **ends))  # type: ignore[arg-type]
     apply(web, *records)
     lookup = web.director.replication.lookup
     for told in records:
         (found,) = lookup([told.key])
         assert found._replace(flags=found.flags & ~SYNC) == told
+    for connection in connections(web):
+        service = connection.server.service.identity
+        own = connection.protocol, *connection.virtual
+        assert own == (service.protocol, service.address, service.port)
 
 
 def test_a_run_that_does_not_fit_is_entered_as_far_as_it_does(web: Laboratory) -> None:
@@ -672,6 +678,17 @@ def test_ftp_data_belong_to_their_control_connection(control_first: bool) -> Non
     assert laboratory.director.replication.lookup([DATA.key]) == [
         DATA._replace(flags=DATA.flags | SYNC)
     ]
+
+
+@pytest.mark.parametrize("other_first", [True, False])
+def test_ftp_data_that_another_session_expects_belong_to_that(other_first: bool) -> None:
+    laboratory = ftp()
+    other = CONTROL._replace(key=record(port=40001, virtual_port=21).key)
+    apply(laboratory, CONTROL, DATA)
+    now_of_other = DATA._replace(details=ConnectionDetails(parent=other.key))
+    apply(laboratory, *((other, now_of_other) if other_first else (now_of_other, other)))
+    controls = [laboratory.director.registry.table.find(c.key) for c in (CONTROL, other)]
+    assert [c.children for c in controls if c is not None] == [0, 1]
 
 
 @pytest.mark.parametrize("parent", [CONTROL.key, record().key, b"\x84" + CONTROL.key[1:]])
@@ -990,22 +1007,25 @@ def test_the_state_in_a_record_is_the_one_that_was_told(web: Laboratory) -> None
 
 
 def test_records_of_one_server_and_virtual_end_follow_one_another() -> None:
-    laboratory = Laboratory(reporting=ESTABLISHED)
-    for service in (laboratory.service(), laboratory.service(port=0, persistence=10)):
-        for server in (S4, OTHER):
-            laboratory.server(service, server, method=DR)
+    laboratory, service, _ = marked()
+    web = laboratory.service()
+    for server in (S4, OTHER):
+        laboratory.server(web, server)
+    laboratory.director.services.add_server(
+        service.identity, parse_address(OTHER), 0, ServerOptions(DR)
+    )
+    laboratory.director.registry.mark_tallies[MARK] = laboratory.tally
+    virtual = (V4, "203.0.113.1", "203.0.113.2")
     records = [
         record(
             port=256 * number + 7,
-            virtual_port=(80, 81, 82)[number % 3],
-            server_port=(80, 81, 82)[number % 3],
+            virtual=virtual[number % 3],
             server=(S4, OTHER)[number // 3 % 2],
-            method=DR,
         )
         for number in range(60)
     ]
     apply(laboratory, *records)
-    ends = [(r.server, r.key[-2:]) for r in told_of(laboratory) if not r.is_template]
+    ends = [(r.server, r.key[6:10]) for r in told_of(laboratory) if not r.is_template]
     changes = sum(one != other for one, other in pairwise(ends))
     assert (len(ends), changes) == (60, 5)
 
