@@ -168,14 +168,14 @@ class Drawer:
         dice = self._dice
         drawn = dice.random()
         if drawn < 0.7:
-            return Apply(self._record(world))
+            return Apply(self.record(world))
         if drawn < 0.85:
-            return Forget(self._record(world).key)
-        records = tuple(self._record(world) for _ in range(dice.randrange(6)))
+            return Forget(self.record(world).key)
+        records = tuple(self.record(world) for _ in range(dice.randrange(6)))
         addresses = tuple(address for address in VIRTUAL if dice.random() < 0.5)
         return Snapshot(records, addresses)
 
-    def _record(self, world: World) -> ConnectionRecord:
+    def record(self, world: World) -> ConnectionRecord:
         """A record that the sync would let through; sometimes of a connection that exists."""
         dice = self._dice
         family = dice.choice((4, 6))
