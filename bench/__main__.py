@@ -29,7 +29,7 @@ def bench(
         ),
     ] = None,
     family: Annotated[Literal["4", "6"], typer.Option(help="Of all addresses.")] = "4",
-    quick: Annotated[bool, typer.Option("--quick", help="Half a minute instead of two.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A minute instead of ten.")] = False,
     repetitions: Annotated[
         int | None, typer.Option(min=1, max=50, help="Turns of each carrier.")
     ] = None,
@@ -54,6 +54,9 @@ def bench(
         window=window or counted,
         connections=100_000,
         rounds=10 if quick else 40,
+        join_sizes=(50_000,) if quick else (260_000, 1_000_000),
+        joins=2 if quick else 5,
+        records_time=1.0 if quick else 4.0,
         pin=pin,
         json=json,
     )

@@ -83,7 +83,7 @@ async def carrying(
             stderr=subprocess.STDOUT,
         )
     try:
-        if not await _has_said(begun, process, log):
+        if not await has_said(begun, process, log):
             raise HostError(f"the {carrier} did not start: {read_text(log)[-LOG_SHOWN:]}")
         if processors:
             place(process.pid, processors)
@@ -92,12 +92,12 @@ async def carrying(
             raise HostError(f"the {carrier} has ended: {read_text(log)[-LOG_SHOWN:]}")
     finally:
         with trio.CancelScope(shield=True):
-            await _stop(process)
+            await stop(process)
         if carrier == "yardstick":
             load_rules(f"delete table netdev {TABLE}\n")
 
 
-async def _has_said(word: str, process: trio.Process, log: Path) -> bool:
+async def has_said(word: str, process: trio.Process, log: Path) -> bool:
     """Wait until a word stands in a log; False if the process ends or is too slow."""
     end_at = trio.current_time() + START_TIME_MAX
     while word not in read_text(log):
@@ -107,7 +107,8 @@ async def _has_said(word: str, process: trio.Process, log: Path) -> bool:
     return True
 
 
-async def _stop(process: trio.Process) -> None:
+async def stop(process: trio.Process) -> None:
+    """End a process, as kindly as it lets us."""
     process.terminate()
     with trio.move_on_after(STOP_TIME_MAX):
         await process.wait()

@@ -1,6 +1,7 @@
 """Short TCP connections: opened, one byte received, closed; how many in a second.
 
-The client keeps a number of them in flight and counts those that are complete. Both
+The client keeps a number of them in flight, or begins them at a pace, and counts those that
+are complete. Both
 ends wait with epoll in one thread, so that either costs one core at most. The client
 closes first, after it has seen the server's byte, and so the connection is remembered on
 its side (TIME-WAIT), where ports are many and may be used again.
@@ -21,6 +22,7 @@ BACKLOG: Final = 1024
 ATTEMPT_TIME_MAX: Final = 1.0
 """The first repetition of a SYN comes after a second; an attempt that needs one failed."""
 _EVENTS: Final = 256
+_PACED_WAIT: Final = 0.001
 
 
 def sink(end: End) -> None:
@@ -57,20 +59,32 @@ class _Client:
         self._open: dict[int, tuple[socket.socket, float]] = {}
         self.complete = 0
         self.failed = 0
+        self._began_at = time.monotonic()
+        self._begun = 0
 
     def run_until(self, end_at: float) -> float:
         """Go on until a time; returns when it was over."""
         while True:
-            while len(self._open) < IN_FLIGHT:
+            while len(self._open) < IN_FLIGHT and self._is_due():
                 self._begin()
-            for number, _ in self._poll.poll(0.1, _EVENTS):
+            for number, _ in self._poll.poll(_PACED_WAIT if self._end.pace else 0.1, _EVENTS):
                 self._finish(number)
             now = time.monotonic()
             self._give_up(now)
             if now >= end_at:
                 return now
 
+    def _is_due(self) -> bool:
+        """Whether the pace has come to another connection; what is late is left out."""
+        pace = self._end.pace
+        if not pace:
+            return True
+        due = (time.monotonic() - self._began_at) * pace
+        self._begun = max(self._begun, int(due - IN_FLIGHT))
+        return self._begun < due
+
     def _begin(self) -> None:
+        self._begun += 1
         stream = socket.socket(self._end.address_family, socket.SOCK_STREAM)
         stream.setblocking(False)
         outcome = stream.connect_ex((self._end.address, self._end.port))

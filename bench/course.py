@@ -10,33 +10,33 @@ Every wait has a limit. Times are seconds.
 import json
 import os
 import platform
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final
 
 import trio
 from rich.console import Console
 
 from bench import laboratory, report
-from bench.carriers import Carrier, Port, carrying, place
+from bench.carriers import Carrier, Port, carrying
 from bench.ends import END_TIME_MAX, End
 from bench.laboratory import Method, Plan
 from bench.options import BENCHES, Options, decode_options
+from bench.programs import numbers_of, processor_time, program
 from bench.results import Footprint, Processing, Results, Traffic
-from lvsha.drill.laboratory import enter
+from bench.sync_course import SERVERS, SyncCourse, bytes_of
+from bench.sync_forwarding import Forwarding
 from lvsha.drill.seclusion import extend_search_path
 from lvsha.errors import HostError
 from lvsha.model import Protocol
 
 EXIT_DONE: Final = 0
 EXIT_IMPOSSIBLE: Final = 3
-COURSE_TIME_MAX: Final = 900.0
+COURSE_TIME_MAX: Final = 2400.0
 PROGRAM_TIME_MAX: Final = 120.0
 MEGABIT: Final = 125_000
+SYNC_BYTES_CONNECTIONS: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,58 +66,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "small-nat": Kind("small", "nat", _SMALL, _ALL, "yardstick", None, "packets", "sink"),
     "churn-dr": Kind("churn", "dr", _CHURN, _ALL, "none", None, "connections", "source"),
 }
-
-
-def _processor_time(process: int | None) -> float:
-    """Seconds for which a process has run; 0 without one."""
-    if process is None:
-        return 0.0
-    # Of its only busy thread; nanoseconds (Linux Documentation/scheduler/sched-stats).
-    text = Path(f"/proc/{process}/schedstat").read_text(encoding="ascii")
-    return int(text.split()[0]) / 1e9
-
-
-@asynccontextmanager
-async def _program(
-    namespace: str | None, arguments: Sequence[str], processors: Collection[int]
-) -> AsyncIterator[trio.Process]:
-    """A Python program that is ended with the context."""
-    command = [sys.executable, *arguments]
-    process = await trio.lowlevel.open_process(
-        command if namespace is None else enter(namespace, command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        if processors:
-            place(process.pid, processors)
-        yield process
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            if process.stdout is not None:
-                await process.stdout.aclose()
-
-
-async def _said(process: trio.Process, limit: float) -> Mapping[str, float]:
-    """The next line of JSON that a program writes.
-
-    Raises:
-        HostError: it wrote none in time.
-    """
-    assert process.stdout is not None
-    line = b""
-    with trio.move_on_after(limit):
-        while not line.endswith(b"\n"):
-            part = await process.stdout.receive_some(65_536)
-            if not part:
-                break
-            line += part
-    if not line.endswith(b"\n"):
-        raise HostError(f"an end of the traffic said nothing in time: {process.args!r}")
-    answer: Mapping[str, float] = json.loads(line)
-    return answer
+_SYNC_BENCHES: Final = frozenset(name for name in BENCHES if name.startswith("sync-"))
 
 
 class Course:
@@ -132,7 +81,7 @@ class Course:
         self._options = options
         self._console = console
         self._plan = Plan(options.family)
-        available = sorted(os.sched_getaffinity(0))
+        available = self._available = sorted(os.sched_getaffinity(0))
         self._pinned = options.pin and len(available) > 1
         self._carrier_on = available[-1:] if self._pinned else []
         self._ends_on = available[:-1] if self._pinned else []
@@ -155,7 +104,7 @@ class Course:
             HostError: the machine cannot do it.
         """
         chosen = [name for name in BENCHES if name in self._options.benches]
-        if any(name in KINDS for name in chosen):
+        if any(name in KINDS or name in _SYNC_BENCHES for name in chosen):
             laboratory.build(self._plan)
         for method in ("dr", "nat"):
             names = [name for name in chosen if name in KINDS and KINDS[name].method == method]
@@ -165,6 +114,26 @@ class Course:
             await self._measure_footprint()
         if "processing" in chosen:
             await self._measure_processing()
+        await self._measure_sync(chosen)
+
+    async def _measure_sync(self, chosen: Collection[str]) -> None:
+        options, results = self._options, self.results
+        if "sync-bytes" in chosen:
+            self._note("sync: bytes of a connection")
+            numbers = map(str, (SYNC_BYTES_CONNECTIONS, *SERVERS))
+            results.sync_bytes += bytes_of(await self._alone(["-m", "bench.sync_bytes", *numbers]))
+        leader_on, follower_on = self._available[-1:], self._available[:1]
+        if len(self._available) == 1:
+            leader_on = follower_on = []
+        course = SyncCourse(options, self._note, leader_on, follower_on)
+        if "sync-join" in chosen:
+            for connections in options.join_sizes:
+                results.sync_joins += await course.measure_joins(connections)
+        if "sync-records" in chosen:
+            results.sync_records += await course.measure_records()
+        if "sync-forwarding" in chosen:
+            forwarding = Forwarding(self._plan, options, self._note, leader_on, follower_on)
+            results.sync_forwarding += await forwarding.measure()
 
     async def _compare(self, method: Method, names: Sequence[str]) -> None:
         laboratory.send_replies(self._plan, method)
@@ -194,18 +163,18 @@ class Course:
         )
         module = f"bench.{kind.module}"
         limit = END_TIME_MAX + end.warm_up + end.window
-        async with _program("server", ["-m", module, "sink", end.encode()], self._ends_on) as sink:
-            await _said(sink, limit)
+        async with program("server", ["-m", module, "sink", end.encode()], self._ends_on) as sink:
+            await numbers_of(sink, limit)
             source_arguments = ["-m", module, "source", end.encode()]
-            async with _program("client", source_arguments, self._ends_on) as source:
+            async with program("client", source_arguments, self._ends_on) as source:
                 counts, other = (sink, source) if kind.counts == "sink" else (source, None)
-                await _said(counts, limit)
-                begin = _processor_time(process), trio.current_time()
-                heard = dict(await _said(counts, limit))
-                taken = _processor_time(process) - begin[0]
+                await numbers_of(counts, limit)
+                begin = processor_time(process), trio.current_time()
+                heard = dict(await numbers_of(counts, limit))
+                taken = processor_time(process) - begin[0]
                 heard["share"] = taken / (trio.current_time() - begin[1])
                 if other is not None:
-                    heard |= await _said(other, limit)
+                    heard |= await numbers_of(other, limit)
         return heard
 
     async def _alone(self, arguments: Sequence[str]) -> str:

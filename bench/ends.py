@@ -29,6 +29,7 @@ class End:
         port: of the sink.
         warm_up: how long traffic flows before anything is counted.
         window: how long is counted.
+        pace: of what a source begins in a second; 0 for as fast as it goes.
     """
 
     family: int
@@ -36,6 +37,7 @@ class End:
     port: int
     warm_up: float
     window: float
+    pace: float = 0.0
 
     @property
     def address_family(self) -> socket.AddressFamily:

@@ -77,7 +77,7 @@ def main() -> None:
     director = make_director(connections_max=2 * number)
     fill(director, method, 1)
     (first,) = director.registry.table.connections()
-    director.replication.forget(first.key)
+    director.replication.forget([first.key])
     gc.collect()
     before = resident_bytes()
     fill(director, method, number)

@@ -1,8 +1,10 @@
-"""The networks of a bench: a client, a director and a real server on three wires.
+"""The networks of a bench: a client, a director, its peer and a real server on five wires.
 
     outside   client 100, director 2, virtual address 10
     inside    director 1, server 11
     direct    client 100, server 11
+    sync      director 2, peer 3; IPv4 in either family
+    vrrp      director 2, peer 3; the same
 
 ``direct`` passes no director. Over it the server's replies go with direct routing, and by
 it the two ends reach each other for comparison. The server holds the virtual address on
@@ -25,15 +27,29 @@ from lvsha.errors import HostError
 Family = Literal[4, 6]
 Method = Literal["dr", "nat"]
 
-HOSTS: Final = ("client", "director", "server")
+HOSTS: Final = ("client", "director", "server", "peer")
 WIRES: Final = {
     "outside": ("client", "director"),
     "inside": ("director", "server"),
     "direct": ("client", "server"),
+    "sync": ("director", "peer"),
+    "vrrp": ("director", "peer"),
 }
 _NETWORKS: Final = {
-    4: {"outside": "192.0.2.0/24", "inside": "10.1.0.0/24", "direct": "10.3.0.0/24"},
-    6: {"outside": "2001:db8:0:1::/64", "inside": "fd00:10:1::/64", "direct": "fd00:10:3::/64"},
+    4: {
+        "outside": "192.0.2.0/24",
+        "inside": "10.1.0.0/24",
+        "direct": "10.3.0.0/24",
+        "sync": "10.2.0.0/24",
+        "vrrp": "10.4.0.0/24",
+    },
+    6: {
+        "outside": "2001:db8:0:1::/64",
+        "inside": "fd00:10:1::/64",
+        "direct": "fd00:10:3::/64",
+        "sync": "10.2.0.0/24",
+        "vrrp": "10.4.0.0/24",
+    },
 }
 _NUMBERS: Final = {
     ("outside", "client"): 100,
@@ -43,7 +59,13 @@ _NUMBERS: Final = {
     ("inside", "server"): 11,
     ("direct", "client"): 100,
     ("direct", "server"): 11,
+    ("sync", "director"): 2,
+    ("sync", "peer"): 3,
+    ("vrrp", "director"): 2,
+    ("vrrp", "peer"): 3,
 }
+_VIRTUAL_ON: Final = {"director": "outside", "server": "lo"}
+"""The interface that holds the virtual address, by host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +135,38 @@ def build(plan: Plan) -> None:
                     f"link set {wire} up",
                     f"address add {plan.with_prefix(wire, host)} dev {wire}",
                 ]
-        if host != "client":
-            device = "outside" if host == "director" else "lo"
+        if host in _VIRTUAL_ON:
+            device = _VIRTUAL_ON[host]
             lines.append(f"address add {plan.virtual}/{plan.host_length} dev {device}")
         run(["ip", "-n", host, "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def give_peer_its_places() -> None:
+    """Give the peer the interfaces that a director has; what it sends there nobody gets."""
+    run(
+        [
+            "ip",
+            "link",
+            "add",
+            "outside",
+            "netns",
+            "peer",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "inside",
+            "netns",
+            "peer",
+        ]
+    )
+    run(["ip", "-n", "peer", "-batch", "-"], "link set outside up\nlink set inside up\n")
+
+
+def restore_virtual(plan: Plan) -> None:
+    """Give the director the virtual address that a virtual router has taken away."""
+    address = f"{plan.virtual}/{plan.host_length}"
+    run(["ip", "-n", "director", "address", "replace", address, "dev", "outside"])
 
 
 def send_replies(plan: Plan, method: Method) -> None:

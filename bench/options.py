@@ -18,6 +18,10 @@ BENCHES: Final = {
     "churn-dr": "new TCP connections, direct routing",
     "footprint": "memory of a connection",
     "processing": "one decision, without I/O",
+    "sync-bytes": "bytes of a connection on the sync wire",
+    "sync-join": "a peer joins, and has a copy",
+    "sync-records": "records told and taken in",
+    "sync-forwarding": "forwarding with sync",
 }
 """Every bench, by the name it is chosen by."""
 
@@ -34,6 +38,9 @@ class Options:
         window: how long is counted, in each turn.
         connections: for the memory of a connection.
         rounds: of the decision without I/O.
+        join_sizes: how many connections a leader has that a peer joins, in turn.
+        joins: turns of each.
+        records_time: for how long each rate of records is kept up.
         pin: whether the carrier and the ends of the traffic get processors of their own.
         json: where all samples are written; nowhere by default.
     """
@@ -45,6 +52,9 @@ class Options:
     window: float
     connections: int
     rounds: int
+    join_sizes: tuple[int, ...]
+    joins: int
+    records_time: float
     pin: bool
     json: Path | None
 
@@ -59,5 +69,6 @@ def decode_options(text: str) -> Options:
     """Read what `Options.encode` wrote."""
     values = json.loads(text)
     values["benches"] = tuple(values["benches"])
+    values["join_sizes"] = tuple(values["join_sizes"])
     values["json"] = None if values["json"] is None else Path(values["json"])
     return Options(**values)

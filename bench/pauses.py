@@ -19,8 +19,10 @@ from lvsha.connection_store import ConnectionStore
 from lvsha.counters import Counters
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.service_policy import ESTABLISHED
-from lvsha.model import Protocol
+from lvsha.model import BUCKETS, ConnectionRecord, Protocol
 from lvsha.settings import MODE_ALWAYS, Settings
+from lvsha.sync.actions import ProvideSnapshot
+from lvsha.sync.messages import ALL_BUCKETS
 from lvsha.sync.source import Pace, Source
 from lvsha.tally import UNTOLD
 
@@ -149,7 +151,7 @@ def _while_connections_live(number: int) -> Iterator[Row]:
 def _read_snapshot(crowd: Crowd, now: float) -> Row:
     """Read a snapshot as the sync does, tick by tick."""
     source = Source(
-        sync_id=SYNC_ID,
+        tally=crowd.tally,
         node="east",
         epoch=1,
         datagram_max=1400,
@@ -158,12 +160,25 @@ def _read_snapshot(crowd: Crowd, now: float) -> Row:
     )
     source.lead(1)
     longest = Longest("a tick of a snapshot")
-    records = crowd.director.replication.records(set(crowd.virtual))
-    longest.time(lambda: source.snapshot(records, now))
+    replication = crowd.director.replication
+
+    def looked_at(buckets: int) -> Iterator[ConnectionRecord | None]:
+        for bucket in range(BUCKETS):
+            if buckets >> bucket & 1:
+                yield from replication.records(crowd.tally, bucket)
+                yield None
+
+    moment = now
+    actions = source.request(ALL_BUCKETS, 0, now)
     while source.is_snapshotting:
-        moment = source.deadline
-        assert moment is not None
-        longest.time(partial(source.expire, moment))
+        wanted = [action.buckets for action in actions if isinstance(action, ProvideSnapshot)]
+        if wanted:
+            step = partial(source.snapshot, looked_at(*wanted), moment)
+        else:
+            assert source.deadline is not None
+            moment = max(moment, source.deadline)
+            step = partial(source.expire, moment)
+        actions = longest.time(step)
     return longest.row()
 
 
@@ -184,15 +199,15 @@ def _of_one_port(number: int) -> Iterator[Row]:
 
 def _after_a_snapshot(number: int) -> Iterator[Row]:
     crowd, now = Crowd(Kind(protocol=Protocol.UDP)), BEGIN + SPREAD
-    crowd.fill(number, _spread(number))
     store = ConnectionStore(crowd.director, dict.fromkeys(crowd.virtual, SYNC_ID), lambda: now)
+    crowd.fill(number, _spread(number))
     for what in ("a sweep that finds nothing", "a sweep that ends all"):
-        store.begin_snapshot(SYNC_ID)
+        store.begin(SYNC_ID, None)
         if what == "a sweep that finds nothing":
             for connection in crowd.director.registry.table.connections():
                 connection.generation = crowd.director.registry.generation
         longest = Longest("the end of a snapshot")
-        longest.time(lambda: store.end_snapshot(SYNC_ID))
+        longest.time(lambda: store.end(SYNC_ID, None))
         yield longest.row()
         yield _housekept(crowd, what, now, now + 0.5)
     assert len(crowd.director.registry.table) == 0, "everything was swept"
@@ -219,7 +234,7 @@ def _of_services(services: int) -> Iterator[Row]:
     yield _housekept(crowd, f"ways are kept warm, {many}", now + 10, now + 10.5)
     store = ConnectionStore(director, dict.fromkeys(crowd.virtual, SYNC_ID), lambda: now)
     count = Longest(f"connections are counted for the sync, {many}")
-    count.time(lambda: store.count(SYNC_ID))
+    count.time(lambda: store.tally(SYNC_ID).connections)
     yield count.row()
     director.services.flush()
     yield _housekept(crowd, f"the trash, {many}", now + 10.5, now + 400)

@@ -14,6 +14,7 @@ from rich.text import Text
 from bench.carriers import Carrier
 from bench.options import BENCHES
 from bench.results import Results, Spread, Traffic, spread_of
+from bench.sync_report import show_sync
 
 CARRIERS: Final[dict[Carrier, str]] = {
     "yardstick": "the bare packet loop",
@@ -46,6 +47,7 @@ def show(results: Results, console: Console) -> None:
         for name, figures in results.processing.kinds.items():
             line = f"{name}: {figures['us']:.2f} µs, {figures['ratio']:.0f} empty calls"
             console.print(Padding(line, _INDENT))
+    show_sync(results, console)
 
 
 def _ratio_table(measured: list[Traffic]) -> Table:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bench.carriers import Carrier
+from bench.sync_results import SyncBytes, SyncForwarding, SyncJoin, SyncRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +102,7 @@ class Results:
     traffic: list[Traffic] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
     processing: Processing | None = None
+    sync_bytes: list[SyncBytes] = field(default_factory=list)
+    sync_joins: list[SyncJoin] = field(default_factory=list)
+    sync_records: list[SyncRecords] = field(default_factory=list)
+    sync_forwarding: list[SyncForwarding] = field(default_factory=list)

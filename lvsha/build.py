@@ -41,7 +41,7 @@ def build_director(pair: Pair, dice: Dice | None = None) -> Director:
         connections_max=pair.limits.connections,
         fragment_bytes=pair.limits.fragment_bytes,
         dice=random.SystemRandom() if dice is None else dice,
-        reporting=default.tell,
+        reporting=default.tell if default.asked else None,
         unknown=default.unknown,
         settings=pair.settings,
     )
@@ -81,11 +81,13 @@ def _add(director: Director, service: Service, policy: ServicePolicy) -> None:
 def default_policy(pair: Pair) -> ServicePolicy:
     """The policy of services for which the file says nothing, and of those it does not have.
 
-    Where nobody is told of connections, nobody could be asked about one either.
+    Where nobody is told of connections, nobody could be asked about one either; in the
+    kernel's protocol there are no questions.
     """
     if pair.sync is None or not pair.virtual_routers:
-        return ServicePolicy(NEVER, Unknown.RESET)
-    return ServicePolicy(tell_rule(pair.sync.tell), Unknown.ASK)
+        return ServicePolicy(NEVER, Unknown.RESET, asked=False)
+    unknown = Unknown.ASK if pair.sync.format == "lvsha" else Unknown.RESET
+    return ServicePolicy(tell_rule(pair.sync.tell), unknown)
 
 
 def service_policy(service: Service, default: ServicePolicy) -> ServicePolicy:
@@ -93,6 +95,7 @@ def service_policy(service: Service, default: ServicePolicy) -> ServicePolicy:
     return ServicePolicy(
         default.tell if service.tell is None else tell_rule(service.tell),
         default.unknown if service.unknown is None else Unknown(service.unknown),
+        asked=default.asked or service.tell is not None,
     )
 
 
@@ -147,6 +150,34 @@ def _tunnel(table: TunnelTable) -> Tunnel:
     return Tunnel(
         TunnelType[table.type.upper()], table.port or 0, TunnelChecksum[table.checksum.upper()]
     )
+
+
+def sync_ids(pair: Pair) -> dict[bytes, int]:
+    """The sync id of each virtual address that a virtual router moves."""
+    return {
+        placed.address.ip.packed: router.sync_id
+        for router in pair.virtual_routers
+        for placed in router.addresses
+    }
+
+
+def mark_sync_ids(pair: Pair) -> dict[int, int]:
+    """The sync id of each firewall mark whose templates are synced.
+
+    It is that of the virtual router of which an address lies in the destinations of the
+    mark's rules, by the first such rule; else that of the only router there is.
+    """
+    routers = pair.virtual_routers
+    addresses = sync_ids(pair)
+    found: dict[int, int] = {}
+    for rule in mark_rules(pair):
+        for address, sync_id in addresses.items():
+            if rule.mark not in found and rule.covers(address):
+                found[rule.mark] = sync_id
+    if len(routers) == 1:
+        for rule in mark_rules(pair):
+            found.setdefault(rule.mark, routers[0].sync_id)
+    return found
 
 
 def mark_rules(pair: Pair) -> Iterator[MarkRule]:

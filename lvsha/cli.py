@@ -6,6 +6,8 @@ command line is wrong; 3 this machine lacks something.
 
 import json
 import logging
+import os
+import shlex
 import signal
 import socket
 import sys
@@ -26,10 +28,17 @@ from lvsha.drill.options import DrillOptions, Failure, Method
 from lvsha.errors import ConfigError, HostError, LvshaError
 from lvsha.host import LinuxHost
 from lvsha.ipvsadm import client
+from lvsha.model import parse_address
 from lvsha.node import Node
+from lvsha.observe.command import GROUPS
+from lvsha.observe.command import observe as watch_link
+from lvsha.observe.display import render
 from lvsha.replay import Summary
 from lvsha.replay import replay as replay_capture
 from lvsha.settings import NAMES, Settings
+from lvsha.sync import key_file
+from lvsha.sync.ipvs.roster import PORT
+from lvsha.sync.seal import key_id
 from lvsha.view import show_status
 
 EXIT_CONFIGURATION: Final = 2
@@ -97,12 +106,37 @@ def check(file: PairFile) -> None:
         pair = load_pair(file)
         for name in pair.nodes:
             _make_node(pair, file, name)
+        keys = pair.sync.key_file if pair.sync is not None else None
+        about_keys = "" if keys is None else _check_keys(keys)
         sys.stdout.write(
             f"{file}: in order: {len(pair.nodes)} nodes, {len(pair.virtual_routers)} virtual "
             f"routers, {len(pair.services)} services; digest {pair.digest().hex()[:12]}\n"
+            + about_keys
         )
 
     _explained(look)
+
+
+@app.command()
+def keygen(
+    path: Annotated[Path, typer.Argument(help="The key file.")] = key_file.DEFAULT_PATH,
+    rotate: Annotated[
+        bool,
+        typer.Option("--rotate", help="Add the next key; the second time, seal with it."),
+    ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Remove the key that sealed before the rotation.")
+    ] = False,
+) -> None:
+    """Make a key for sealing the sync link, or change it step by step."""
+
+    def step() -> Callable[[Path], key_file.Ring]:
+        if rotate and finish:
+            raise ConfigError("expected --rotate or --finish, not both")
+        return key_file.rotate if rotate else key_file.finish if finish else key_file.create
+
+    ring = _explained(lambda: step()(path))
+    sys.stdout.write(f"{path}: {_describe_keys(ring)}. {_advise(path, ring)}\n")
 
 
 @app.command()
@@ -201,6 +235,12 @@ def drill(
         bool, typer.Option(help="Bring the failed director back in a second act.")
     ] = True,
     advert_interval: Annotated[float, typer.Option(help="Of VRRP, in seconds.")] = 0.1,
+    sync_loss: Annotated[
+        int,
+        typer.Option(
+            metavar="PERCENT", help="Of the frames on the sync network, dropped at random."
+        ),
+    ] = 0,
     directory: Annotated[
         Path, typer.Option(help="Where pair file, logs and reports are left.")
     ] = Path("drill"),
@@ -221,11 +261,46 @@ def drill(
         failure=failure,
         then_return=then_return,
         advert_interval=advert_interval,
+        sync_loss=sync_loss,
         directory=directory,
         json=json_file,
         html=html_file,
     )
     raise typer.Exit(_explained(lambda: run_drill(options, Console())))
+
+
+@app.command()
+def observe(
+    interface: Annotated[str, typer.Argument(help="Where to listen.", show_default=False)],
+    seconds: Annotated[
+        float | None, typer.Option(help="How long; default: until interrupted.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was found, as JSON.")] = False,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Sync group; default: 224.0.0.81 and ff02::81.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="First port of the sync.")] = PORT,
+    ports: Annotated[int, typer.Option(help="How many ports it has.", min=1, max=64)] = 1,
+) -> None:
+    """Listen beside a pair of kernel IPVS and keepalived: sync stream and VRRP; changes nothing."""
+
+    def watch() -> None:
+        console = None
+        if not as_json:
+            console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        try:
+            groups = [parse_address(text) for text in group] if group else GROUPS
+        except ValueError as error:
+            raise ConfigError(f"--group: expected a multicast address: {error}") from error
+        found = watch_link(
+            interface, console, seconds=seconds, groups=groups, port=port, ports=ports
+        )
+        if console is None:
+            sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        else:
+            console.print(render(found, interface))
+
+    _explained(watch)
 
 
 @app.command()
@@ -265,6 +340,34 @@ def replay(
     if summary.fault:
         sys.stderr.write(f"lvsha: {source}: {summary.fault}\n")
         raise typer.Exit(EXIT_CONFIGURATION)
+
+
+def _check_keys(path: Path) -> str:
+    """Say what a key file holds, if it is here: a pair file may be checked on any machine."""
+    if not os.access(path, os.R_OK):
+        return f"{path}: not looked at: this user cannot read it on this machine\n"
+    return f"{path}: in order: {_describe_keys(key_file.load_ring(path))}\n"
+
+
+def _describe_keys(ring: key_file.Ring) -> str:
+    """Name keys by the id that datagrams show, which tells nothing else of them."""
+    words = {
+        key_file.Use.CURRENT: "seals",
+        key_file.Use.NEXT: "is accepted too, and seals after the next step",
+        key_file.Use.PREVIOUS: "is accepted still",
+    }
+    return "; ".join(f"key {key_id(key):02x} {words[use]}" for use, key in ring.items())
+
+
+def _advise(path: Path, ring: key_file.Ring) -> str:
+    """What to do after a step."""
+    advice = "Copy the file to the other nodes"
+    where = shlex.quote(str(path))
+    if key_file.Use.NEXT in ring:
+        return f"{advice}, then: lvsha keygen --rotate {where}"
+    if key_file.Use.PREVIOUS in ring:
+        return f"{advice}, then: lvsha keygen --finish {where}"
+    return f"{advice}."
 
 
 async def _run_until_told(node: Node) -> None:

@@ -27,6 +27,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lvsha.config_fields import (
+    AbsolutePath,
     InterfaceName,
     IpAddress,
     IpInterface,
@@ -120,14 +121,28 @@ class VirtualRouter(Table):
         return self.addresses[0].address.version
 
 
+PORT_MAX: Final = 65_535
+_KEYS_OF_FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
+    "lvsha": ("heartbeat_interval", "datagram_max", "bytes_per_second", "key_file"),
+    "ipvs": ("maxlen", "ports"),
+}
+"""Keys of `Sync` that mean nothing in another format."""
+
+
 class Sync(Table):
     """How the nodes tell each other about connections.
+
+    ``format = "ipvs"`` is the protocol of the kernel's sync daemons, for a pair of which one
+    half is the kernel's; ``maxlen`` and ``ports`` are theirs.
 
     ``tell`` is for services without a rule of their own. ``"established"`` tells a
     connection as soon as it is established and again before the backup could forget it;
     ``"threshold"`` is the kernel's rule, with its settings of which two may stand here.
+    No more than ``bytes_per_second`` leave, if that is not 0. With ``key_file`` every
+    datagram is sealed.
     """
 
+    format: Literal["lvsha", "ipvs"] = "lvsha"
     interface: Name = "sync"
     group: IpAddress = ipaddress.IPv4Address("224.0.0.81")
     port: Port = 8848
@@ -137,10 +152,21 @@ class Sync(Table):
     period: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     heartbeat_interval: Annotated[float, Field(ge=0.05, le=60)] = 0.5
     datagram_max: Annotated[int, Field(ge=500, le=65_000)] = 1400
+    bytes_per_second: Annotated[int, Field(ge=0, le=10**12)] = 0
+    key_file: AbsolutePath | None = None
+    maxlen: Annotated[int, Field(ge=1, le=65_507)] | None = None
+    ports: Annotated[int, Field(ge=1, le=64)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = []
+        problems = [
+            f'{key}: expected only with format = "{format_}"'
+            for format_, keys in _KEYS_OF_FORMATS.items()
+            for key in keys
+            if format_ != self.format and key in self.model_fields_set
+        ]
+        if self.port + (self.ports or 1) - 1 > PORT_MAX:
+            problems.append(f"ports: expected no port above {PORT_MAX}")
         if not self.group.is_multicast:
             problems.append("group: expected a multicast address, such as 224.0.0.81 or ff02::81")
         if self.period and self.threshold >= self.period:
@@ -418,15 +444,13 @@ def _check_sync(pair: Pair) -> Iterable[str]:
 
 
 def _check_policies(pair: Pair) -> Iterable[str]:
-    """What of a service has no effect without sync."""
-    if pair.sync is not None:
-        return
+    """What of a service has no effect without sync, or with that of the kernel."""
     for service in pair.services:
         where = f"services.{service.name}"
-        if service.tell is not None:
+        if service.tell is not None and pair.sync is None:
             yield f"{where}.tell: expected none, because there is no [sync]"
-        if service.unknown == "ask":
+        if service.unknown == "ask" and (pair.sync is None or pair.sync.format != "lvsha"):
             yield (
-                f'{where}.unknown: expected "kernel", "adopt" or "reset", because without '
-                "[sync] there is nobody to ask"
+                f'{where}.unknown: expected "kernel", "adopt" or "reset", because only in '
+                "lvsha's own [sync] format is there somebody to ask"
             )

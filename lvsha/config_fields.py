@@ -8,6 +8,7 @@ what `refuse` raises: one line for each wrong key, which begins with the key, so
 import ipaddress
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
@@ -45,6 +46,17 @@ def refuse(problems: Iterable[str]) -> None:
     text = "\n".join(problems)
     if text:
         raise ValueError(text)
+
+
+def _absolute_path(value: object) -> object:
+    # A director and its operator stand in different directories.
+    if not isinstance(value, str) or not value.startswith("/") or not value.isprintable():
+        raise ValueError('an absolute path such as "/etc/lvsha/sync.key"')
+    return Path(value)
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute_path)]
+"""The path of a file, from the root."""
 
 
 def _mac(value: object) -> object:

@@ -1,13 +1,18 @@
-"""The director's connections as the sync sees them: by sync id.
+"""The director's connections as the sync sees them: by sync id and bucket.
 
 Each virtual router has a sync id, so the virtual address of a connection tells which id it
-belongs to. Connections of addresses that no virtual router moves are not synced.
+belongs to; a firewall mark has one, too, for its templates and for its connections to other
+addresses. What belongs to none is not synced.
+
+What always holds: every call returns at once, within some milliseconds. What takes longer goes
+on as a chore of the director, between frames.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lvsha.counters import Counters
 from lvsha.datapath.director import Director
+from lvsha.datapath.replication import SWEEP_MAX
 from lvsha.model import ConnectionRecord
 from lvsha.tally import Tally
 
@@ -19,52 +24,71 @@ class ConnectionStore:
         director: whose table it is.
         sync_ids: the sync id of each virtual address.
         clock: tells the time, in seconds.
+        marks: the sync id of each firewall mark that has one.
     """
 
     def __init__(
-        self, director: Director, sync_ids: Mapping[bytes, int], clock: Callable[[], float]
+        self,
+        director: Director,
+        sync_ids: Mapping[bytes, int],
+        clock: Callable[[], float],
+        marks: Mapping[int, int] | None = None,
     ) -> None:
         self.counters = Counters()
         self._director = director
-        self._sync_ids = sync_ids
+        self._replication = director.replication
         self._clock = clock
-        self._tallies = {sync_id: Tally(sync_id) for sync_id in sync_ids.values()}
+        self._tallies: dict[int, Tally] = {}
+        registry = director.registry
         for address, sync_id in sync_ids.items():
-            director.registry.tallies[address] = self._tallies[sync_id]
-        self._generations: dict[int, int] = {}
+            registry.tallies[address] = self.tally(sync_id)
+        for mark, sync_id in (marks or {}).items():
+            registry.mark_tallies[mark] = self.tally(sync_id)
+        self._generations: dict[tuple[int, int | None], int] = {}
         self._to_sweep: dict[int, int] = {}
         self._sweeping: set[int] = set()
 
-    def addresses(self, sync_id: int) -> set[bytes]:
-        """The virtual addresses of a sync id."""
-        return {address for address, of in self._sync_ids.items() if of == sync_id}
+    def tally(self, sync_id: int) -> Tally:
+        """The counts and sums of a sync id; always the same object."""
+        tally = self._tallies.get(sync_id)
+        if tally is None:
+            tally = self._tallies[sync_id] = Tally(sync_id)
+        return tally
 
-    def apply(self, record: ConnectionRecord) -> None:
-        """Take a connection over from a peer, or count why that cannot be."""
-        refusal = self._director.replication.apply(record, self._clock())
-        if refusal is not None:
-            self.counters.add(f"records_refused_{refusal.name.lower()}")
+    def apply(self, records: Sequence[ConnectionRecord]) -> None:
+        """Enter connections, or bring them to the state that a peer has told."""
+        for refusal, number in self._replication.apply(records, self._clock()).items():
+            self.counters.add(f"records_refused_{refusal.value}", number)
 
-    def forget(self, key: bytes) -> None:
-        """Remove a connection that its source has ended."""
-        self._director.replication.forget(key)
+    def forget(self, keys: Sequence[bytes]) -> None:
+        """Remove what is there of these; that is reported to nobody."""
+        self._replication.forget(keys)
 
-    def count(self, sync_id: int) -> int:
-        """How many connections there are of a sync id."""
-        return self._tallies[sync_id].connections
+    def deny(self, keys: Sequence[bytes]) -> None:
+        """Let packets of these connections be refused: no peer knows them."""
+        self.counters.add("connections_denied", len(keys))
+        self._director.deny(keys)
 
-    def begin_snapshot(self, sync_id: int) -> None:
-        """Mark what is applied from now on."""
-        self._generations[sync_id] = self._director.replication.begin_snapshot()
+    def begin(self, sync_id: int, bucket: int | None) -> None:
+        """From now on mark what is applied, of a bucket or of all; again is anew."""
+        self._generations[sync_id, bucket] = self._replication.begin()
 
-    def end_snapshot(self, sync_id: int) -> None:
-        """Remove what was not applied since the snapshot began; that goes on for a while.
+    def end(self, sync_id: int, bucket: int | None) -> None:
+        """Remove what was neither applied nor opened here since the begin.
 
-        It is a chore of the director. Of each sync id there is at most one: when another
-        snapshot has ended meanwhile, it begins anew.
+        Of a bucket that happens now, but for a crowd, the rest of which goes on as a chore;
+        of all it is a chore. Of these there is at most one for each sync id: when another has
+        begun and ended meanwhile, it begins anew.
         """
-        generation = self._generations.pop(sync_id, None)
+        generation = self._generations.pop((sync_id, bucket), None)
         if generation is None:
+            return
+        if bucket is not None:
+            sweeping = self._replication.sweep_bucket(self.tally(sync_id), bucket, generation)
+            swept = next(sweeping, 0)
+            self.counters.add("connections_swept", swept)
+            if swept == SWEEP_MAX:
+                self._director.add_chore(self._counted(sweeping))
             return
         self._to_sweep[sync_id] = generation
         if sync_id not in self._sweeping:
@@ -72,18 +96,27 @@ class ConnectionStore:
             self._director.add_chore(self._sweep(sync_id))
 
     def _sweep(self, sync_id: int) -> Iterator[None]:
-        addresses = self.addresses(sync_id)
         while (generation := self._to_sweep.pop(sync_id, None)) is not None:
-            for swept in self._director.replication.sweep(generation, addresses):
-                self.counters.add("connections_swept", swept)
+            for _ in self._counted(self._replication.sweep(self.tally(sync_id), generation)):
                 yield
                 if sync_id in self._to_sweep:
                     break
         self._sweeping.discard(sync_id)
 
-    def records(self, sync_id: int) -> Iterator[ConnectionRecord | None]:
-        """All connections of a sync id, each as it is when it is read.
+    def _counted(self, sweeping: Iterator[int]) -> Iterator[None]:
+        for swept in sweeping:
+            self.counters.add("connections_swept", swept)
+            yield
 
-        None says that some of the table were looked at since the None before.
+    def records(self, sync_id: int, bucket: int) -> Iterator[ConnectionRecord]:
+        """What was told of a bucket.
+
+        Which connections these are is settled now, and each is as it is when it is read; what
+        has ended until then is left out. Those of one real server and virtual end follow one
+        another.
         """
-        return self._director.replication.records(self.addresses(sync_id))
+        return self._replication.records(self.tally(sync_id), bucket)
+
+    def lookup(self, keys: Sequence[bytes]) -> list[ConnectionRecord]:
+        """Those connections and templates of these keys that are here."""
+        return self._replication.lookup(keys)

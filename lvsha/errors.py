@@ -6,6 +6,8 @@ code 2, a machine that lacks something is one clear sentence. A fault of our own
 is an ``AssertionError`` and has no class here.
 """
 
+from typing import Final, Literal
+
 
 class LvshaError(Exception):
     """The base of all of them; its text is one sentence for a person."""
@@ -17,6 +19,25 @@ class WireError(LvshaError):
 
 class SyncError(LvshaError):
     """A sync datagram that cannot be understood or must not be believed."""
+
+
+SealFault = Literal["malformed", "unsealed", "own", "replayed", "unknown_key", "forged"]
+"""What can be wrong with a seal; `SealError` says what each of these means."""
+
+
+class SealError(SyncError):
+    """A sync datagram that is refused for its seal.
+
+    Attributes:
+        kind: what to count it as. ``malformed``: no datagram of this protocol.
+            ``unsealed``: one that nobody sealed. ``own``: this process has sealed it.
+            ``replayed``: it came before, or is too old to tell. ``unknown_key``: sealed
+            with a key that is not here. ``forged``: sealed with none, or changed since.
+    """
+
+    def __init__(self, kind: SealFault, text: str) -> None:
+        super().__init__(text)
+        self.kind: Final = kind
 
 
 class ConfigError(LvshaError):

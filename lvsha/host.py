@@ -27,6 +27,9 @@ from lvsha.failover.addresses import (
     remove_leftovers,
 )
 from lvsha.failover.transport import AdvertisementTransport, MulticastTransport, own_address
+from lvsha.settings import Settings
+from lvsha.sync.ipvs.daemons import Socket, open_multicast
+from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.transport import MulticastTransport as SyncMulticastTransport
 from lvsha.sync.transport import Transport as SyncTransport
 
@@ -89,6 +92,10 @@ class Host(Protocol):
         """What carries sync datagrams."""
         ...
 
+    def open_sync_socket(self, daemon: Daemon, index: int, settings: Settings) -> Socket:
+        """A socket of a daemon that speaks the kernel's sync protocol."""
+        ...
+
     def advertisement_transport(
         self, interface: str, router: VirtualRouter
     ) -> AbstractContextManager[AdvertisementTransport]:
@@ -146,6 +153,10 @@ class LinuxHost:
         return closing(
             SyncMulticastTransport(interface, sync.group.packed, sync.port, ttl=sync.ttl)
         )
+
+    def open_sync_socket(self, daemon: Daemon, index: int, settings: Settings) -> Socket:
+        """A UDP multicast socket."""
+        return open_multicast(daemon, index, settings)
 
     def advertisement_transport(
         self, interface: str, router: VirtualRouter

@@ -1,17 +1,24 @@
 """Ask the machine for the addresses of an interface by its name.
 
-A thin, typed cover over the ``netifaces`` module. Nothing is cached: an answer is what
-was true when it was asked for. What is missing becomes a `HostError` that names the
-interface.
+A thin, typed cover over the ``netifaces`` module and one system call. Nothing is cached: an
+answer is what was true when it was asked for. What is missing becomes a `HostError` that
+names the interface.
 """
 
+import fcntl
 import ipaddress
+import socket
+import struct
 from collections.abc import Collection
+from typing import Final
 
 import netifaces
 
 from lvsha.errors import HostError
 from lvsha.model import parse_address
+
+_SIOCGIFMTU: Final = 0x8921  # linux/sockios.h
+_NAME_BYTES: Final = 16
 
 
 def primary_ipv4(interface: str, excluding: Collection[bytes] = ()) -> bytes:
@@ -63,6 +70,18 @@ def mac_address(interface: str) -> bytes:
         if len(mac) == 6:
             return mac
     raise HostError(f"interface {interface} has no Ethernet address")
+
+
+def mtu(interface: str) -> int | None:
+    """The MTU of an interface, in bytes; None if there is no such interface."""
+    # struct ifreq: a name, then a union whose first number is the answer.
+    request = struct.pack(f"={_NAME_BYTES}si20x", interface.encode()[: _NAME_BYTES - 1], 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            answer = fcntl.ioctl(asking, _SIOCGIFMTU, request)
+        except OSError:
+            return None
+    return int(struct.unpack_from("=i", answer, _NAME_BYTES)[0])
 
 
 def _addresses(interface: str, family: int) -> list[bytes]:

@@ -76,7 +76,11 @@ class ConnectionDetails:
             delta and previous_delta of what goes to the server, then of what comes from it.
             The flags IN_SEQUENCE and OUT_SEQUENCE say which three count.
         engine: the persistence engine whose find stands in a template's key.
-        parent: the key of the connection that this one belongs to (FTP data).
+        parent: the key of what this one belongs to, where its own key does not tell: the
+            control connection of FTP data, the template of a call.
+        dialogue: where an FTP control connection is: nothing; or the mode that its client
+            asked for last; or behind that the sequence number of the server's reply that was
+            rewritten last, and the mode of that reply.
         others: fields of a later version, by number, which go on as they came.
     """
 
@@ -84,6 +88,7 @@ class ConnectionDetails:
     shifts: tuple[int, ...] = ()
     engine: str = ""
     parent: bytes = b""
+    dialogue: tuple[int, ...] = ()
     others: tuple[tuple[int, bytes], ...] = ()
 
 

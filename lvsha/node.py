@@ -18,15 +18,15 @@ over.
 """
 
 from contextlib import ExitStack
-from typing import Final, assert_never
+from typing import Final
 
 import structlog
 import trio
 
 import lvsha
 from lvsha.administration import Administration
-from lvsha.build import build_director
-from lvsha.config import Pair, Sync, VirtualRouter
+from lvsha.build import build_director, mark_sync_ids, sync_ids
+from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
 from lvsha.control import Handler
 from lvsha.datapath.service_table import describe
@@ -37,9 +37,8 @@ from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
-from lvsha.sync.actions import Alarm, ConfigurationAgrees, ConfigurationDiffers, PeerChanged
-from lvsha.sync.courier import Courier, SyncEvent
-from lvsha.sync.replica import Replica
+from lvsha.node_sync import NodeSync
+from lvsha.sync_daemons import SyncDaemons
 
 TRANSITION: Final = 2.0
 """Seconds after a change of master in which frames may still come to the old one, which
@@ -73,21 +72,17 @@ class Node:
         self._own = pair.nodes[name]
         self._store = ConnectionStore(
             self.director,
-            {
-                placed.address.ip.packed: router.sync_id
-                for router in pair.virtual_routers
-                for placed in router.addresses
-            },
+            sync_ids(pair),
             trio.current_time,
+            mark_sync_ids(pair),
         )
+        self.sync = NodeSync(pair, name, self.director, self._store, host)
         self._forwarder = host.forwarder(
-            self.director, self._traffic_interfaces(), self._tell, self._stale_after()
+            self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._masters: set[str] = set()
-        self._replicas: list[Replica] = []
-        self._courier: Courier | None = None
         self._settling: dict[str, trio.CancelScope] = {}
         self._started_at = 0.0
         self._back_up()
@@ -131,8 +126,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.serve_control, self._commands())
                 await nursery.start(self._forwarder.run)
-                if self.pair.sync is not None and self._routers:
-                    await self._start_sync(self.pair.sync, nursery, resources)
+                await self.sync.start(nursery, resources)
                 await self._let_a_backup_go_first(stop)
                 await self._start_speakers(nursery, resources)
                 nursery.start_soon(self._watch_interfaces)
@@ -149,9 +143,16 @@ class Node:
     def _commands(self) -> dict[str, Handler]:
         """What the control socket answers."""
         administration = Administration(
-            self.director, trio.current_time, self._forwarder.services_changed
+            self.director,
+            trio.current_time,
+            self._services_changed,
+            SyncDaemons(self.sync.daemons, self.director),
         )
         return {"status": self.status, **administration.commands()}
+
+    def _services_changed(self) -> None:
+        self._forwarder.services_changed()
+        self.sync.services_changed()
 
     async def clean(self) -> None:
         """Take away what a run leaves on the host.
@@ -164,26 +165,6 @@ class Node:
             [address for router in routers for address in self._interface_addresses(router)]
         )
 
-    async def _start_sync(self, sync: Sync, nursery: trio.Nursery, resources: ExitStack) -> None:
-        transport = resources.enter_context(
-            self._host.sync_transport(self._own.interfaces[sync.interface], sync)
-        )
-        self._replicas = [
-            Replica(
-                sync_id=router.sync_id,
-                node=self.name,
-                epoch=self._host.epoch(),
-                configuration_digest=self.pair.digest(),
-                digests=self.pair.digests(),
-                heartbeat_interval=sync.heartbeat_interval,
-                datagram_max=sync.datagram_max,
-            )
-            for router in self.pair.virtual_routers
-        ]
-        self._courier = Courier(self._replicas, transport, self._store)
-        nursery.start_soon(self._report_sync, self._courier.events)
-        await nursery.start(self._courier.run)
-
     async def _let_a_backup_go_first(self, stop: trio.Event) -> None:
         """Listen for one interval before taking part in elections.
 
@@ -191,7 +172,7 @@ class Node:
         and the peer has a copy. The peer's timer is at most one interval longer than the own
         one (Skew_Time of RFC 9568, section 6.1).
         """
-        if self._courier is not None:
+        if self.sync.is_on:
             with trio.move_on_after(self._slowest_interval()):
                 await stop.wait()
 
@@ -223,7 +204,7 @@ class Node:
                 pseudo_header=router.checksum == "keepalived",
             )
             self._speakers[router.name] = speaker
-            if self._courier is None:
+            if not self.sync.is_on:
                 speaker.permit_preemption(permitted=True)
             await nursery.start(speaker.run)
 
@@ -240,20 +221,12 @@ class Node:
 
     # Connections
 
-    def _tell(self) -> None:
-        """Carry the director's changes to the replicas."""
-        changes = self.director.registry.take_changes()
-        if self._courier is None:
-            return
-        for sync_id, of_one in changes.items():
-            self._courier.tell(sync_id, of_one)
-
     async def _tell_everything(self, router: str) -> None:
         """Tell what the backup does not know, half-open connections too."""
         for _ in self.director.registry.tell_all(self._routers[router].sync_id):
-            self._tell()
+            self.sync.tell()
             await trio.lowlevel.checkpoint()
-        self._tell()
+        self.sync.tell()
 
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
@@ -268,20 +241,6 @@ class Node:
     def _hold(self, router: str, *, held: bool, in_transition: bool = False) -> None:
         for address in self._virtual(router):
             self.director.hold(address, held=held, in_transition=in_transition)
-
-    async def _report_sync(self, events: trio.MemoryReceiveChannel[SyncEvent]) -> None:
-        async for event in events:
-            match event.happening:
-                case PeerChanged(node, state, reason):
-                    _log.info("peer changed", peer=node, state=state.name, reason=reason)
-                case ConfigurationDiffers(node, names):
-                    _log.error("the pair files differ", peer=node, in_=", ".join(names) or "?")
-                case ConfigurationAgrees(node):
-                    _log.info("the pair files agree again", peer=node)
-                case Alarm(kind, node):
-                    _log.error("alarm", kind=kind, peer=node)
-                case _:
-                    assert_never(event)
 
     # Elections
 
@@ -302,8 +261,7 @@ class Node:
         self._masters.add(router)
         self._hold(router, held=True, in_transition=True)
         self._back_up()
-        if self._courier is not None:
-            self._courier.lead(self._routers[router].sync_id)
+        self.sync.lead(self._routers[router].sync_id)
 
     async def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
@@ -312,10 +270,7 @@ class Node:
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)
         await self._tell_everything(router)
-        if self._courier is not None:
-            self._courier.follow(sync_id)
-            if stalled:
-                self._courier.resync(sync_id)
+        self.sync.follow(sync_id, stalled=stalled)
 
     async def _settle(self, change: RouterStateChanged) -> None:
         """End the transition, unless another has begun meanwhile."""
@@ -330,13 +285,12 @@ class Node:
 
     async def _watch_readiness(self) -> None:
         """Permit preemption while the copy of the connection table is complete."""
-        courier = self._courier
-        if courier is None:
+        if not self.sync.is_on:
             return
         permitted = dict.fromkeys(self._speakers, False)
         while True:
             for name, speaker in self._speakers.items():
-                complete = courier.complete(self._routers[name].sync_id)
+                complete = self.sync.complete(self._routers[name].sync_id)
                 if complete != permitted[name] or (
                     complete and not speaker.election.preemption_permitted
                 ):
@@ -378,10 +332,8 @@ class Node:
             "uptime_seconds": trio.current_time() - self._started_at,
             "configuration": self.pair.digest().hex(),
             "routers": {name: speaker.status() for name, speaker in self._speakers.items()},
-            "sync": {
-                str(replica.sync_id): replica.status(trio.current_time())
-                for replica in self._replicas
-            },
+            "sync": self.sync.status(),
+            "daemons": self.sync.daemons.status(),
             "services": {
                 service.name: {
                     "address": _endpoint(service),
@@ -401,7 +353,7 @@ class Node:
             "counters": {
                 "forwarder": self._forwarder.counters.snapshot(),
                 "records": self._store.counters.snapshot(),
-                "sync": self._courier.counters.snapshot() if self._courier is not None else {},
+                "sync": self.sync.counters(),
             },
         }
 

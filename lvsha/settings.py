@@ -48,6 +48,13 @@ class Settings(BaseModel):
         drop_entry: 0 to 3: whether old and half-open connections are dropped at random.
         drop_packet: 0 to 3: whether packets that would open a connection are dropped.
         secure_tcp: 0 to 3: whether the stricter table of TCP states is used.
+        sync_version: of the messages that a master daemon of the kernel's protocol sends;
+            both are understood.
+        sync_ports: how many UDP ports, and so sockets, each such daemon has; it counts when
+            the first of them is started.
+        sync_qlen_max: so many full messages of a port may wait for the socket, more are lost;
+            0 is 8192, the kernel's own number with 1 GiB of memory.
+        sync_sock_size: bytes of the socket's buffer; 0 is 1 MiB to send and 4 MiB to receive.
         cache_bypass: forward what finds no real server of a firewall-mark service to where
             it was going.
         expire_nodest_conn: end connections of removed real servers, instead of dropping

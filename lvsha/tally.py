@@ -12,6 +12,7 @@ some 2**32 cases, and the next change shows them.
 What counts is what was told: a connection that no other director knows of is in no sum.
 """
 
+from collections.abc import Sequence
 from typing import Final
 from zlib import crc32
 
@@ -19,6 +20,9 @@ from lvsha.model import BUCKETS, bucket_of
 
 UNTOLD: Final = -1
 """The state that backups were told last, of a connection that no backup knows of."""
+NO_SYNC_ID: Final = -1
+"""In place of the sync id of connections that belong to no virtual router and are told all the
+same, to whoever listens to a daemon of the kernel's protocol."""
 SUM_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -26,7 +30,7 @@ class Tally:
     """Counts and sums of one sync id.
 
     Attributes:
-        sync_id: which.
+        sync_id: which, or `NO_SYNC_ID`.
         connections: connections and templates in the table.
         told: those that backups were told of.
         established: connections whose loss a client would notice.
@@ -64,6 +68,21 @@ class Tally:
             self.told -= 1
         bucket = bucket_of(key)
         self.sums[bucket] = self.sums[bucket] + term * weight & SUM_MASK
+
+    def tell(self, keys: Sequence[bytes], server: bytes, port: int, state: int) -> None:
+        """Backups come to know connections of which they knew nothing; as `retell` for each.
+
+        Args:
+            keys: of their records, none of a template.
+            server: the address of their real server.
+            port: of their real server.
+            state: the same of all.
+        """
+        sums, tail, weight = self.sums, server + port.to_bytes(2), 2 * state + 1
+        for key in keys:
+            bucket = key[-3] + key[5]  # as `bucket_of`
+            sums[bucket] = sums[bucket] + (crc32(key + tail) + 1) * weight & SUM_MASK
+        self.told += len(keys)
 
     @property
     def total(self) -> int:

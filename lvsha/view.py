@@ -34,6 +34,9 @@ def show_status(status: object, console: Console) -> None:
     sync = _items(_get(status, "sync"))
     if sync:
         console.print(_sync(sync))
+    daemons = _daemon_rows(_get(status, "daemons"))
+    if daemons:
+        console.print(_daemons(daemons))
     drops = _items(_get(status, "drops"))
     if drops:
         console.print(Text("dropped: " + ", ".join(f"{name} {count}" for name, count in drops)))
@@ -91,25 +94,96 @@ def _service(name: str, service: object) -> str:
 
 
 def _sync(sync: list[tuple[str, object]]) -> Table:
-    table = _table("sync id", "role", "copy", "peer", "peer is", "copy is", "queued", "oldest")
+    table = _table(
+        "sync id", "role", "copy", "would survive", "at risk", "queued",
+        "peer", "peer is", "copy is", "lag", "lost / repaired",
+    )  # fmt: skip
     for sync_id, replica in sync:
-        peers = _get(replica, "peers")
-        lag = _get(replica, "lag")
-        oldest = _get(lag, "oldest_ms")
-        own = (
+        own: tuple[str, ...] = (
             sync_id,
             _text(replica, "role"),
             "complete" if _get(replica, "complete") else "incomplete",
+            _share(_get(_get(replica, "readiness"), "coverage")),
+            _text(replica, "at_risk"),
+            _text(_get(replica, "lag"), "changes_queued"),
         )
-        rest = (
-            _text(lag, "changes_queued"),
-            f"{oldest:.0f} ms" if isinstance(oldest, int | float) else _DASH,
-        )
+        peers = _get(replica, "peers")
         for peer in peers if isinstance(peers, list) and peers else [None]:
-            role = "silent" if _get(peer, "silent") is True else _text(peer, "role")
-            _add_row(table, *own, _text(peer, "node"), role, _text(peer, "state"), *rest)
-            own, rest = ("", "", ""), ("", "")
+            _add_row(table, *own, *_peer(peer))
+            own = ("",) * len(own)
     return table
+
+
+def _peer(peer: object) -> tuple[str, ...]:
+    reported = _get(peer, "reported")
+    buckets = _get(reported, "buckets_mismatched")
+    state = _text(peer, "state") + (f", {buckets} buckets differ" if buckets else "")
+    lag = _get(peer, "lag_ms")
+    behind = (
+        f"{lag:.0f} ms, {_text(peer, 'lag_connections')}" if isinstance(lag, int | float) else _DASH
+    )
+    # What a follower of ours has missed it says itself; of a leader we know it.
+    missed = reported if _get(peer, "lag_ms") is not None else peer
+    return (
+        _text(peer, "node"),
+        "silent" if _get(peer, "silent") is True else _text(peer, "role"),
+        state,
+        behind,
+        f"{_text(missed, 'datagrams_lost')} / {_text(missed, 'datagrams_repaired')}",
+    )
+
+
+def _daemon_rows(daemons: object) -> list[tuple[str, ...]]:
+    """The daemons that speak the kernel's protocol, the masters first."""
+    rows: list[tuple[str, ...]] = []
+    for daemon in _values(_get(daemons, "masters")):
+        counters = _get(daemon, "counters")
+        rows.append(
+            (
+                _text(daemon, "sync_id"),
+                "master" if _get(daemon, "speaks") is not False else "master, not led",
+                _text(daemon, "interface"),
+                _count(counters, "records"),
+                _DASH,
+                _DASH,
+                _text(daemon, "waiting_messages"),
+            )
+        )
+    for daemon in _values(_get(daemons, "backups")):
+        heard = _get(daemon, "heard_seconds_ago")
+        rows.append(
+            (
+                _list(_get(daemon, "sync_ids")),
+                "backup",
+                _text(daemon, "interface"),
+                _DASH,
+                _count(_get(daemon, "counters"), "records"),
+                "never" if heard is None else f"{_seconds(heard)} ago",
+                _DASH,
+            )
+        )
+    return rows
+
+
+def _daemons(rows: list[tuple[str, ...]]) -> Table:
+    table = _table(
+        "sync id", "daemon", "interface", "records told", "records taken", "heard", "waiting"
+    )
+    for row in rows:
+        _add_row(table, *row)
+    return table
+
+
+def _count(counters: object, name: str) -> str:
+    """A counter; one that never counted is not there."""
+    return _DASH if not isinstance(counters, dict) else str(counters.get(name, 0))
+
+
+def _share(value: object) -> str:
+    """A share in per cent, never rounded up to all."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return _DASH
+    return f"{math.floor(value * 10_000) / 100:.2f} %"
 
 
 def _table(*columns: str) -> Table:
@@ -130,6 +204,10 @@ def _get(mapping: object, key: str) -> object:
 
 def _items(mapping: object) -> list[tuple[str, object]]:
     return list(mapping.items()) if isinstance(mapping, dict) else []
+
+
+def _values(values: object) -> list[object]:
+    return values if isinstance(values, list) else []
 
 
 def _text(mapping: object, key: str) -> str:

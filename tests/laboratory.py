@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
-from lvsha.datapath.connections import Connection, TemplateIdentity
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.network import HOST, AddressChange, LinkChange, NeighbourChange, RouteChange
@@ -26,6 +26,7 @@ from lvsha.datapath.services import (
     ServiceOptions,
     VirtualService,
 )
+from lvsha.datapath.stand_ins import StandIn
 from lvsha.datapath.tunnels import IPIP, Tunnel
 from lvsha.model import ForwardMethod, Protocol, parse_address
 from lvsha.settings import Settings
@@ -219,7 +220,7 @@ class Laboratory:
     def mistallied(self) -> list[str]:
         """Tallies that are not what a walk over the table gives."""
         registry = self.director.registry
-        kept = {*registry.tallies.values(), *registry.mark_tallies.values()}
+        kept = {*registry.tallies.values(), *registry.mark_tallies.values(), registry._others}
         walked = {tally: Tally(tally.sync_id) for tally in kept}
         for connection in registry.table.connections():
             tally = tally_of(registry, connection)
@@ -236,14 +237,26 @@ class Laboratory:
 
 
 def tally_of(registry: Registry, connection: Connection) -> Tally | None:
-    """Where a connection must count: at its address or mark, and poisoned templates nowhere."""
-    identity = connection.dialogue
-    if isinstance(identity, TemplateIdentity):
-        if connection in registry.table._poisoned:
-            return None
-        if identity.mark:
-            return registry.mark_tallies.get(identity.mark)
-    return registry.tallies.get(connection.virtual[0])
+    """Where a connection must count: at its address or mark, else with all others if these are
+    told, and poisoned templates nowhere."""
+    if connection in registry.table._poisoned:
+        return None
+    tally = sync_id_tally(registry, connection)
+    return registry.other_tally if tally is None else tally
+
+
+def sync_id_tally(registry: Registry, connection: Connection) -> Tally | None:
+    """Where a connection must count because of its address or mark."""
+    virtual, _ = connection.virtual
+    if connection.is_template:
+        if not connection.protocol:
+            return registry.mark_tallies.get(int.from_bytes(virtual[:4]))
+        return registry.tallies.get(virtual)
+    if virtual in registry.tallies:
+        return registry.tallies[virtual]
+    if isinstance(connection.server, StandIn):
+        return connection.tally  # its mark is that of rules which may have changed
+    return registry.mark_tallies.get(connection.server.service.identity.mark)
 
 
 def count_in(tally: Tally, connection: Connection) -> None:

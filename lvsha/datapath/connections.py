@@ -27,14 +27,21 @@ than its `expires` rounded up to the next second.
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
-from lvsha.datapath.ftp import FtpMode
-from lvsha.datapath.sequence import Adjustment
+from lvsha.datapath.memories import FtpDialogue, TemplateIdentity, Unread, mark_of_template
 from lvsha.datapath.services import Binding, RealServer
 from lvsha.datapath.state_machines import StateMachine
-from lvsha.model import BUCKETS, ConnectionDetails, ConnectionFlag, ConnectionRecord, bucket_of
+from lvsha.model import (
+    BUCKETS,
+    ConnectionDetails,
+    ConnectionFlag,
+    ConnectionRecord,
+    bucket_of,
+    template_key,
+)
 from lvsha.tally import UNTOLD, Tally
 
 SHARDS: Final = BUCKETS
@@ -51,6 +58,11 @@ _POISONED_PORT: Final = 65535
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
 _TEMPLATE: Final = int(ConnectionFlag.TEMPLATE)
 _NO_CLIENT_PORT: Final = int(ConnectionFlag.NO_CLIENT_PORT)
+_NO_DETAILS: Final = ConnectionDetails()
+
+# Cheaper than to call the classes.
+_new_object: Final = object.__new__
+_new_record: Final = tuple.__new__
 
 
 class Connection:
@@ -75,7 +87,8 @@ class Connection:
         parent: what it belongs to: the template of its client, or an FTP control connection;
             that does not end before it.
         children: how many belong to it.
-        dialogue: what an FTP control connection or a template remembers; None for others.
+        dialogue: what an FTP control connection or a template remembers, or what a later
+            version has told; None for nearly all.
     """
 
     __slots__ = (
@@ -119,7 +132,7 @@ class Connection:
         self.generation = 0
         self.parent: Connection | None = None
         self.children = 0
-        self.dialogue: FtpDialogue | TemplateIdentity | None = None
+        self.dialogue: FtpDialogue | TemplateIdentity | Unread | None = None
 
     @property
     def server(self) -> RealServer:
@@ -170,77 +183,67 @@ class Connection:
     @property
     def record_key(self) -> bytes:
         """The key of its record: its own, or that of a template."""
+        if not self.flags & _TEMPLATE:
+            return self.key
         identity = self.dialogue
-        return identity.key if isinstance(identity, TemplateIdentity) else self.key
+        return identity.key if isinstance(identity, TemplateIdentity) else template_key(self.key)
 
     def record(self) -> ConnectionRecord:
         """The connection as a value for other directors."""
         binding = self.binding
-        dialogue = self.dialogue
-        return ConnectionRecord(
-            self.key if dialogue is None else self.record_key,
-            binding.server.address,
-            binding.port,
-            binding.method,
-            self.state,
-            self.flags,
-            self.timeout,
-            None if dialogue is None else dialogue.details(),
+        plain = self.dialogue is None and not self.flags & _TEMPLATE
+        parent = self.parent
+        if plain and parent is not None:
+            plain = parent.dialogue is None and bool(parent.flags & _TEMPLATE)
+        return _new_record(
+            ConnectionRecord,
+            (
+                self.key if plain else self.record_key,
+                binding.server.address,
+                binding.port,
+                binding.method,
+                self.state,
+                self.flags,
+                self.timeout,
+                None if plain else self._details(),
+            ),
         )
 
+    def _details(self) -> ConnectionDetails | None:
+        """What its record has beside the rest."""
+        details = _NO_DETAILS if self.dialogue is None else self.dialogue.details()
+        parent = self.parent
+        if self.flags & _TEMPLATE:
+            mark = mark_of_template(self.key)
+            details = replace(details, mark=mark) if mark else details
+        elif parent is not None and parent.second >= 0 and not parent.is_poisoned:
+            is_found = isinstance(parent.dialogue, TemplateIdentity)
+            if is_found or not parent.flags & _TEMPLATE:  # of others the own key tells
+                details = replace(details, parent=parent.record_key)
+        return None if details == _NO_DETAILS else details
 
-class FtpDialogue:
-    """What an FTP control connection remembers.
-
-    Attributes:
-        mode: what the client last asked for.
-        answered: the sequence number of the last reply that was rewritten, and the mode it
-            was for; the server may send it again.
-        adjustment: how sequence numbers have moved.
-    """
-
-    __slots__ = ("adjustment", "answered", "mode")
-
-    def __init__(self) -> None:
-        self.mode = FtpMode.ACTIVE
-        self.answered = (-1, FtpMode.ACTIVE)
-        self.adjustment = Adjustment()
-
-    def details(self) -> ConnectionDetails | None:
-        """What other directors must know beside the rest."""
-        adjustment = self.adjustment
-        if not adjustment.in_set and not adjustment.out_set:
-            return None
-        there, back = adjustment.in_, adjustment.out
-        return ConnectionDetails(
-            shifts=(
-                *(there.init_seq, there.delta, there.previous_delta),
-                *(back.init_seq, back.delta, back.previous_delta),
-            )
-        )
-
-
-class TemplateIdentity:
-    """Under what a template stands in the table.
-
-    Attributes:
-        key: its key in the table and in its record; behind it what a persistence engine found.
-        found: that alone: the Call-ID.
-        mark: the firewall mark of its service.
-    """
-
-    __slots__ = ("found", "key", "mark")
-
-    def __init__(self, key: bytes, found: bytes, mark: int) -> None:
-        self.key = key
-        self.found = found
-        self.mark = mark
-
-    def details(self) -> ConnectionDetails | None:
-        """What other directors must know beside the rest."""
-        if not self.mark and not self.found:
-            return None
-        return ConnectionDetails(mark=self.mark, engine="sip" if self.found else "")
+    def alike(self, key: bytes, reply_key: bytes) -> "Connection":
+        """Another one that differs in nothing but its client, and is in no table yet."""
+        other = _new_object(Connection)
+        other.key = key
+        other.reply_key = reply_key
+        other.binding = self.binding
+        other.machine = self.machine
+        other.state = self.state
+        other.flags = self.flags
+        other.timeout = self.timeout
+        other.expires = self.expires
+        other.second = self.second
+        other.packets = self.packets
+        other.report_at = self.report_at
+        other.told_state = self.told_state
+        other.sync_end = self.sync_end
+        other.tally = self.tally
+        other.generation = self.generation
+        other.parent = None
+        other.children = 0
+        other.dialogue = None
+        return other
 
 
 def reply_key(key: bytes, server: bytes, server_port: int) -> bytes:
@@ -359,65 +362,104 @@ class ConnectionTable:
         assert key not in shard, "a key is entered once"
         shard[key] = connection
         if connection.reply_key:
-            self._enter_reply(connection)
+            self.enter_replies(connection)
         if connection.flags & _NO_CLIENT_PORT:
             self.unknown_ports += 1
         self._count += 1
         self._arm(connection)
 
+    def add_alike(self, first: Connection, keys: Sequence[bytes]) -> list[bytes]:
+        """Enter connections that differ from one in the table only in their client.
+
+        Args:
+            first: that one; its client's port is known.
+            keys: of the others; there is room for all.
+
+        Returns:
+            Of these keys those that were not there before; each once.
+        """
+        alike, inbound, outbound = first.alike, self.inbound, self.outbound
+        size = (len(first.key) - 6) // 2
+        client_end, ports_at = 2 + size, len(first.key) - 4
+        reply = first.reply_key
+        head, port = reply[: 2 + size], reply[2 + 2 * size : -2]
+        lying = self._lying(first.second, len(keys))
+        entered = []
+        for key in keys:
+            shard = inbound[key[-3] + key[5]]
+            if key in shard:
+                continue
+            if reply:
+                back = head + key[2:client_end] + port + key[ports_at:-2]
+                connection = alike(key, back)
+                replies = outbound[back[-1] + back[-5]]
+                if back in replies:
+                    self.enter_replies(connection)
+                else:
+                    replies[back] = connection
+            else:
+                connection = alike(key, b"")
+            shard[key] = connection
+            lying[connection] = None
+            entered.append(key)
+        self._count += len(entered)
+        return entered
+
     def add_template(self, template: Connection) -> None:
         """Enter a template."""
-        identity = template.dialogue
-        assert isinstance(identity, TemplateIdentity)
-        shard = self._templates[bucket_of(identity.key)]
-        assert identity.key not in shard, "a template is entered once"
-        shard[identity.key] = template
+        key = template.record_key
+        shard = self._templates[bucket_of(key)]
+        assert key not in shard, "a template is entered once"
+        shard[key] = template
         self._count += 1
         self._arm(template)
 
     def poison(self, template: Connection) -> None:
         """Let a template be found no more; it ends when its time is over."""
-        identity = template.dialogue
-        assert isinstance(identity, TemplateIdentity)
-        del self._templates[bucket_of(identity.key)][identity.key]
+        key = template.record_key
+        del self._templates[bucket_of(key)][key]
         self._poisoned[template] = None
-        template.key = template.key[:-2] + _POISONED_PORT.to_bytes(2)
+        if not isinstance(template.dialogue, TemplateIdentity):
+            template.dialogue = TemplateIdentity(key, b"")
+        port = _POISONED_PORT
+        if template.key.endswith(port.to_bytes(2)):
+            port -= 1  # the key must be another, whatever it was
+        template.key = template.key[:-2] + port.to_bytes(2)
 
     def learn_client_port(self, connection: Connection, port: bytes) -> None:
         """Enter a connection under the port that its client turned out to use."""
         key, reply = connection.key, connection.reply_key
         del self.inbound[_shard(key)][key]
         if reply:
-            self._leave_reply(connection)
+            self.leave_replies(connection)
         connection.key = key[:-4] + port + key[-2:]
         connection.flags &= ~_NO_CLIENT_PORT
         self.unknown_ports -= 1
         self.inbound[_shard(connection.key)][connection.key] = connection
         if reply:
             connection.reply_key = reply[:-2] + port
-            self._enter_reply(connection)
+            self.enter_replies(connection)
 
     def remove(self, connection: Connection) -> None:
         """Take a connection or template out."""
         if connection.flags & _TEMPLATE:
-            identity = connection.dialogue
-            assert isinstance(identity, TemplateIdentity)
             if connection in self._poisoned:
                 del self._poisoned[connection]
             else:
-                del self._templates[bucket_of(identity.key)][identity.key]
+                key = connection.record_key
+                del self._templates[bucket_of(key)][key]
         else:
             key = connection.key
             del self.inbound[_shard(key)][key]
             if connection.reply_key:
-                self._leave_reply(connection)
+                self.leave_replies(connection)
             if connection.flags & _NO_CLIENT_PORT:
                 self.unknown_ports -= 1
         self._count -= 1
         self._disarm(connection)
         connection.second = -1
 
-    def _enter_reply(self, connection: Connection) -> None:
+    def enter_replies(self, connection: Connection) -> None:
         """Let replies find a connection, and no older one that the same server answers.
 
         There are such where a client uses one port with several virtual ends.
@@ -429,7 +471,7 @@ class ConnectionTable:
             self._hidden.setdefault(reply, {})[older] = None
         shard[reply] = connection
 
-    def _leave_reply(self, connection: Connection) -> None:
+    def leave_replies(self, connection: Connection) -> None:
         """Let replies find it no more, but the newest that it has hidden."""
         reply = connection.reply_key
         shard = self.outbound[_reply_shard(reply)]
@@ -501,15 +543,19 @@ class ConnectionTable:
         have it end, so it is looked at once before.
         """
         second = int(min(connection.expires, latest)) + 1
+        self._lying(second, 1)[connection] = None
+        connection.second = second
+
+    def _lying(self, second: int, number: int) -> dict["Connection", None]:
+        """The set of the wheel in which so many more may lie in a second."""
         lying = self._wheel.get(second)
         if lying is None:
             lying = self._wheel[second] = {}
             heapq.heappush(self._seconds, second)
-        elif len(lying) >= CROWD:
+        elif len(lying) + number > CROWD:
             self._crowded.setdefault(second, []).append(lying)
             lying = self._wheel[second] = {}
-        lying[connection] = None
-        connection.second = second
+        return lying
 
     def _disarm(self, connection: Connection) -> None:
         """Take a connection out of the wheel."""

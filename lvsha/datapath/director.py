@@ -22,13 +22,15 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lvsha.datapath import icmp_errors, resets
-from lvsha.datapath.connections import SLICE, Connection, FtpDialogue, reversed_key
+from lvsha.datapath.connections import SLICE, Connection, reversed_key
 from lvsha.datapath.defence import Defence
+from lvsha.datapath.destinations import Destinations
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.ftp_control import FtpControl
 from lvsha.datapath.housekeeping import Housekeeping
 from lvsha.datapath.icmp_errors import QuotedTunnel
 from lvsha.datapath.marks import Marks
+from lvsha.datapath.memories import FtpDialogue
 from lvsha.datapath.network import Network, NetworkChange, Outgoing
 from lvsha.datapath.opening import NO_SERVICE, Opener
 from lvsha.datapath.questions import Held, Questions
@@ -37,7 +39,7 @@ from lvsha.datapath.reassembly import LIMIT_BYTES, Reassembler
 from lvsha.datapath.registry import Registry
 from lvsha.datapath.replication import Replication
 from lvsha.datapath.scheduler_options import Dice
-from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, Unknown
+from lvsha.datapath.service_policy import NEVER, THRESHOLD, ServicePolicy, TellRule, Unknown
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer
 from lvsha.datapath.tcp_states import TcpState
@@ -71,7 +73,8 @@ class Director:
         connections_max: the limit of the connection table.
         dice: for what is left to chance.
         reporting: when the backups are told of the connections of services that have no rule
-            of their own; None tells nothing.
+            of their own; None where nobody has asked for any: nothing is told, but see
+            `tell_others`.
         unknown: what becomes of packets in mid-stream for such services.
         settings: as they are at the start.
         answers_per_second: the limit of ICMP errors of its own.
@@ -105,7 +108,8 @@ class Director:
         settings = settings or Settings()
         self.drops: Counter[Reason] = Counter()
         self.network = Network(self.drops)
-        self.services = ServiceTable(dice, ServicePolicy(reporting or NEVER, unknown))
+        policy = ServicePolicy(reporting or NEVER, unknown, asked=reporting is not None)
+        self.services = ServiceTable(dice, policy)
         self.marks = Marks()
         self.registry = Registry(connections_max)
         self._teller = self.registry.teller
@@ -126,17 +130,23 @@ class Director:
             settings,
         )
         self.replication = Replication(
-            self.registry, self._opener.service_of, lambda a: a not in self._opener.elsewhere
+            self.registry, Destinations(self.services, self.marks), self.holds
         )
         self._ftp = FtpControl(self.registry)
         self._reassembler = Reassembler(self.drops, limit_bytes=fragment_bytes)
         self._transmitter = Transmitter(self.network, self.drops, answers_per_second)
         self.carry_out = self._transmitter.carry_out
         housekeeping = Housekeeping(
-            self.registry, self.services, self._defence, self._reassembler, questions
+            self.registry,
+            self.services,
+            self.replication,
+            self._defence,
+            self._reassembler,
+            questions,
         )
         self._housekeeping = housekeeping
         self.housekeep, self.add_chore = housekeeping.run, housekeeping.add
+        self._align_waits = False
         self._backup_of: frozenset[bytes] = frozenset()
         self._shut: frozenset[bytes] = frozenset()
         self.configure(settings)
@@ -200,6 +210,22 @@ class Director:
     def holds(self, address: bytes) -> bool:
         """Whether new connections for an address are opened."""
         return address not in self._opener.elsewhere
+
+    def tell_others(self, *, told: bool) -> None:
+        """Have connections told that belong to no virtual router, or no longer.
+
+        Where nobody has asked for a rule, all are told by the kernel's meanwhile. Those that
+        exist follow as a chore.
+        """
+        self.services.tell_unasked(THRESHOLD if told else NEVER)
+        self.registry.tell_others(told=told)
+        if not self._align_waits:
+            self._align_waits = True
+            self.add_chore(self._align())
+
+    def _align(self) -> Iterator[None]:
+        self._align_waits = False  # until it has begun, it is for later changes, too
+        yield from self.registry.align()
 
     def back_up(self, addresses: frozenset[bytes]) -> None:
         """Say of which addresses this node is a backup; for ``backup_only``."""
@@ -385,13 +411,12 @@ class Director:
         self, connection: Connection, frame: Frame, now: float, *, to_server: bool
     ) -> Verdict:
         """A segment of an FTP control connection, which may have to be rewritten."""
-        dialogue = connection.dialogue
-        assert isinstance(dialogue, FtpDialogue)
-        read = self._ftp.request if to_server else self._ftp.reply
-        reason = read(connection, dialogue, frame, now)
-        if reason is not None:
-            return Drop(reason)
-        binding = connection.binding
+        dialogue, binding = connection.dialogue, connection.binding
+        if isinstance(dialogue, FtpDialogue):
+            read = self._ftp.request if to_server else self._ftp.reply
+            reason = read(connection, dialogue, frame, now)
+            if reason is not None:
+                return Drop(reason)
         return binding.to_server if to_server else binding.to_client or ACCEPT
 
     # Packets of no connection

@@ -15,16 +15,19 @@ from dataclasses import replace
 from typing import Final
 
 from lvsha.datapath import ftp, payload
-from lvsha.datapath.connections import Connection, FtpDialogue
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.flow import L3, Frame
 from lvsha.datapath.ftp import ActiveAsked, FtpMode, PassiveAsked
+from lvsha.datapath.memories import FtpDialogue
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import Registry
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.errors import WireError
 from lvsha.model import ConnectionFlag, connection_key
+from lvsha.tally import UNTOLD
 
 _NO_CLIENT_PORT: Final = int(ConnectionFlag.NO_CLIENT_PORT)
+_OUT_SEQUENCE: Final = int(ConnectionFlag.OUT_SEQUENCE)
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)
 _SEQUENCE_AT: Final = 4
 
@@ -50,9 +53,9 @@ class FtpControl:
             return None  # there is no text, and what there is the server must judge
         match asked:
             case PassiveAsked(mode):
-                dialogue.mode = mode
+                self._turn(connection, dialogue, mode, now)
             case ActiveAsked(address, port):
-                dialogue.mode = FtpMode.ACTIVE
+                self._turn(connection, dialogue, FtpMode.ACTIVE, now)
                 self._expect(connection, address, port, connection.virtual[1] - 1, now)
             case None:
                 pass
@@ -93,9 +96,11 @@ class FtpControl:
             frame.arrived = replace(frame.arrived, pieces=())  # they no longer fit
         if grown and not again:
             dialogue.adjustment.note("out", sequence, grown)
+            connection.flags |= _OUT_SEQUENCE
         self._expect(connection, client, 0, answered.port, now, real_port=answered.port)
         dialogue.answered = (sequence, mode)
         dialogue.mode = FtpMode.ACTIVE
+        self._tell(connection, connection, now)
         return None
 
     def _expect(
@@ -118,9 +123,21 @@ class FtpControl:
         if data is None:
             if registry.table.full:
                 return
-            port = control.binding.port - 1 if real_port is None else real_port
+            port = control.binding.port - 1 & 0xFFFF if real_port is None else real_port
             binding = control.server.bind(virtual, virtual_port, port)
             flags = 0 if client_port else _NO_CLIENT_PORT
             data = registry.open(key, binding, now, parent=control, flags=flags)
         registry.listen(data, now)
         registry.table.hasten(data)
+        self._tell(control, data, now)
+
+    def _turn(self, control: Connection, dialogue: FtpDialogue, mode: FtpMode, now: float) -> None:
+        """Take down what the client asks for."""
+        if dialogue.mode is not mode:
+            dialogue.mode = mode
+            self._tell(control, control, now)
+
+    def _tell(self, control: Connection, changed: Connection, now: float) -> None:
+        """Have a backup go on in the middle of a dialogue, if it knows of that at all."""
+        if control.told_state != UNTOLD:
+            self._registry.teller.spoke(changed, now)

@@ -16,6 +16,7 @@ from lvsha.datapath.estimator import Estimator
 from lvsha.datapath.questions import Questions
 from lvsha.datapath.reassembly import Reassembler
 from lvsha.datapath.registry import Registry
+from lvsha.datapath.replication import Replication
 from lvsha.datapath.service_table import ServiceTable
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.settings import Settings
@@ -34,12 +35,14 @@ class Housekeeping:
         self,
         registry: Registry,
         services: ServiceTable,
+        replication: Replication,
         defence: Defence,
         reassembler: Reassembler,
         questions: Questions,
     ) -> None:
         self._registry = registry
         self._services = services
+        self._replication = replication
         self._defence = defence
         self._reassembler = reassembler
         self._questions = questions
@@ -47,6 +50,8 @@ class Housekeeping:
         self._ends_orphans = False
         self._orphans_wait = False
         self._removals_seen = 0
+        self._unbound_wait = False
+        self._additions_seen = 0
         self._chores: deque[Iterator[None]] = deque()
         self._chores_at: float | None = None
 
@@ -66,6 +71,7 @@ class Housekeeping:
         behind = self._registry.teller.tell_due(now)
         behind |= self._estimator.run(now, ESTIMATES_IN_ONE_GO)
         self._look_for_orphans()
+        self._look_for_unbound()
         if self._chores_at is None or now >= self._chores_at:
             self._chores_at = now + CHORE_INTERVAL
             self._begin_chores(now)
@@ -94,6 +100,20 @@ class Housekeeping:
         if self._ends_orphans and not self._orphans_wait:
             self._orphans_wait = True
             self._chores.append(self._end_orphans())
+
+    def _look_for_unbound(self) -> None:
+        """After servers were added bind what has waited for them, if there is anything."""
+        if self._additions_seen == self._services.additions:
+            return
+        self._additions_seen = self._services.additions
+        # A walk that has not begun will look for these as well.
+        if not self._unbound_wait and self._replication.unbound:
+            self._unbound_wait = True
+            self._chores.append(self._bind_unbound())
+
+    def _bind_unbound(self) -> Iterator[None]:
+        self._unbound_wait = False
+        yield from self._replication.bind_unbound()
 
     def _end_orphans(self) -> Iterator[None]:
         """End the connections of servers that were removed (``expire_nodest_conn``)."""

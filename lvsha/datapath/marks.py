@@ -37,12 +37,16 @@ class MarkRule:
     protocol: int = 0
     ports: tuple[tuple[int, int], ...] = ()
 
+    def covers(self, address: bytes) -> bool:
+        """Whether its destination has this address."""
+        return len(self.destination[0]) == len(address) and _lies_in(address, self.destination)
+
     def fits(self, key: bytes) -> bool:
         """Whether a packet with this key (`lvsha.model.connection_key`) gets the mark."""
         size = (len(key) - 6) // 2
-        if len(self.destination[0]) != size or (self.protocol and self.protocol != key[1]):
+        if self.protocol and self.protocol != key[1]:
             return False
-        if not _lies_in(key[2 + size : 2 + 2 * size], self.destination):
+        if not self.covers(key[2 + size : 2 + 2 * size]):
             return False
         if self.source is not None and not _lies_in(key[2 : 2 + size], self.source):
             return False

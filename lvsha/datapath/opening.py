@@ -22,10 +22,10 @@ from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import Registry
 from lvsha.datapath.service_policy import Unknown
 from lvsha.datapath.service_table import ServiceTable
-from lvsha.datapath.services import RealServer, ServerOptions, VirtualService
+from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.datapath.template_keys import bare_template_key
 from lvsha.datapath.verdicts import ACCEPT, Accept, Drop, Wait
-from lvsha.model import ConnectionFlag, ForwardMethod, IPv4_BYTES, Protocol, template_key
+from lvsha.model import ConnectionFlag, IPv4_BYTES, Protocol, template_key
 from lvsha.settings import Settings
 from lvsha.wire import icmp
 
@@ -244,11 +244,7 @@ class Opener:
             and not quoted
             and self._may_be_bypassed(destination)
         ):
-            if service.bypass is None:
-                nowhere = bytes(size)
-                options = ServerOptions(method=ForwardMethod.BYPASS)
-                service.bypass = RealServer(service, nowhere, 0, options)
-            binding = service.bypass.bind(b"", 0, 0)
+            binding = service.bypass_server().bind(b"", 0, 0)
             if service.options.one_packet and key[1] == _UDP:
                 return self._registry.make(key, binding, _ONE_PACKET)
             return self._registry.open(key, binding, now)

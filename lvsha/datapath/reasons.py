@@ -22,7 +22,7 @@ class Reason(IntEnum):
     NO_SERVER = 5
     """The scheduler found no usable real server."""
     SERVER_GONE = 6
-    """The connection's real server was removed from its service."""
+    """The connection's real server was removed, or is in no service; then a tunnel is meant."""
     NOT_MASTER = 7
     """A new connection for an address that this node does not hold."""
     TABLE_FULL = 8

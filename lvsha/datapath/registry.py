@@ -10,12 +10,13 @@ What always holds:
   before that of its children. Only what replaces it, or the peer that it was copied from,
   ends it sooner; its children then live on by themselves.
 * The tally of a sync id has exactly the connections and templates in the table that belong
-  to it, but for templates that are found no more.
+  to it, but for templates that are found no more. That of all else has them when `align` has
+  ended.
 
 Times are seconds on the caller's clock.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lvsha.datapath import state_machines
@@ -23,17 +24,16 @@ from lvsha.datapath.connections import (
     TEMPLATE_ASSURED,
     Connection,
     ConnectionTable,
-    FtpDialogue,
-    TemplateIdentity,
     reply_key,
 )
 from lvsha.datapath.ftp import FTP_PORT
+from lvsha.datapath.memories import FtpDialogue, TemplateIdentity
 from lvsha.datapath.services import Binding
 from lvsha.datapath.state_machines import StateMachine
 from lvsha.datapath.tcp_states import TcpState
-from lvsha.datapath.telling import Teller
+from lvsha.datapath.telling import Teller, copy_ends
 from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, template_key
-from lvsha.tally import UNTOLD, Tally
+from lvsha.tally import NO_SYNC_ID, UNTOLD, Tally
 
 EXPIRE_BATCH: Final = 250
 """Connections looked at in one call of `expire`; a millisecond of work."""
@@ -41,6 +41,7 @@ PARENT_TIMEOUT: Final = 60.0
 """How much longer what has children lives, each time that its own time is over."""
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
+_NO_OUTPUT: Final = int(ConnectionFlag.NO_OUTPUT)
 _TEMPLATE: Final = int(ConnectionFlag.TEMPLATE)
 _ONE_PACKET: Final = int(ConnectionFlag.ONE_PACKET)
 _INITIAL_TIMEOUT: Final = 3.0
@@ -61,7 +62,9 @@ class Registry:
         table: the connections.
         machines: the state machine of each protocol.
         tallies: of each virtual address that is synced, the tally of its sync id.
-        mark_tallies: of each firewall mark whose templates are synced, the same.
+        mark_tallies: of each firewall mark whose templates are synced, the same; of its
+            connections those to no such address count there, too.
+        other_tally: where all else counts while that is told, too; None while it is not.
         teller: decides what the backups are told.
         untold, in_transition: see `Teller`.
         take_changes, tell_all: see `Teller`.
@@ -78,6 +81,8 @@ class Registry:
         }
         self.tallies: dict[bytes, Tally] = {}
         self.mark_tallies: dict[int, Tally] = {}
+        self.other_tally: Tally | None = None
+        self._others = Tally(NO_SYNC_ID)
         self.teller = teller = Teller(self.table)
         self.untold, self.in_transition = teller.untold, teller.in_transition
         self.take_changes, self.tell_all = teller.take_changes, teller.tell_all
@@ -105,20 +110,153 @@ class Registry:
         """
         connection = self.make(key, binding, flags)
         connection.expires = now + _INITIAL_TIMEOUT
-        if binding.method is ForwardMethod.NAT:
-            connection.reply_key = reply_key(key, binding.server.address, binding.port)
-            if key[1] == _TCP and key[-2:] == _FTP_PORT_BYTES:
-                connection.dialogue = FtpDialogue()
+        self._fit(connection)
         if parent is not None:
             connection.parent = parent
             parent.children += 1
+            parent.generation = self.generation  # no snapshot can name it with this child
         self.table.add(connection)
-        size = (len(key) - 6) // 2
-        tally = self.tallies.get(key[2 + size : 2 + 2 * size])
+        mark = binding.server.service.identity.mark if self.mark_tallies else 0
+        tally = self._tally_of(key, mark)
         if tally is not None:
             self._enrol(connection, tally)
             self.teller.opened(connection, now)
         return connection
+
+    def open_copy(
+        self,
+        key: bytes,
+        binding: Binding,
+        now: float,
+        *,
+        state: int,
+        flags: int,
+        timeout: float,
+        mark: int,
+    ) -> Connection:
+        """A connection of which another director has told, in the table.
+
+        Args:
+            key: of its request direction.
+            binding: its real server.
+            now: the clock.
+            state: that was told.
+            flags: all of them; they say whether it is active, too.
+            timeout: that was told; it lives a while longer here.
+            mark: the firewall mark of its first packet.
+        """
+        connection = Connection(key, binding, self.machines[key[1]], flags, timeout)
+        connection.state = state
+        connection.expires = now + timeout
+        connection.generation = self.generation
+        self._fit(connection)
+        self._bind(connection)
+        self.table.add(connection)
+        self.let_copy_live(connection, now)
+        tally = self._tally_of(key, mark)
+        if tally is not None:
+            self._enrol(connection, tally)
+            self.copied(connection, now)
+        return connection
+
+    def let_copy_live(self, connection: Connection, now: float) -> None:
+        """Let a copy live a while longer than its original.
+
+        It is looked at when its time-out is over all the same, since its own next packet may
+        have it end then.
+        """
+        connection.expires = now + connection.timeout
+        self.table.hasten(connection)
+        connection.expires = copy_ends(now, connection.timeout)
+
+    def open_alike(self, first: Connection, keys: Sequence[bytes]) -> list[bytes]:
+        """Connections of which another director has told just as of one that is in the table.
+
+        They differ from it only in their client, and nothing belongs to them or they to
+        anything. What stands in the table already is left as it is.
+
+        Args:
+            first: that one.
+            keys: of the others; there is room for all.
+
+        Returns:
+            Of these keys those that are new, each once.
+        """
+        entered = self.table.add_alike(first, keys)
+        number, server, tally = len(entered), first.server, first.tally
+        if first.active:
+            server.active += number
+        else:
+            server.inactive += number
+        if number:
+            server.note_bound()
+        if tally is not None:
+            tally.connections += number
+            if first.is_established:
+                tally.established += number
+            tally.tell(entered, server.address, first.binding.port, first.told_state)
+        return entered
+
+    def _fit(self, connection: Connection) -> None:
+        """Make ready what depends on the method: replies, and what FTP needs."""
+        key, binding = connection.key, connection.binding
+        if binding.method is not ForwardMethod.NAT:
+            connection.reply_key = b""
+            if isinstance(connection.dialogue, FtpDialogue):
+                connection.dialogue = None
+            return
+        connection.reply_key = reply_key(key, binding.server.address, binding.port)
+        is_dialogue = key[1] == _TCP and key[-2:] == _FTP_PORT_BYTES
+        if is_dialogue and not isinstance(connection.dialogue, FtpDialogue):
+            connection.dialogue = FtpDialogue()
+
+    def _bind(self, connection: Connection) -> None:
+        """Count a connection or template at its server."""
+        server = connection.server
+        if connection.flags & _TEMPLATE:
+            server.persistent += 1
+        elif connection.flags & _INACTIVE:
+            server.inactive += 1
+        else:
+            server.active += 1
+        server.note_bound()
+
+    def link(self, connection: Connection, parent: Connection) -> None:
+        """Let a connection belong to another one, or to a template, and to nothing else."""
+        self.unlink(connection)
+        connection.parent = parent
+        parent.children += 1
+
+    def unlink(self, connection: Connection) -> None:
+        """Let a connection live by itself."""
+        if connection.parent is not None:
+            connection.parent.children -= 1
+            connection.parent = None
+
+    def rebind(self, connection: Connection, binding: Binding) -> None:
+        """Bind a connection or template to its own server instead of to what stood for it.
+
+        The address and port are the same. What else depends on the server is that server's,
+        as in the kernel, but whether the connection is active.
+        """
+        is_at_risk = connection.tally is not None and connection.told_state == UNTOLD
+        is_at_risk = is_at_risk and connection.is_established
+        connection.server.at_risk -= is_at_risk
+        binding.server.at_risk += is_at_risk
+        self.unbind(connection)
+        is_template = bool(connection.flags & _TEMPLATE)
+        given = binding.server.connection_flags
+        if not is_template:
+            given &= ~_INACTIVE
+        connection.flags = connection.flags & ~_NO_OUTPUT | given
+        connection.binding = binding
+        self._bind(connection)
+        if not is_template:
+            if connection.reply_key:
+                self.table.leave_replies(connection)
+            self._fit(connection)
+            if connection.reply_key:
+                self.table.enter_replies(connection)
 
     def make(self, key: bytes, binding: Binding, flags: int = 0) -> Connection:
         """A connection that is bound to its server, but in no table."""
@@ -144,6 +282,7 @@ class Registry:
         now: float,
         *,
         mark: int = 0,
+        flags: int = 0,
     ) -> Connection:
         """A new persistence template.
 
@@ -154,17 +293,20 @@ class Registry:
             binding: the server that the client keeps.
             timeout: of the service's persistence.
             now: the clock.
+            flags: beside those that the server gives it.
         """
-        server = binding.server
         machine = self.machines.get(key[1], self.machines[_UDP])
-        flags = server.connection_flags | _TEMPLATE
+        flags |= binding.server.connection_flags | _TEMPLATE
         template = Connection(key, binding, machine, flags, timeout)
-        template.dialogue = TemplateIdentity(template_key(key, found), found, mark)
+        if found:
+            template.dialogue = TemplateIdentity(template_key(key, found), found)
         template.expires = now + timeout
-        server.persistent += 1
-        server.note_bound()
+        template.generation = self.generation
+        self._bind(template)
         self.table.add_template(template)
         tally = self.mark_tallies.get(mark) if mark else self.tallies.get(template.virtual[0])
+        if tally is None:
+            tally = self.other_tally
         if tally is not None:
             self._enrol(template, tally)
         return template
@@ -296,6 +438,42 @@ class Registry:
             else:
                 self.end(connection)
 
+    # What is told beside that of the virtual routers
+
+    def tell_others(self, *, told: bool) -> None:
+        """Have what is opened from now on told even if it has no sync id, or no longer.
+
+        What is in the table follows when the caller has gone through `align`.
+        """
+        self.other_tally = self._others if told else None
+
+    def align(self) -> Iterator[None]:
+        """Let all connections follow `tell_others`, and the rules of `tell_unasked`.
+
+        It pauses after each slice of the table.
+        """
+        for part in self.table.slices():
+            for connection in part:
+                if connection.second >= 0:
+                    self._align(connection)
+            yield
+
+    def _align(self, connection: Connection) -> None:
+        tally, others = connection.tally, self.other_tally
+        if tally is None:
+            if others is not None and not connection.is_poisoned:
+                self._enrol(connection, others)
+                self.teller.enrolled(connection)
+        elif tally is self._others:
+            if others is None:
+                self.teller.disown(connection)
+                self._uncount(connection, tally)
+        elif not connection.server.service.policy.asked:
+            if others is None:
+                self.teller.disown(connection)
+            else:
+                self.teller.enrolled(connection)
+
     # What is counted of a sync id
 
     def _enrol(self, connection: Connection, tally: Tally) -> None:
@@ -305,12 +483,23 @@ class Registry:
         if connection.is_established:
             self._count_established(connection, 1)
 
+    def _tally_of(self, key: bytes, mark: int) -> Tally | None:
+        """Where a connection counts: by its virtual address, else by its mark, else with others."""
+        size = (len(key) - 6) // 2
+        tally = self.tallies.get(key[2 + size : 2 + 2 * size])
+        if tally is None and mark:
+            tally = self.mark_tallies.get(mark)
+        return self.other_tally if tally is None else tally
+
     def _withdraw(self, connection: Connection) -> None:
         """Count a connection no more, and have backups forget it."""
         tally = connection.tally
         if tally is None:
             return
         self.teller.retract(connection)
+        self._uncount(connection, tally)
+
+    def _uncount(self, connection: Connection, tally: Tally) -> None:
         tally.connections -= 1
         if connection.is_established:
             self._count_established(connection, -1)
@@ -324,10 +513,16 @@ class Registry:
             tally.exposed += change
             connection.server.at_risk += change
 
-    def become(self, connection: Connection, state: int) -> None:
+    def copied(self, connection: Connection, now: float) -> None:
+        """A peer has told of a connection as it is now; from here on it is told from here."""
+        if connection.tally is not None:
+            self.teller.retell(connection, connection.state)
+            self.teller.copied(connection, now)
+
+    def become(self, connection: Connection, state: int, now: float) -> None:
         """Take over the state that another director tells of a connection."""
         self._change_state(connection, state)
-        self.teller.retell(connection, state)
+        self.copied(connection, now)
 
     def _change_state(self, connection: Connection, state: int) -> None:
         """Change a state and nothing else but whether the connection counts as established."""
@@ -335,17 +530,3 @@ class Registry:
         connection.state = state
         if connection.tally is not None and connection.is_established != was:
             self._count_established(connection, -1 if was else 1)
-
-    def synced(self, addresses: Collection[bytes]) -> Iterator[list[Connection]]:
-        """Connections of these virtual addresses, slice by slice of the table.
-
-        The table may go on changing between two slices; a slice may well have none.
-        """
-        for part in self.table.slices():
-            yield [
-                connection
-                for connection in part
-                if connection.second >= 0
-                and not connection.flags & _TEMPLATE
-                and connection.virtual[0] in addresses
-            ]

@@ -55,6 +55,7 @@ class TellRule:
 
 
 ESTABLISHED: Final = TellRule()
+THRESHOLD: Final = TellRule(TellWhen.THRESHOLD)
 NEVER: Final = TellRule(TellWhen.NEVER)
 
 
@@ -78,7 +79,10 @@ class ServicePolicy:
     Attributes:
         tell: when the backups are told of its connections.
         unknown: what becomes of packets that no connection matches.
+        asked: whether the pair file has asked for `tell`. What nobody has asked for changes
+            when a sync daemon is started by a command, and when it is stopped.
     """
 
     tell: TellRule = ESTABLISHED
     unknown: Unknown = Unknown.RESET
+    asked: bool = True

@@ -13,13 +13,15 @@ import errno
 import ipaddress
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from lvsha.datapath.estimator import Rates
 from lvsha.datapath.ftp import FTP_DATA_PORT, FTP_PORT
+from lvsha.datapath.memories import SIP
 from lvsha.datapath.scheduler_options import Dice, SchedulerOptions
 from lvsha.datapath.schedulers import SCHEDULERS
-from lvsha.datapath.service_policy import ServicePolicy
+from lvsha.datapath.service_policy import ServicePolicy, TellRule
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -33,7 +35,7 @@ from lvsha.errors import AdministrationError
 from lvsha.model import ForwardMethod, IPv4_BYTES, Protocol, format_address, format_endpoint
 
 NO_SCHEDULER: Final = "none"
-ENGINES: Final = frozenset({"", "sip"})
+ENGINES: Final = frozenset({"", SIP})
 """Persistence engines by name; empty for none."""
 
 TRASH_INTERVAL: Final = 60.0
@@ -63,12 +65,14 @@ class ServiceTable:
         rates: of everything together.
         seed: of the hashing schedulers that are made from now on.
         removals: how often servers were removed; for who must look after their connections.
+        additions: how often servers were added; for who has connections that wait for them.
     """
 
     def __init__(self, dice: Dice, policy: ServicePolicy | None = None) -> None:
         self.rates = Rates()
         self.seed = 0
         self.removals = 0
+        self.additions = 0
         self._dice = dice
         self._policy = policy or ServicePolicy()
         self._expirations = (86400.0, 86400.0)
@@ -141,6 +145,14 @@ class ServiceTable:
         return self._tunnel_ends[address, kind, port] > 0
 
     # Services
+
+    def tell_unasked(self, rule: TellRule) -> None:
+        """Have the backups told by another rule of services for which nobody has asked for one."""
+        if not self._policy.asked:
+            self._policy = replace(self._policy, tell=rule)
+        for service in self:
+            if not service.policy.asked:
+                service.policy = replace(service.policy, tell=rule)
 
     def add(
         self,
@@ -278,6 +290,7 @@ class ServiceTable:
         end = _nat_end(service.protocol, address, port)
         self._nat_ends.setdefault(end, []).append(server)
         self._count_tunnel(server, 1)
+        self.additions += 1
         return server
 
     def edit_server(

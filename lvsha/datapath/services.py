@@ -20,7 +20,7 @@ from lvsha.datapath.rewrite import Translation
 from lvsha.datapath.scheduler_options import SchedulerOptions
 from lvsha.datapath.service_policy import ServicePolicy
 from lvsha.datapath.tunnels import Tunnel
-from lvsha.model import ConnectionFlag, ForwardMethod, format_endpoint
+from lvsha.model import ConnectionFlag, ForwardMethod, IPv4_BYTES, IPv6_BYTES, format_endpoint
 
 
 class Scheduler(Protocol):
@@ -392,6 +392,14 @@ class VirtualService:
     def port(self) -> int:
         """The virtual port; 0 for all."""
         return self.identity.port
+
+    def bypass_server(self) -> RealServer:
+        """What stands for the destinations of packets that no server was found for."""
+        if self.bypass is None:
+            nowhere = bytes(IPv4_BYTES if self.identity.family == 4 else IPv6_BYTES)
+            options = ServerOptions(method=ForwardMethod.BYPASS)
+            self.bypass = RealServer(self, nowhere, 0, options)
+        return self.bypass
 
     def server(self, address: bytes, port: int) -> RealServer | None:
         """The listed server at this address and port."""

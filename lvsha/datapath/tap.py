@@ -199,7 +199,7 @@ class Tap:
                 self.socket.bind((interface, 0))
             else:
                 self.socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-                _attach(self.socket, instructions)
+                attach_filter(self.socket, instructions)
                 self.socket.bind((interface, _ETH_P_ALL))
         except BaseException:
             self.socket.close()
@@ -213,7 +213,7 @@ class Tap:
         Raises:
             OSError: the kernel refuses.
         """
-        _attach(self.socket, instructions)
+        attach_filter(self.socket, instructions)
 
     def lost(self) -> int:
         """Frames that the kernel could not queue since the last call."""
@@ -248,7 +248,8 @@ def _enlarge(packet_socket: socket.socket) -> None:
         packet_socket.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER_BYTES)
 
 
-def _attach(packet_socket: socket.socket, instructions: Sequence[Instruction]) -> None:
+def attach_filter(packet_socket: socket.socket, instructions: Sequence[Instruction]) -> None:
+    """Let a packet socket receive only what a classic BPF program accepts."""
     program = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     # The kernel copies the program during the call, so the buffer need not outlive it.
     buffer = ctypes.create_string_buffer(program)

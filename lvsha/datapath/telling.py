@@ -59,6 +59,11 @@ _WHEN_NEVER: Final = TellWhen.NEVER
 _EXCLUDING: Final = frozenset({_WHEN_TEMPLATES, _WHEN_NEVER})
 
 
+def copy_ends(told_at: float, timeout: float) -> float:
+    """When a copy ends of which a peer has told at a time, if no packet of it comes here."""
+    return told_at + timeout + timeout * REFRESH_PART
+
+
 class Teller:
     """Decides what is told.
 
@@ -149,9 +154,14 @@ class Teller:
             self._tell_again(connection, now)
 
     def lived_on(self, connection: Connection, now: float) -> None:
-        """Packets have moved its end; they may be those of its server alone."""
+        """Its time-out is over and its end was moved: by packets, perhaps its server's alone.
+
+        The end of a copy was moved from the beginning; if by nothing else, it is its source
+        that tells of it.
+        """
         if (
             now >= connection.report_at
+            and connection.expires != copy_ends(connection.report_at, connection.timeout)
             and connection.told_state != UNTOLD
             and _rule_of(connection).when is not _WHEN_THRESHOLD
             and (connection.flags & _TEMPLATE or connection.machine.told[connection.state])
@@ -185,12 +195,31 @@ class Teller:
         elif parent.told_state != UNTOLD:
             self._tell_again(parent, now)
 
+    def spoke(self, connection: Connection, now: float) -> None:
+        """What an FTP dialogue has brought about must be known, though no state has changed.
+
+        The kernel's rule knows no such case.
+        """
+        when = _rule_of(connection).when
+        if when is not _WHEN_THRESHOLD and when not in _EXCLUDING:
+            self._tell_again(connection, now)
+
     def retract(self, connection: Connection) -> None:
         """Have backups forget a connection, if they know of it."""
         tally = connection.tally
         if tally is not None and connection.told_state != UNTOLD:
             self.retell(connection, UNTOLD)
             self.untold[connection.record_key] = tally
+
+    def enrolled(self, connection: Connection) -> None:
+        """It is synced from now on, or by another rule; its next packet will tell."""
+        connection.report_at = _AT_EACH_PACKET
+
+    def disown(self, connection: Connection) -> None:
+        """Take it that nobody knows of a connection, and say so to nobody."""
+        self.retell(connection, UNTOLD)
+        self.untold.pop(connection.record_key, None)
+        connection.report_at = _NEVER
 
     # Time
 
@@ -262,6 +291,7 @@ class Teller:
             if isinstance(change, Connection):
                 tally = change.tally
                 assert tally is not None, "what ends is on the list no more"
+                self.retell(change, change.state)  # it may have changed since
                 told: ConnectionChange = ConnectionChanged(change.record())
             else:
                 tally, told = change, ConnectionEnded(key)

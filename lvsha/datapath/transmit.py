@@ -25,6 +25,7 @@ from lvsha.datapath.network import HOST, Network, NextHop, Outgoing, is_loopback
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.reassembly import Reassembled
 from lvsha.datapath.services import RealServer, ToClient, ToServer
+from lvsha.datapath.stand_ins import StandIn
 from lvsha.datapath.verdicts import (
     Accept,
     Drop,
@@ -377,6 +378,9 @@ class Transmitter:
     def _tunnel(
         self, frame: Frame, server: RealServer, hop: NextHop, now: float
     ) -> Sequence[Outgoing]:
+        if isinstance(server, StandIn):
+            self._drops[Reason.SERVER_GONE] += 1  # how it unwraps tunnels nobody has said
+            return _NOTHING
         tunnel, partial = server.tunnel, self._partial_checksum(frame)
         outer_is_ipv6 = len(server.address) != IPv4_BYTES
         overhead = tunnel.overhead(outer_is_ipv6, partial is not None)

@@ -43,7 +43,6 @@ from lvsha.ipvsadm.requests import (
     ListServices,
     ListTimeouts,
     Restore,
-    Role,
     Save,
     SetTimeouts,
     ShowHelp,
@@ -65,6 +64,7 @@ from lvsha.ipvsadm.values import (
     parse_timeout,
 )
 from lvsha.model import ForwardMethod, Protocol
+from lvsha.sync.ipvs.roster import Role
 
 DEFAULT_SCHEDULER: Final = "wlc"
 DEFAULT_PERSISTENCE: Final = 360

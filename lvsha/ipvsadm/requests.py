@@ -11,15 +11,9 @@ from enum import Enum
 from typing import Final
 
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
+from lvsha.sync.ipvs.roster import Role
 
 DEFAULT_INTERFACE: Final = "eth0"
-
-
-class Role(Enum):
-    """What a sync daemon does."""
-
-    MASTER = "master"
-    BACKUP = "backup"
 
 
 class Format(Enum):

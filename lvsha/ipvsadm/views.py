@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from lvsha.datapath.connections import Connection, TemplateIdentity
+from lvsha.datapath.connections import Connection
+from lvsha.datapath.memories import SIP, TemplateIdentity
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.datapath.tunnels import IPIP, Tunnel
-from lvsha.ipvsadm.requests import Role
 from lvsha.model import ConnectionFlag, ForwardMethod
+from lvsha.sync.ipvs.roster import Role
 
 POISONED_PORT: Final = 65_535
 """What an invalidated template shows as both its ports that are not the client's."""
@@ -188,7 +189,7 @@ def view_connection(connection: Connection, now: float) -> ConnectionView:
         template = connection.dialogue
         if isinstance(template, TemplateIdentity):
             found = template.found
-            engine = "sip" if found else ""
+            engine = SIP if found else ""
         if connection.is_poisoned:
             server_port = POISONED_PORT
     else:

@@ -4,6 +4,7 @@ Actions are carried out in the order in which they were returned. None of them c
 as far as the replica is concerned: what the caller cannot do, it counts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lvsha.model import ConnectionRecord
@@ -19,35 +20,54 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Enter this connection, or bring it to this state; it is confirmed by that."""
+    """Enter these connections, or bring them to these states; they are confirmed by that."""
 
-    record: ConnectionRecord
+    records: Sequence[ConnectionRecord]
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Remove the connection with this key, if there is one."""
+    """Remove the connections with these keys, where there are any."""
 
-    key: bytes
+    keys: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class BeginSnapshot:
-    """From now on, mark the connections of this sync id that are applied."""
+    """From now on, mark the connections in these buckets of the sync id that are applied."""
 
     sync_id: int
+    buckets: int
 
 
 @dataclass(frozen=True, slots=True)
 class EndSnapshot:
-    """Remove the connections of this sync id that were not applied since the last begin."""
+    """Remove those in these buckets that were not applied since the last begin."""
 
     sync_id: int
+    buckets: int
 
 
 @dataclass(frozen=True, slots=True)
 class ProvideSnapshot:
-    """Call `Replica.snapshot` with all connections of this sync id."""
+    """Call `Replica.snapshot` with all told connections in these buckets of its sync id."""
+
+    buckets: int
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Call `Replica.answer` with those of these connections that are here."""
+
+    asker: str
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """No other director knows these connections."""
+
+    keys: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +98,9 @@ class ConfigurationAgrees:
 class Alarm:
     """Something is wrong that an operator must see.
 
-    ``kind`` is ``second_leader`` (two nodes lead one sync id) or ``duplicate_node`` (two
-    nodes have one name).
+    ``kind`` is ``second_leader`` (two nodes lead one sync id), ``duplicate_node`` (two
+    nodes have one name), or ``mismatch`` (connections differ from the leader's although
+    they came whole).
     """
 
     kind: str
@@ -100,6 +121,8 @@ Action = (
     | BeginSnapshot
     | EndSnapshot
     | ProvideSnapshot
+    | LookUp
+    | Deny
     | PeerChanged
     | ConfigurationDiffers
     | ConfigurationAgrees

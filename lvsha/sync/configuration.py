@@ -19,8 +19,8 @@ from typing import Final
 from lvsha.sync.actions import Action, ConfigurationAgrees, ConfigurationDiffers
 from lvsha.sync.messages import Configuration, Origin
 
-# Twice the 10,000 services and some more that a pair file can hold.
-PIECES_MAX: Final = 20_000
+# Of each of the 10,000 services that a pair file can hold two, and as many that were added.
+PIECES_MAX: Final = 50_000
 PARTS_PER_HEARTBEAT: Final = 8
 ROUND_PAUSE: Final = 5.0
 # An operator reads the first few; the rest is counted by the last name.
@@ -43,12 +43,30 @@ class Comparison:
     """This node's configuration against that of each peer."""
 
     def __init__(self, digest: bytes, digests: Mapping[str, bytes], datagram_max: int) -> None:
-        self.digest = digest
-        self._digests = dict(digests)
-        self._parts = list(_divide(self._digests, datagram_max - PART_OVERHEAD_BYTES))
+        self._room = datagram_max - PART_OVERHEAD_BYTES
+        self._set(digest, digests)
         self._differences: dict[str, _Difference] = {}
         self._next_part = 0
         self._next_round = float("-inf")
+
+    def _set(self, digest: bytes, digests: Mapping[str, bytes]) -> None:
+        self.digest = digest
+        self._digests = dict(digests)
+        self._parts = list(_divide(self._digests, self._room))
+
+    def change(self, digest: bytes, digests: Mapping[str, bytes]) -> list[Action]:
+        """Our own configuration is another from now on; every peer is compared anew."""
+        if digest == self.digest:
+            return []
+        self._set(digest, digests)
+        self._next_part, self._next_round = 0, float("-inf")
+        agreeing = [n for n, known in self._differences.items() if known.digest == digest]
+        for node in agreeing:
+            del self._differences[node]
+        for known in self._differences.values():
+            # What was named differs no more, perhaps; the next description tells.
+            known.parts, known.received, known.names = 0, {}, ()
+        return [ConfigurationAgrees(node) for node in agreeing]
 
     @property
     def differing(self) -> dict[str, tuple[str, ...]]:

@@ -1,48 +1,39 @@
 """The receiving half of a replica: follow one leader and keep a copy of its connections.
 
-A `Copy` knows the peers of one sync id, chooses among them the one to follow, keeps its
-datagrams in order (see `lvsha.sync.stream`), and asks for a snapshot until it has all.
-
-Whom it follows: of the peers that were heard lately and say that they lead, the one with
-the highest term. Each node that begins to lead takes a term above all it has heard, so
-the newest leader wins, and two nodes that do not hear each other are told apart by their
-epochs and names, alike everywhere. A leader that resigned is followed until another
-leads: what it still tells while it drains is wanted.
+A `Copy` follows the newest leader among its `Peers`, keeps that one's datagrams in order
+(see `lvsha.sync.stream`), has those sent again that it misses, and compares and asks until
+it has all. A leader that resigned is followed until another leads: what it still tells
+while it drains is wanted.
 
 The state of the followed peer:
 
-* PROBE: something may be missing. What comes is used, and a snapshot is asked for, at
-  most once in ``REQUEST_INTERVAL``.
-* SNAPSHOT: the beginning of a snapshot came. What is used from here on is confirmed. If
-  any number after the beginning is lost, or the count at the end is another, it is back
-  to PROBE. Numbers missing from before the beginning are given up: a record among them
-  could otherwise confirm a connection whose delete is lost.
-* REPLICATE: the snapshot came whole, what was not confirmed is swept, and no number was
-  lost since. A lost number leads back to PROBE.
+* PROBE: something may be missing. What comes is used, and the sums of the leader's buckets
+  are asked for, at most once in `REQUEST_INTERVAL`, and compared with those of the copy.
+* SNAPSHOT: some buckets differ, and are asked for. From where a snapshot of them begins
+  what is used of them is confirmed; when all of it came, what was not confirmed is swept.
+  If a number is lost for good, it is back to PROBE, where only what still differs shows.
+* REPLICATE: no bucket is wanted, and no number was lost since. A lost number leads back to
+  PROBE, and so does a heartbeat whose sum differs from that of the copy.
+
+A leader of level 1 has no sums and sends nothing again: it is asked for everything, and
+one lost number costs all of it.
+
+What differs although it came whole is an alarm, and is asked for again later; see
+`lvsha.sync.catching_up`, which knows what is wanted and what is on its way.
 
 A node that drains still changes connections by itself, and tells the new leader; only when
-that is over does it ask for a snapshot, so that the two agree about them as well.
+that is over does it compare, so that the two agree about them as well.
 
-Epochs are random, so which of two is the newer one shows only by which came first. A peer's
-epoch that was replaced is refused while its successor is heard. Should the successor fall
-silent, the old one may come back: else a late datagram of a dead process, heard by a node
-that has itself just started, would shut out the living one for ever.
-
-While this node leads it follows nobody. For ``OVERLAP`` seconds it still takes records of
-the leader before it, which carries on with the packets that are on their way and drains;
-but never a delete (a connection ends there because its packets now come here), and never
-a connection of which this node has told itself. Two nodes that lead for longer than a
-heartbeat are an alarm.
+While this node leads it follows nobody, but for what it takes of the leader before it (see
+`lvsha.sync.overlap`). Two nodes that lead for longer than a heartbeat are an alarm.
 
 Times are seconds on a monotonic clock.
 """
 
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from lvsha.counters import Counters
-from lvsha.model import ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionRecord
 from lvsha.sync.actions import (
     Action,
     Alarm,
@@ -51,126 +42,89 @@ from lvsha.sync.actions import (
     EndSnapshot,
     Forget,
     PeerChanged,
+    Send,
 )
+from lvsha.sync.catching_up import CatchingUp, Conclusion
+from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
-    Configuration,
+    ALL_BUCKETS,
+    LEVEL_PLAIN,
+    RANGES_MAX,
+    Changes,
+    GapRequest,
     Heartbeat,
     Message,
+    Numbered,
     Origin,
     PeerState,
-    Records,
+    Progress,
     Role,
     SnapshotBegin,
     SnapshotChunk,
     SnapshotEnd,
     SnapshotRequest,
-    Unknown,
+    Sums,
+    SumsRequest,
 )
+from lvsha.sync.overlap import Overlap
+from lvsha.sync.peers import Peer, Peers
 from lvsha.sync.stream import MISSING_MAX, Admission, Stream
+from lvsha.tally import Tally
 
-# How long a node that has stopped to lead still tells what happens to it.
-DRAIN: Final = 2.0
-# How long the next leader takes what the one before tells: the drain, and as much again
-# because the two do not change roles at the same instant.
-OVERLAP: Final = 2 * DRAIN
 REQUEST_INTERVAL: Final = 0.25
-# A snapshot that does not advance has lost its end; the source sends a part in every tick.
-SNAPSHOT_STALL: Final = 2.0
-# A pair file has at most 16 nodes.
-PEERS_MAX: Final = 16
-# A silent peer's place is given to a new one after this.
-PEER_FORGOTTEN: Final = 60.0
-EPOCHS_REMEMBERED: Final = 16
-ALARM_INTERVAL: Final = 10.0
-# No pair sees so many takeovers; a false term near the end of its range must not leave the
-# next leader without one above it.
-TERM_JUMP_MAX: Final = 1_000_000
-
-
-def silence_limit(heartbeat_interval: float) -> float:
-    """After how long without a datagram a peer counts as silent.
-
-    Three heartbeats may be lost, as VRRP allows three advertisements; half a second more
-    lets a machine that has just joined the group be admitted by a snooping switch, and a
-    peer's loop be late.
-    """
-    return 3 * heartbeat_interval + 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Send a request for a snapshot to this leader; never leaves the replica."""
-
-    sync_id: int
-    leader: str
-    leader_epoch: int
-    position: int
-
-
-Outcome = list[Action | Ask]
-
-
-@dataclass(slots=True)
-class Peer:
-    """Another node, as its datagrams show it."""
-
-    node: str
-    epoch: int
-    heard: float
-    stream: Stream
-    retired: deque[int] = field(default_factory=lambda: deque(maxlen=EPOCHS_REMEMBERED))
-    role: Role = Role.FOLLOW
-    term: int = 0
-    state: PeerState = PeerState.PROBE
-    silent: bool = False
-    connections: int = 0
-    leader: str = ""
-    position: int = 0
-    complete: bool = False
-    overlap_since: float = float("-inf")
-    overlap_last: float = float("-inf")
-    alarm_at: float = float("-inf")
-
-
-@dataclass(slots=True)
-class _Snapshot:
-    """The snapshot that is being received."""
-
-    begin: int
-    stalled_at: float
-    records: int = 0
-    end: int | None = None
-    records_expected: int = 0
+# Buckets that were asked for and do not begin to come, or stop to, are asked for again.
+SNAPSHOT_PATIENCE: Final = 0.5
+# Progress is told after so many datagrams, or after this time.
+PROGRESS_DATAGRAMS: Final = 8
+PROGRESS_WAIT: Final = 0.02
 
 
 class Copy:
-    """What one node knows of the connections of one sync id that others lead."""
+    """What one node knows of the connections of one sync id that others lead.
+
+    Args:
+        tally: of the node's connections of this sync id, with those copied.
+        node: this node's name.
+        peers: the others.
+        level: what this node understands.
+        compares: whether the tally has just the connections of one leader, so that sums say
+            something; else everything is asked for.
+        own_max: how many connections of its own a leader remembers during the overlap.
+        counters: for everything that is counted.
+
+    Attributes:
+        peers: the others.
+        overlap: with the leader before this node.
+        catching_up: what is lacking of the followed leader.
+    """
 
     def __init__(
         self,
         *,
-        sync_id: int,
+        tally: Tally,
         node: str,
-        heartbeat_interval: float,
+        peers: Peers,
         own_max: int,
+        level: int,
+        compares: bool,
         counters: Counters,
     ) -> None:
-        self._sync_id = sync_id
+        self._level = level
+        self._compares = compares
+        self._tally = tally
         self._node = node
-        self._heartbeat_interval = heartbeat_interval
-        self._silence = silence_limit(heartbeat_interval)
-        self._own_max = own_max
+        self.peers = peers
+        self.overlap = Overlap(own_max)
         self._counters = counters
-        self.peers: dict[str, Peer] = {}
         self.leading = False
         self._draining = False
         self._leader: Peer | None = None
         self._listening_until: float | None = None
         self._listened = False
         self._request_at = float("-inf")
-        self._snapshot: _Snapshot | None = None
-        self._overlap_until = float("-inf")
-        self._own: set[bytes] = set()
+        self.catching_up = CatchingUp()
+        self._unacknowledged = 0
+        self._progress_at: float | None = None
 
     # --- what can be asked ---------------------------------------------------------
 
@@ -178,11 +132,6 @@ class Copy:
     def leader(self) -> Peer | None:
         """The peer that is followed."""
         return self._leader
-
-    @property
-    def term(self) -> int:
-        """The highest term heard."""
-        return max((peer.term for peer in self.peers.values()), default=0)
 
     @property
     def complete(self) -> bool:
@@ -194,7 +143,8 @@ class Copy:
             return self._listened
         return (
             leader.state is PeerState.REPLICATE
-            and leader.stream.deadline is None
+            and not leader.stream.missing
+            and not self.catching_up.mismatched
             # A leader that resigned has nothing more to tell; one that fell silent may.
             and not (leader.silent and leader.role is Role.LEAD)
         )
@@ -202,166 +152,146 @@ class Copy:
     @property
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
-        times = [] if self._listening_until is None else [self._listening_until]
-        for peer in self.peers.values():
-            if not peer.silent:
-                times.append(peer.heard + self._silence)
-            if (missing := peer.stream.deadline) is not None:
-                times.append(missing)
+        times = [peer.stream.deadline for peer in self.peers]
+        times += [self.peers.deadline, self.catching_up.deadline]
+        times += [self._listening_until, self._progress_at]
         if self._is_asking():
             times.append(self._request_at)
-        if self._snapshot is not None:
-            times.append(self._snapshot.stalled_at)
-        return min(times, default=None)
+        return min((time for time in times if time is not None), default=None)
 
     # --- what happens --------------------------------------------------------------
 
     def listen(self, now: float) -> None:
         """Begin to find out whether anybody leads."""
         self._listened = False
-        self._listening_until = now + self._silence
+        self._listening_until = now + self.peers.silence
 
     def lead(self, now: float) -> None:
         """This node leads from now on."""
         self.leading = True
         self._draining = False
         self._leader = None
-        self._snapshot = None
+        self._forget_progress()
         self._listening_until = None
-        self._overlap_until = now + OVERLAP
-        self._own.clear()
-        for peer in self.peers.values():
+        self.overlap.begin(now)
+        for peer in self.peers:
             peer.state = PeerState.PROBE
+            peer.acknowledged = None
 
-    def follow(self, now: float) -> Outcome:
+    def follow(self, now: float) -> list[Action]:
         """This node leads no longer; it drains until `drained`."""
         self.leading = False
         self._draining = True
-        self._own.clear()
+        self.overlap.end()
         self.listen(now)
-        actions: Outcome = []
-        for peer in self.peers.values():
+        actions: list[Action] = []
+        for peer in self.peers:
             peer.state = PeerState.PROBE
         self._choose(now, actions)
         return actions
 
-    def drained(self, now: float) -> Outcome:
-        """Nothing of what happens here is told any more: now a snapshot is of use."""
+    def drained(self, origin: Origin, now: float) -> list[Action]:
+        """Nothing of what happens here is told any more: now a comparison is of use."""
         self._draining = False
-        actions: Outcome = []
-        self._ask(now, actions)
+        actions: list[Action] = []
+        self._ask(origin, now, actions)
         return actions
 
-    def resync(self, now: float) -> Outcome:
-        """Datagrams may have been missed unseen: trust nothing until a snapshot has come."""
-        actions: Outcome = []
+    def resync(self, origin: Origin, now: float) -> list[Action]:
+        """Datagrams may have been missed unseen: trust nothing until sums have agreed."""
+        actions: list[Action] = []
         if self._leader is None:
             self.listen(now)
         else:
             self._probe("resync", now, actions)
-            self._ask(now, actions)
+            self._ask(origin, now, actions)
         return actions
 
-    def own(self, key: bytes, now: float) -> None:
-        """This node, while it leads, tells of a connection itself."""
-        if now < self._overlap_until:
-            self._own.add(key)
-            if len(self._own) > self._own_max:
-                # Without room to remember what is ours, nothing more is taken.
-                self._overlap_until = now
-                self._own.clear()
-
-    def receive(self, message: Message, now: float) -> tuple[Outcome, list[ConnectionRecord]]:
+    def receive(
+        self, message: Message, origin: Origin, now: float
+    ) -> tuple[list[Action], list[ConnectionRecord]]:
         """Use a peer's message.
+
+        Args:
+            message: what came.
+            origin: what this node's datagrams say of it.
+            now: the clock.
 
         Returns:
             The actions, and the records that a leading node took from the leader before
             it and must now tell as its own.
         """
-        actions: Outcome = []
+        actions: list[Action] = []
         taken: list[ConnectionRecord] = []
-        origin = message.origin
-        numbered = isinstance(message, Records | SnapshotBegin | SnapshotChunk | SnapshotEnd)
+        sequence = message.origin.sequence
+        numbered = isinstance(message, Numbered)
         # The stream of a sender that is new begins with this datagram, or after it.
-        first = origin.sequence if numbered else origin.sequence + 1
-        peer = self._hear(origin, first, now, actions)
+        peer = self._hear(message, sequence if numbered else sequence + 1, now, actions)
         if peer is None:
             return actions, taken
         match message:
-            case Records() | SnapshotBegin() | SnapshotChunk() | SnapshotEnd():
+            case Changes() | SnapshotBegin() | SnapshotChunk() | SnapshotEnd():
                 taken = self._numbered(peer, message, now, actions)
             case Heartbeat():
-                if origin.sequence + MISSING_MAX < peer.stream.position:
-                    self._rewind(peer, origin, now, actions)
-                peer.stream.reach(origin.sequence, now)
-                self._heartbeat(peer, message, actions)
-            case SnapshotRequest() | Configuration() | Unknown():
-                peer.stream.reach(origin.sequence, now)
+                if sequence + MISSING_MAX < peer.stream.position:
+                    self._rewind(peer, sequence, now, actions)
+                peer.stream.reach(sequence, now)
+                self._heartbeat(peer, message, now, actions)
+            case Sums():
+                peer.stream.reach(sequence, now)
+                self._compare(peer, message, now, actions)
             case _:
-                assert_never(message)
+                # What is asked and answered is the replica's; it says how far its sender is.
+                peer.stream.reach(sequence, now)
         self._advance(peer, now, actions)
-        self._ask(now, actions)
+        self._ask(origin, now, actions)
+        self._tell_progress(origin, now, actions)
         return actions, taken
 
-    def expire(self, now: float) -> Outcome:
+    def expire(self, origin: Origin, now: float) -> list[Action]:
         """Do what time alone demands."""
-        actions: Outcome = []
+        actions: list[Action] = []
         if self._listening_until is not None and now >= self._listening_until:
             self._listening_until = None
             self._listened = True
-        for peer in self.peers.values():
-            if not peer.silent and now >= peer.heard + self._silence:
-                peer.silent = True
-                actions.append(PeerChanged(peer.node, peer.state, "silent"))
-            peer.stream.expire(now)
+        self.peers.expire(now, actions)
+        for peer in self.peers:
+            ranges = peer.stream.expire(now, may_ask=self._may_ask(peer, now))
+            if ranges:
+                self._counters.add("datagrams_asked_for", sum(count for _, count in ranges))
+                for first in range(0, len(ranges), RANGES_MAX):
+                    part = tuple(ranges[first : first + RANGES_MAX])
+                    request = GapRequest(origin, peer.node, peer.epoch, part)
+                    actions.append(Send(encode(request)))
             self._advance(peer, now, actions)
         self._choose(now, actions)
-        if self._snapshot is not None and now >= self._snapshot.stalled_at:
-            self._counters.add("snapshots_stalled")
-            self._probe("the snapshot does not advance", now, actions)
-        self._ask(now, actions)
-        if now >= self._overlap_until:
-            self._own.clear()
+        stalled = self.catching_up.drop_stalled(now)
+        if stalled:
+            self._counters.add("snapshots_stalled", stalled)
+            if self._leader is not None and self._leader.speaks <= LEVEL_PLAIN:
+                self._probe("the snapshot does not advance", now, actions)
+        self._ask(origin, now, actions)
+        self._tell_progress(origin, now, actions)
         return actions
 
     # --- peers ---------------------------------------------------------------------
 
-    def _hear(self, origin: Origin, first: int, now: float, actions: Outcome) -> Peer | None:
+    def _hear(self, message: Message, first: int, now: float, actions: list[Action]) -> Peer | None:
         """The peer that sent this, brought up to date; None if it must not be believed."""
-        if origin.term > TERM_JUMP_MAX and origin.term > self.term + TERM_JUMP_MAX:
-            self._counters.add("refused_term")
+        hearing = self.peers.hear(message, first, now, self._leader, actions)
+        if hearing is None:
             return None
-        peer = self.peers.get(origin.node)
-        if peer is None:
-            if not self._make_room(now):
-                self._counters.add("refused_too_many_peers")
-                return None
-            peer = Peer(origin.node, origin.epoch, now, Stream(first))
-            self.peers[origin.node] = peer
-            actions.append(PeerChanged(peer.node, peer.state, "heard"))
-        elif origin.epoch != peer.epoch:
-            if origin.epoch in peer.retired:
-                if now < peer.heard + self._silence:
-                    self._counters.add("refused_old_epoch")
-                    return None
-                peer.retired.remove(origin.epoch)
-            fresh = Peer(peer.node, origin.epoch, now, Stream(first), peer.retired)
-            self._restarted(peer, fresh, now, actions)
-            peer = fresh
-        peer.heard = now
-        if peer.silent:
-            peer.silent = False
-            actions.append(PeerChanged(peer.node, peer.state, "heard again"))
-        if (origin.term, origin.role) > (peer.term, peer.role):
-            peer.term, peer.role = origin.term, origin.role
-            if peer is self._leader:
-                self._leader_changed(peer, now, actions)
+        peer = hearing.peer
+        if hearing.replaced is not None and hearing.replaced is self._leader:
+            self._lose_leader(now)
+        if hearing.is_new_role and peer is self._leader:
+            self._leader_changed(peer, now, actions)
         self._choose(now, actions)
-        if origin.role is peer.role is Role.LEAD and peer is not self._leader:
+        if message.origin.role is peer.role is Role.LEAD and peer is not self._leader:
             self._note_second_leader(peer, now, actions)
         return peer
 
-    def _leader_changed(self, leader: Peer, now: float, actions: Outcome) -> None:
+    def _leader_changed(self, leader: Peer, now: float, actions: list[Action]) -> None:
         """The followed peer has another role or term."""
         if leader.role is Role.LEAD:
             # Between two terms it told nothing of what happened to it.
@@ -369,84 +299,71 @@ class Copy:
             return
         if leader.state is PeerState.REPLICATE:
             return
-        if self._snapshot is not None:
+        if leader.state is PeerState.SNAPSHOT:
             self._probe("the leader resigned", now, actions)
         if leader.role is Role.FOLLOW:
             # It tells nothing any more, and what is missing here it will not send.
             self._lose_leader(now)
 
-    def _make_room(self, now: float) -> bool:
-        if len(self.peers) < PEERS_MAX:
-            return True
-        oldest = min(self.peers.values(), key=lambda peer: peer.heard)
-        if now - oldest.heard < PEER_FORGOTTEN or oldest is self._leader:
-            return False
-        del self.peers[oldest.node]
-        return True
-
-    def _restarted(self, peer: Peer, fresh: Peer, now: float, actions: Outcome) -> None:
-        """A peer's process is another one than before: nothing of the old one holds."""
-        fresh.retired.append(peer.epoch)
-        self.peers[peer.node] = fresh
-        actions.append(PeerChanged(peer.node, fresh.state, "restarted"))
-        self._counters.add("peer_restarts")
-        if peer is self._leader:
-            self._lose_leader(now)
-
     def _lose_leader(self, now: float) -> None:
         self._leader = None
-        self._snapshot = None
+        self._forget_progress()
         self.listen(now)
 
-    def _choose(self, now: float, actions: Outcome) -> None:
+    def _forget_progress(self) -> None:
+        """Begin anew with another leader, or none."""
+        self.catching_up.forget()
+        self._unacknowledged = 0
+        self._progress_at = None
+
+    def _choose(self, now: float, actions: list[Action]) -> None:
         """Follow the newest of the peers that lead; stay if none does."""
         if self.leading:
             return
-        leaders = [p for p in self.peers.values() if p.role is Role.LEAD and not p.silent]
-        best = max(leaders, key=lambda peer: (peer.term, peer.epoch, peer.node), default=None)
+        best = self.peers.best_leader()
         if best is None or best is self._leader:
             return
         if self._leader is not None:
             self._leader.state = PeerState.PROBE
+        self._forget_progress()
         self._leader = best
         self._listening_until = None
         self._probe("leads", now, actions)
         self._request_at = now
 
-    def _note_second_leader(self, peer: Peer, now: float, actions: Outcome) -> None:
-        if not self.leading and (
-            self._leader is None or self._leader.silent or self._leader.role is not Role.LEAD
-        ):
-            return
-        self._counters.add("second_leader_datagrams")
-        if now - peer.overlap_last > self._silence:
-            peer.overlap_since = now
-        peer.overlap_last = now
-        # A change of roles makes two leaders for a moment; that is no alarm.
-        if now - peer.overlap_since >= self._heartbeat_interval and now >= peer.alarm_at:
-            peer.alarm_at = now + ALARM_INTERVAL
-            actions.append(Alarm("second_leader", peer.node))
+    def _note_second_leader(self, peer: Peer, now: float, actions: list[Action]) -> None:
+        if self.leading or (self._leader is not None and self._leader.leads):
+            self._counters.add("second_leader_datagrams")
+            if self.peers.leads_too_long(peer, now):
+                actions.append(Alarm("second_leader", peer.node))
 
-    def _heartbeat(self, peer: Peer, message: Heartbeat, actions: Outcome) -> None:
+    def _heartbeat(self, peer: Peer, message: Heartbeat, now: float, actions: list[Action]) -> None:
+        peer.level = min(message.level, self._level)
+        speaks = min(message.speaks, self._level)
+        if peer.speaks != speaks:
+            peer.speaks = speaks
+            if peer is self._leader:
+                self._probe("the leader speaks otherwise", now, actions)
         peer.connections = message.connections
         peer.leader = message.leader
         peer.position = message.position
         peer.complete = message.complete
+        peer.standing = message.standing
         if self.leading:
             # Of a follower, its state is what it says of itself.
             state = message.state if message.leader == self._node else PeerState.PROBE
             if state is not peer.state:
                 peer.state = state
                 actions.append(PeerChanged(peer.node, state, "reported by the peer"))
+        elif peer is self._leader and peer.level > LEVEL_PLAIN:
+            if message.oldest:
+                peer.stream.abandon_before(message.oldest)
+            self._compare_total(peer, message, now, actions)
 
     # --- the stream ----------------------------------------------------------------
 
     def _numbered(
-        self,
-        peer: Peer,
-        message: Records | SnapshotBegin | SnapshotChunk | SnapshotEnd,
-        now: float,
-        actions: Outcome,
+        self, peer: Peer, message: Numbered, now: float, actions: list[Action]
     ) -> list[ConnectionRecord]:
         """Use a datagram that has a number of its own."""
         stream, sequence = peer.stream, message.origin.sequence
@@ -459,18 +376,19 @@ class Copy:
         elif peer is not self._leader:
             self._counters.add("refused_not_leader")
         else:
+            self._unacknowledged += 1
+            if self._progress_at is None:
+                self._progress_at = now + PROGRESS_WAIT
             match message:
-                case Records():
-                    self._use(stream, sequence, message.entries, actions)
+                case Changes():
+                    self._use(stream, sequence, message.records, message.ended, actions)
                 case SnapshotBegin():
                     if admission is Admission.NEXT:
-                        self._begin(peer, sequence, now, actions)
+                        self._begin(peer, message, now, actions)
                 case SnapshotChunk():
                     self._chunk(peer, message, now, actions)
                 case SnapshotEnd():
-                    if self._snapshot is not None and self._snapshot.begin == message.begin:
-                        self._snapshot.end = sequence
-                        self._snapshot.records_expected = message.records
+                    self.catching_up.end(message.begin, sequence)
                 case _:
                     assert_never(message)
         stream.settle()
@@ -480,115 +398,200 @@ class Copy:
         self,
         stream: Stream,
         sequence: int,
-        entries: tuple[ConnectionRecord | bytes, ...],
-        actions: Outcome,
+        records: list[ConnectionRecord],
+        ended: list[bytes],
+        actions: list[Action],
     ) -> None:
-        guarded = stream.guarded
-        for entry in entries:
-            if isinstance(entry, bytes):
-                if not guarded or stream.fresh(entry, sequence):
-                    actions.append(Forget(entry))
-            elif not guarded or stream.fresh(entry.key, sequence):
-                actions.append(Apply(entry))
+        if stream.guarded:
+            records = [record for record in records if stream.fresh(record.key, sequence)]
+            ended = [key for key in ended if stream.fresh(key, sequence)]
+        if ended:
+            actions.append(Forget(ended))
+        if records:
+            actions.append(Apply(records))
 
     def _take_over(
-        self,
-        stream: Stream,
-        message: Records | SnapshotBegin | SnapshotChunk | SnapshotEnd,
-        now: float,
-        actions: Outcome,
+        self, stream: Stream, message: Numbered, now: float, actions: list[Action]
     ) -> list[ConnectionRecord]:
         """While leading: take what the leader before still tells."""
-        if now >= self._overlap_until or not isinstance(message, Records):
+        if not self.overlap.is_on(now) or not isinstance(message, Changes):
             self._counters.add("refused_while_leading")
             return []
-        used: Outcome = []
-        self._use(stream, message.origin.sequence, message.entries, used)
-        taken = [
-            action.record
-            for action in used
-            if isinstance(action, Apply) and action.record.key not in self._own
-        ]
-        actions.extend(map(Apply, taken))
-        self._counters.add("records_taken_over", len(taken))
+        records = message.records
+        if stream.guarded:
+            sequence = message.origin.sequence
+            records = [record for record in records if stream.fresh(record.key, sequence)]
+        taken = self.overlap.wanted(records)
+        if taken:
+            actions.append(Apply(taken))
+            self._counters.add("records_taken_over", len(taken))
         return taken
 
-    def _begin(self, peer: Peer, sequence: int, now: float, actions: Outcome) -> None:
-        if peer.state is PeerState.REPLICATE or self._draining:
-            return
-        peer.stream.abandon()
-        peer.stream.take_lost()
-        self._snapshot = _Snapshot(sequence, now + SNAPSHOT_STALL)
-        actions.append(BeginSnapshot(self._sync_id))
-        self._enter(peer, PeerState.SNAPSHOT, "a snapshot began", actions)
-
-    def _chunk(self, peer: Peer, message: SnapshotChunk, now: float, actions: Outcome) -> None:
-        if peer.state is PeerState.REPLICATE:
-            # It is for another node; all that it holds is here already.
-            return
-        if self._snapshot is not None and self._snapshot.begin == message.begin:
-            self._snapshot.records += len(message.records)
-            self._snapshot.stalled_at = now + SNAPSHOT_STALL
-        self._use(peer.stream, message.origin.sequence, message.records, actions)
-
-    def _rewind(self, peer: Peer, origin: Origin, now: float, actions: Outcome) -> None:
+    def _rewind(self, peer: Peer, sequence: int, now: float, actions: list[Action]) -> None:
         """A sender says to have sent far less than was seen: what was seen was not its own.
 
         Otherwise one false number near the end of the range would have all true ones
         refused for ever.
         """
         self._counters.add("streams_rewound")
-        peer.stream = Stream(origin.sequence + 1)
+        peer.stream = Stream(sequence + 1)
         if peer is self._leader:
+            self._forget_progress()
             self._probe("the numbers went back", now, actions)
 
-    def _advance(self, peer: Peer, now: float, actions: Outcome) -> None:
+    def _advance(self, peer: Peer, now: float, actions: list[Action]) -> None:
         """Draw the conclusions from what is missing, lost or finished."""
-        lost = peer.stream.take_lost()
+        lost, highest = peer.stream.take_lost()
         if peer is not self._leader:
             return
         if lost:
             self._counters.add("datagrams_lost", lost)
+            self.catching_up.lose(highest)
             if peer.state is not PeerState.PROBE:
                 self._probe("datagrams were lost", now, actions)
-        snapshot = self._snapshot
-        if snapshot is None or snapshot.end is None:
-            return
-        if peer.stream.is_missing_before(snapshot.end):
-            return
-        if snapshot.records != snapshot.records_expected:
-            self._counters.add("snapshots_incomplete")
-            self._probe("the snapshot was incomplete", now, actions)
-            return
-        self._snapshot = None
-        self._counters.add("snapshots_received")
-        actions.append(EndSnapshot(self._sync_id))
-        self._enter(peer, PeerState.REPLICATE, "the snapshot is complete", actions)
+        for buckets in self.catching_up.finished(peer.stream):
+            self._counters.add("snapshots_received")
+            actions.append(EndSnapshot(self._tally.sync_id, buckets))
+            if not self.catching_up.wanted and peer.state is PeerState.SNAPSHOT:
+                self._enter(peer, PeerState.REPLICATE, "the snapshot is complete", actions)
 
-    def _enter(self, peer: Peer, state: PeerState, reason: str, actions: Outcome) -> None:
+    # --- snapshots -----------------------------------------------------------------
+
+    def _begin(self, peer: Peer, message: SnapshotBegin, now: float, actions: list[Action]) -> None:
+        if peer.state is PeerState.REPLICATE or self._draining or not peer.speaks:
+            return
+        if peer.speaks == LEVEL_PLAIN:
+            # A record among what is missing from before could confirm a connection whose
+            # delete is lost, and nothing would show it.
+            peer.stream.abandon()
+            peer.stream.take_lost()
+            self.catching_up.begin_anew()
+            self.catching_up.wanted = ALL_BUCKETS
+            self._enter(peer, PeerState.SNAPSHOT, "a snapshot began", actions)
+        buckets = self.catching_up.begin(message.origin.sequence, message.buckets, now)
+        if buckets:
+            self._request_at = now + SNAPSHOT_PATIENCE
+            actions.append(BeginSnapshot(self._tally.sync_id, buckets))
+
+    def _chunk(self, peer: Peer, message: SnapshotChunk, now: float, actions: list[Action]) -> None:
+        if peer.state is PeerState.REPLICATE:
+            # It is for another node; all that it holds is here already.
+            return
+        if self.catching_up.advance(message.begin, now):
+            self._request_at = now + SNAPSHOT_PATIENCE
+        elif peer.speaks > LEVEL_PLAIN:
+            return
+        self._use(peer.stream, message.origin.sequence, message.records, [], actions)
+
+    def _is_exact(self, peer: Peer, sequence: int) -> bool:
+        """Whether the copy is now what its leader had told at this number."""
+        return peer.stream.position == sequence and not peer.stream.missing
+
+    def _compare_total(
+        self, leader: Peer, message: Heartbeat, now: float, actions: list[Action]
+    ) -> None:
+        """Compare the sum of all buckets with what a heartbeat says."""
+        standing = message.standing
+        if (
+            leader.state is not PeerState.REPLICATE
+            or not self._compares
+            or leader.speaks <= LEVEL_PLAIN
+            or self._draining
+            or not standing.is_current
+            or not self._is_exact(leader, message.origin.sequence)
+        ):
+            return
+        if (standing.told, standing.total) == (self._tally.told, self._tally.total):
+            self.catching_up.agrees()
+        elif self.catching_up.may_compare(now):
+            self._counters.add("sums_differed")
+            self._probe("the sums differ", now, actions)
+
+    def _compare(self, peer: Peer, message: Sums, now: float, actions: list[Action]) -> None:
+        """Compare the sums of some buckets; when all were, ask for those that differ."""
+        if peer is not self._leader or peer.state is not PeerState.PROBE or self._draining:
+            return
+        if peer.speaks <= LEVEL_PLAIN:
+            # It was asked before it changed over; now it cannot be asked for some buckets.
+            return
+        number, ours = message.origin.sequence, self._tally.sums
+        exact = message.is_current and self._is_exact(peer, number)
+        catching_up = self.catching_up
+        if not catching_up.compare(number, message.first, message.sums, ours, exact=exact):
+            return
+        match catching_up.conclude(now):
+            case Conclusion.AGREES:
+                self._enter(peer, PeerState.REPLICATE, "all sums agree", actions)
+            case Conclusion.WANTED:
+                count = catching_up.wanted.bit_count()
+                self._counters.add("buckets_wanted", count)
+                self._request_at = now
+                reason = f"{count} of {BUCKETS} sums differ"
+                self._enter(peer, PeerState.SNAPSHOT, reason, actions)
+            case Conclusion.MISMATCHED:
+                self._counters.add("buckets_mismatched", catching_up.mismatched.bit_count())
+                actions.append(Alarm("mismatch", peer.node))
+                reason = "some sums cannot be made to agree"
+                self._enter(peer, PeerState.REPLICATE, reason, actions)
+
+    def _enter(self, peer: Peer, state: PeerState, reason: str, actions: list[Action]) -> None:
         peer.state = state
         actions.append(PeerChanged(peer.node, state, reason))
 
-    def _probe(self, reason: str, now: float, actions: Outcome) -> None:
+    def _probe(self, reason: str, now: float, actions: list[Action]) -> None:
         assert self._leader is not None
-        self._snapshot = None
-        self._request_at = max(now, self._request_at)
+        self.catching_up.begin_anew()
+        self._request_at = max(now, min(self._request_at, now + REQUEST_INTERVAL))
         self._enter(self._leader, PeerState.PROBE, reason, actions)
+
+    # --- what is asked and told ------------------------------------------------------
+
+    def _may_ask(self, peer: Peer, now: float) -> bool:
+        """Whether a peer would send its numbers again: the leader, or the one that drains."""
+        tells = peer is self._leader or (self.leading and self.overlap.is_on(now))
+        return (
+            tells and peer.level > LEVEL_PLAIN and peer.role is not Role.FOLLOW and not peer.silent
+        )
 
     def _is_asking(self) -> bool:
         leader = self._leader
-        return (
-            leader is not None
-            and leader.state is PeerState.PROBE
-            and leader.role is Role.LEAD
-            and not leader.silent
-            and not self._draining
-        )
+        if leader is None or not leader.leads or not leader.speaks or self._draining:
+            return False
+        if leader.state is PeerState.SNAPSHOT:
+            return leader.speaks > LEVEL_PLAIN
+        return leader.state is PeerState.PROBE
 
-    def _ask(self, now: float, actions: Outcome) -> None:
+    def _ask(self, origin: Origin, now: float, actions: list[Action]) -> None:
         leader = self._leader
         if leader is None or not self._is_asking() or now < self._request_at:
             return
         self._request_at = now + REQUEST_INTERVAL
+        buckets = ALL_BUCKETS
+        if leader.speaks > LEVEL_PLAIN:
+            if leader.state is PeerState.PROBE and self._compares:
+                self._counters.add("sums_requested")
+                self.catching_up.ask_sums()
+                actions.append(Send(encode(SumsRequest(origin, leader.node, leader.epoch))))
+                return
+            if leader.state is PeerState.PROBE:
+                self.catching_up.wanted = ALL_BUCKETS
+                self._enter(leader, PeerState.SNAPSHOT, "all is asked for", actions)
+            buckets = self.catching_up.unasked
+            if not buckets:
+                return
         self._counters.add("snapshots_requested")
-        actions.append(Ask(self._sync_id, leader.node, leader.epoch, leader.stream.position))
+        request = SnapshotRequest(
+            origin, leader.node, leader.epoch, leader.stream.position, buckets
+        )
+        actions.append(Send(encode(request)))
+
+    def _tell_progress(self, origin: Origin, now: float, actions: list[Action]) -> None:
+        leader = self._leader
+        due = self._progress_at is not None and now >= self._progress_at
+        if self._unacknowledged < PROGRESS_DATAGRAMS and not due:
+            return
+        self._unacknowledged = 0
+        self._progress_at = None
+        if leader is not None and leader.level > LEVEL_PLAIN:
+            progress = Progress(origin, leader.node, leader.epoch, leader.stream.position)
+            actions.append(Send(encode(progress)))

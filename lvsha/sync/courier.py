@@ -18,7 +18,7 @@ Times are Trio's clock.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
@@ -27,9 +27,9 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from lvsha.counters import Counters
-from lvsha.errors import SyncError
+from lvsha.errors import SealError, SyncError
 from lvsha.log import LimitedLog
-from lvsha.model import ConnectionChange, ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionChange, ConnectionRecord
 from lvsha.sync.actions import (
     Action,
     Alarm,
@@ -37,18 +37,22 @@ from lvsha.sync.actions import (
     BeginSnapshot,
     ConfigurationAgrees,
     ConfigurationDiffers,
+    Deny,
     EndSnapshot,
     Forget,
+    LookUp,
     PeerChanged,
     ProvideSnapshot,
     Refused,
     Send,
 )
-from lvsha.sync.messages import sync_id_of
+from lvsha.sync.datagrams import sync_id_of
+from lvsha.sync.messages import ALL_BUCKETS
 from lvsha.sync.replica import SYNC_ID_ANY, Replica
 from lvsha.sync.transport import Transport
 
-# About 600 records of IPv4: two or three milliseconds, then other tasks have their turn.
+# Then other tasks have their turn, whatever comes; a full datagram takes half of it.
+BATCH_SECONDS: Final = 0.001
 BATCH_DATAGRAMS: Final = 16
 # A snapshot's datagrams of a second; a socket that blocks for longer is in trouble.
 BACKLOG_MAX: Final = 2048
@@ -59,33 +63,52 @@ REFRESH_INTERVAL: Final = 1.0
 class ConnectionTable(Protocol):
     """What a courier asks of the node's connections. Every call returns at once."""
 
-    def apply(self, record: ConnectionRecord) -> None:
-        """Enter or change a connection; it is confirmed by that."""
+    def apply(self, records: Sequence[ConnectionRecord]) -> None:
+        """Enter or change connections; they are confirmed by that."""
         ...
 
-    def forget(self, key: bytes) -> None:
-        """Remove a connection if there is one; this is not reported as a change."""
+    def forget(self, keys: Sequence[bytes]) -> None:
+        """Remove connections where there are any; this is not reported as a change."""
         ...
 
-    def begin_snapshot(self, sync_id: int) -> None:
-        """From now on, mark what is applied; a second call begins anew."""
+    def begin(self, sync_id: int, bucket: int | None) -> None:
+        """From now on, mark what is applied of a bucket, or of all; a second call begins anew."""
         ...
 
-    def end_snapshot(self, sync_id: int) -> None:
-        """Remove the connections of this sync id that were not applied since the begin."""
+    def end(self, sync_id: int, bucket: int | None) -> None:
+        """Remove what was not applied of a bucket, or of all, since the begin."""
         ...
 
-    def records(self, sync_id: int) -> Iterator[ConnectionRecord | None]:
-        """All connections of this sync id, each as it is when it is read.
+    def records(self, sync_id: int, bucket: int) -> Iterator[ConnectionRecord]:
+        """What was told of a bucket, each as it is when it is read.
 
-        The table changes between two reads; that must not disturb the iterator. None among
-        them says that the iterator has looked at some hundred connections of other sync ids
-        or of this one, so that whoever reads knows what it costs.
+        The table changes between two reads; that must not disturb the iterator, which
+        leaves out what has ended. What one real server has stands together.
         """
         ...
 
-    def count(self, sync_id: int) -> int:
-        """How many connections of this sync id there are; called often."""
+    def lookup(self, keys: Sequence[bytes]) -> list[ConnectionRecord]:
+        """Those of these connections that are here."""
+        ...
+
+    def deny(self, keys: Sequence[bytes]) -> None:
+        """No other director knows these connections."""
+        ...
+
+
+class Sealing(Protocol):
+    """What seals datagrams; see `lvsha.sync.seal.Seal`."""
+
+    def seal(self, datagram: bytes) -> bytes:
+        """A datagram as it crosses the wire."""
+        ...
+
+    def open(self, datagram: bytes) -> bytes:
+        """A datagram as it was before.
+
+        Raises:
+            SyncError: it must not be believed.
+        """
         ...
 
 
@@ -110,12 +133,15 @@ class Courier:
         replicas: Sequence[Replica],
         transport: Transport,
         table: ConnectionTable,
+        *,
+        seal: Sealing | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         self._replicas = {replica.sync_id: replica for replica in replicas}
         assert len(self._replicas) == len(replicas), "one replica for each sync id"
         self._transport = transport
         self._table = table
+        self._seal = seal
         self._log = LimitedLog(structlog.get_logger("sync") if log is None else log)
         self.counters = Counters()
         self._backlog: deque[bytes] = deque()
@@ -129,26 +155,42 @@ class Courier:
     def tell(self, sync_id: int, changes: Sequence[ConnectionChange]) -> None:
         """Tell the peers of changes; they leave in this turn of the loop."""
         replica = self._replicas[sync_id]
+        had_to_wait = replica.has_to_wait
         self._perform(replica, replica.tell(changes, trio.current_time()))
+        if replica.has_to_wait and not had_to_wait:
+            self._wake_in_time()
 
     def lead(self, sync_id: int) -> None:
         """This node holds the addresses of this sync id now."""
         assert self._is_running, "the courier runs before roles change"
         replica = self._replicas[sync_id]
-        self._count(replica)
         self._perform(replica, replica.lead(trio.current_time()))
+        self._wake_in_time()
 
     def follow(self, sync_id: int) -> None:
         """This node does not hold the addresses of this sync id any more."""
         assert self._is_running, "the courier runs before roles change"
         replica = self._replicas[sync_id]
-        self._count(replica)
         self._perform(replica, replica.follow(trio.current_time()))
+        self._wake_in_time()
 
     def resync(self, sync_id: int) -> None:
         """This node was stalled: believe the copy only after a new snapshot."""
         replica = self._replicas[sync_id]
         self._perform(replica, replica.resync(trio.current_time()))
+        self._wake_in_time()
+
+    def ask(self, sync_id: int, keys: Sequence[bytes]) -> None:
+        """Ask the peers about connections of which packets have come."""
+        replica = self._replicas[sync_id]
+        self._perform(replica, replica.ask(keys, trio.current_time()))
+        self._wake_in_time()
+
+    def configure(self, digest: bytes, digests: Mapping[str, bytes]) -> None:
+        """This node's configuration has changed while it runs."""
+        for replica in self._replicas.values():
+            self._perform(replica, replica.configure(digest, digests, trio.current_time()))
+        self._wake_in_time()
 
     def complete(self, sync_id: int) -> bool:
         """Whether this node has all that the leader of this sync id has."""
@@ -168,7 +210,6 @@ class Courier:
         self._is_running = True
         try:
             for replica in self._replicas.values():
-                self._count(replica)
                 self._perform(replica, replica.start(trio.current_time()))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
@@ -190,7 +231,6 @@ class Courier:
             now = trio.current_time()
             for replica in self._replicas.values():
                 if (deadline := replica.deadline) is not None and deadline <= now:
-                    self._count(replica)
                     self._perform(replica, replica.expire(now))
 
     async def _write(self) -> None:
@@ -216,10 +256,13 @@ class Courier:
         deadlines = (replica.deadline for replica in self._replicas.values())
         return min((d for d in deadlines if d is not None), default=float("inf"))
 
-    def _count(self, replica: Replica) -> None:
-        replica.connections = self._table.count(replica.sync_id)
+    def _wake_in_time(self) -> None:
+        """A call from another task may have brought the next deadline nearer."""
+        if self._is_running:
+            self._waiting.deadline = self._deadline()
 
     def _read(self) -> None:
+        until = trio.current_time() + BATCH_SECONDS
         for _ in range(BATCH_DATAGRAMS):
             try:
                 datagram = self._transport.receive()
@@ -228,16 +271,16 @@ class Courier:
                 return
             if datagram is None:
                 return
-            self._deliver(datagram)
+            self._receive(datagram)
+            if trio.current_time() >= until:
+                return
 
-    def _deliver(self, datagram: bytes) -> None:
+    def _receive(self, datagram: bytes) -> None:
+        """Open a datagram, and give it to the replicas that its sync id is for."""
         now = trio.current_time()
-        try:
-            sync_id = sync_id_of(datagram)
-        except SyncError as error:
-            self.counters.add("refused_malformed")
-            self._log.warning("sync datagram refused", now, reason=str(error))
-            return
+        # It stands at the same place whether the datagram is sealed or not, so that nothing
+        # is spent on what is for others.
+        sync_id = datagram[1] if len(datagram) > 1 else -1
         receivers = [
             self._replicas[own]
             for own in dict.fromkeys((sync_id, SYNC_ID_ANY))
@@ -245,6 +288,19 @@ class Courier:
         ]
         if not receivers:
             self.counters.add("refused_sync_id")
+            return
+        try:
+            if self._seal is not None:
+                datagram = self._seal.open(datagram)
+            sync_id_of(datagram)
+        except SealError as error:
+            self.counters.add(f"refused_{error.kind}")
+            self._log.warning("sync datagram refused", now, reason=str(error))
+            return
+        except SyncError as error:
+            self.counters.add("refused_malformed")
+            self._log.warning("sync datagram refused", now, reason=str(error))
+            return
         for replica in receivers:
             self._perform(replica, replica.receive(datagram, now))
 
@@ -253,18 +309,26 @@ class Courier:
         for action in actions:
             match action:
                 case Apply():
-                    table.apply(action.record)
+                    table.apply(action.records)
                 case Send():
                     self._send(action.datagram)
                 case Forget():
-                    table.forget(action.key)
+                    table.forget(action.keys)
                 case BeginSnapshot():
-                    table.begin_snapshot(action.sync_id)
+                    for bucket in _members(action.buckets):
+                        table.begin(action.sync_id, bucket)
                 case EndSnapshot():
-                    table.end_snapshot(action.sync_id)
+                    for bucket in _members(action.buckets):
+                        table.end(action.sync_id, bucket)
                 case ProvideSnapshot():
-                    records = table.records(replica.sync_id)
+                    records = self._records(replica.sync_id, action.buckets)
                     self._perform(replica, replica.snapshot(records, trio.current_time()))
+                case LookUp():
+                    known = table.lookup(action.keys)
+                    answer = replica.answer(action.asker, action.keys, known, trio.current_time())
+                    self._perform(replica, answer)
+                case Deny():
+                    table.deny(action.keys)
                 case PeerChanged() | ConfigurationDiffers() | ConfigurationAgrees() | Alarm():
                     self._tell_node(SyncEvent(replica.sync_id, action))
                 case Refused():
@@ -272,9 +336,14 @@ class Courier:
                     self._log.warning("sync datagram refused", now, reason=action.reason)
                 case _:
                     assert_never(action)
-        # A call from another task may have brought the next deadline nearer.
-        if self._is_running:
-            self._waiting.deadline = self._deadline()
+
+    def _records(self, sync_id: int, buckets: int) -> Iterator[ConnectionRecord | None]:
+        """What was told of some buckets; None at the end of each."""
+        members = range(BUCKETS) if buckets == ALL_BUCKETS else _members(buckets)
+        for bucket in members:
+            assert bucket is not None, "only all buckets together are None"
+            yield from self._table.records(sync_id, bucket)
+            yield None
 
     def _tell_node(self, event: SyncEvent) -> None:
         try:
@@ -294,7 +363,9 @@ class Courier:
     def _try(self, datagram: bytes) -> bool:
         """Send a datagram unless that would block; one that cannot be sent is lost."""
         try:
-            return self._transport.send(datagram)
+            return self._transport.send(
+                datagram if self._seal is None else self._seal.seal(datagram)
+            )
         except OSError as error:
             self._trouble("send_errors", error)
             return True
@@ -302,3 +373,14 @@ class Courier:
     def _trouble(self, counter: str, error: OSError) -> None:
         self.counters.add(counter)
         self._log.warning("sync network error", trio.current_time(), error=str(error))
+
+
+def _members(buckets: int) -> Iterator[int | None]:
+    """The buckets in a set; None stands for all of them."""
+    if buckets == ALL_BUCKETS:
+        yield None
+        return
+    while buckets:
+        lowest = buckets & -buckets
+        yield lowest.bit_length() - 1
+        buckets ^= lowest

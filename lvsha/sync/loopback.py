@@ -50,6 +50,11 @@ class LoopbackTransport:
         """Whether `send` would block."""
         return not self._writable.is_set()
 
+    def close(self) -> None:
+        """Leave the group."""
+        if self in self._group.members:
+            self._group.members.remove(self)
+
     def block(self) -> None:
         """From now on `send` would block."""
         self._writable = trio.Event()

@@ -12,11 +12,13 @@ What holds whatever comes from the network:
 * Nothing received is sent on, but for the records that a new leader takes from the one
   before it: they are its own from then on.
 * A record never brings back a connection that a later datagram of its sender deleted.
+* With ``proven`` nothing of a process is used that has not shown to hear this one.
 * `complete` is true only if this node leads, or has all that the leader has, or has
   listened for `silence_limit` seconds and heard no leader.
 
 A replica whose own sync id is 0 accepts every id, as in the kernel, and keeps a copy for
-each. It leads, and sends heartbeats, under id 0 only.
+each. It leads under id 0 only; under the others it sends heartbeats of a follower, so that
+it is believed and its progress seen.
 
 Times are seconds on a monotonic clock; none of them crosses the wire.
 """
@@ -26,11 +28,7 @@ from typing import Final
 
 from lvsha.counters import Counters
 from lvsha.errors import SyncError
-from lvsha.model import (
-    ConnectionChange,
-    ConnectionChanged,
-    ConnectionRecord,
-)
+from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionRecord
 from lvsha.sync.actions import (
     Action,
     Alarm,
@@ -38,30 +36,42 @@ from lvsha.sync.actions import (
     BeginSnapshot,
     ConfigurationAgrees,
     ConfigurationDiffers,
+    Deny,
     EndSnapshot,
     Forget,
+    LookUp,
     PeerChanged,
     ProvideSnapshot,
     Refused,
     Send,
 )
 from lvsha.sync.configuration import Comparison
-from lvsha.sync.copy import ALARM_INTERVAL, DRAIN, Ask, Copy, Outcome
+from lvsha.sync.copy import Copy
+from lvsha.sync.datagrams import decode, encode, encode_answers, entries_room
 from lvsha.sync.messages import (
     DATAGRAM_BYTES_MAX,
     DIGEST_BYTES,
+    LEVEL,
+    Answer,
     Configuration,
+    GapRequest,
     Heartbeat,
     Message,
     Origin,
     PeerState,
+    Progress,
+    Question,
     Role,
     SnapshotRequest,
+    SumsRequest,
     Unknown,
-    decode,
-    encode,
 )
+from lvsha.sync.overlap import DRAIN
+from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
+from lvsha.sync.questions import Questions
+from lvsha.sync.readiness import lacking, peer_status, readiness, standing
 from lvsha.sync.source import Pace, Source
+from lvsha.tally import Tally
 
 __all__ = [
     "Action",
@@ -70,8 +80,10 @@ __all__ = [
     "BeginSnapshot",
     "ConfigurationAgrees",
     "ConfigurationDiffers",
+    "Deny",
     "EndSnapshot",
     "Forget",
+    "LookUp",
     "Pace",
     "PeerChanged",
     "PeerState",
@@ -86,6 +98,8 @@ DATAGRAM_BYTES_MIN: Final = 500
 # A change of a peer's state is told at once, but not more often than this part of the
 # heartbeat interval.
 HEARTBEAT_SPACING: Final = 0.1
+# A listener that is sent a snapshot tells its progress every few datagrams.
+PROGRESS_PATIENCE: Final = 0.3
 SYNC_ID_ANY: Final = 0
 
 
@@ -93,27 +107,28 @@ class Replica:
     """A node's part in the sync of one sync id.
 
     Attributes:
-        connections: how many connections of this sync id the node has; the caller keeps
-            it up to date, and every heartbeat carries it.
         counters: everything that was counted.
     """
 
     def __init__(
         self,
         *,
-        sync_id: int,
+        tally: Tally,
         node: str,
         epoch: int,
-        configuration_digest: bytes,
         digests: Mapping[str, bytes],
+        configuration_digest: bytes,
         heartbeat_interval: float,
         datagram_max: int,
         pace: Pace | None = None,
+        proven: bool = False,
+        level: int = LEVEL,
     ) -> None:
         """Describe the replica.
 
         Args:
-            sync_id: 0 to 255; a replica with 0 accepts any id.
+            tally: of the node's connections of this sync id, 0 to 255; the caller keeps it
+                up to date. A replica with id 0 accepts any id.
             node: this node's name.
             epoch: a random number of 64 bits, another one at each start of the process.
             configuration_digest: 16 bytes, equal on nodes that are configured alike.
@@ -121,28 +136,36 @@ class Replica:
             heartbeat_interval: seconds between heartbeats.
             datagram_max: the most bytes that a datagram may have, 500 to 65,507.
             pace: limits of the queue and of sending.
+            proven: whether a peer must show that it hears this node before it is believed;
+                for a sealed wire, on which nobody but a recording can lie.
+            level: what this node understands; less than `LEVEL` only to stand for an older
+                one.
         """
-        assert 0 <= sync_id <= 0xFF
+        assert 0 <= tally.sync_id <= 0xFF
         assert len(configuration_digest) == DIGEST_BYTES
         assert DATAGRAM_BYTES_MIN <= datagram_max <= DATAGRAM_BYTES_MAX
         assert heartbeat_interval > 0
-        self.sync_id = sync_id
+        self.sync_id = tally.sync_id
         self.node = node
         self.epoch = epoch
-        self.connections = 0
         self.counters = Counters()
+        self._tally = tally
+        self._proven = proven
+        self._level = level
         self._heartbeat_interval = heartbeat_interval
+        self._datagram_max = datagram_max
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
+        self._questions = Questions()
         self._source = Source(
-            sync_id=sync_id,
+            tally=tally,
             node=node,
             epoch=epoch,
             datagram_max=datagram_max,
             pace=self._pace,
             counters=self.counters,
         )
-        self._home = self._new_copy(sync_id)
+        self._home = self._new_copy(tally, compares=tally.sync_id != SYNC_ID_ANY)
         # Of a replica with id 0: the copies of other ids. At most 255.
         self._others: dict[int, Copy] = {}
         self._running = False
@@ -168,14 +191,19 @@ class Replica:
         """When to call `expire`; None before the start and after the stop."""
         if not self._running:
             return None
-        times = [self._source.deadline, self._home.deadline]
+        times = [self._source.deadline, self._home.deadline, self._questions.deadline]
         times += [copy.deadline for copy in self._others.values()]
         first = min(self._heartbeat_at, self._drained_at)
         return min([first, *(time for time in times if time is not None)])
 
+    @property
+    def has_to_wait(self) -> bool:
+        """Whether something that this node tells could not leave at once."""
+        return bool(self._source.queued)
+
     def status(self, now: float) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
-        source, leader = self._source, self._home.leader
+        source, leader, tally = self._source, self._home.leader, self._tally
         return {
             "sync_id": self.sync_id,
             "node": self.node,
@@ -183,43 +211,35 @@ class Replica:
             "role": source.role.name,
             "term": source.term,
             "sequence": source.sequence,
+            "level": source.level,
             "complete": self.complete,
             "leader": None if leader is None else leader.node,
-            "connections": self.connections,
+            "connections": tally.connections,
+            "told": tally.told,
+            "established": tally.established,
+            "at_risk": tally.exposed,
             "lag": {
                 "changes_queued": source.queued,
                 "oldest_ms": round(1000 * source.age_of_oldest(now), 3),
             },
             "snapshotting": source.is_snapshotting,
+            "readiness": readiness(self._followers(), source, tally, now),
             "configuration_differs": {
                 node: list(names) for node, names in sorted(self._comparison.differing.items())
             },
-            "peers": self._peers_status(now),
+            "peers": [
+                peer_status(peer, sync_id, source, tally, now)
+                for sync_id, copy in ((self.sync_id, self._home), *sorted(self._others.items()))
+                for peer in copy.peers
+            ],
             "counters": self.counters.snapshot(),
         }
 
-    def _peers_status(self, now: float) -> list[dict[str, object]]:
-        return [
-            {
-                "node": peer.node,
-                "sync_id": sync_id,
-                "epoch": peer.epoch,
-                "role": peer.role.name,
-                "term": peer.term,
-                "state": peer.state.name,
-                "silent": peer.silent,
-                "heard_ms_ago": round(1000 * (now - peer.heard), 3),
-                "connections": peer.connections,
-                "complete": peer.complete,
-                "follows": peer.leader or None,
-                "position": peer.position,
-                "sequence": peer.stream.position,
-                "gaps": peer.stream.gaps,
-                "datagrams_lost": peer.stream.lost_total,
-            }
-            for sync_id, copy in ((self.sync_id, self._home), *sorted(self._others.items()))
-            for peer in copy.peers.values()
-        ]
+    def _followers(self) -> list[Peer]:
+        """The peers that keep a copy of what this node leads."""
+        if self._source.role is not Role.LEAD:
+            return []
+        return [p for p in self._home.peers if p.leader == self.node and not p.silent]
 
     # --- what happens --------------------------------------------------------------
 
@@ -234,9 +254,9 @@ class Replica:
         """Leave: tell what is queued, and that this node leads no longer."""
         if not self._running:
             return []
-        actions: Outcome = []
+        actions: list[Action] = []
         if self._source.role is not Role.FOLLOW:
-            actions.extend(self._source.flush())
+            actions.extend(self._source.flush(now))
             if self._source.role is Role.LEAD:
                 self._source.drain()
                 self._home.follow(now)
@@ -253,7 +273,7 @@ class Replica:
         if self._source.role is Role.DRAIN:
             self._source.follow()
         self._drained_at = float("inf")
-        self._source.lead(max(self._source.term, self._home.term) + 1)
+        self._source.lead(max(self._source.term, self._home.peers.term) + 1)
         self._home.lead(now)
         return self._performed([], now, heartbeat=True)
 
@@ -266,25 +286,29 @@ class Replica:
         return self._performed(self._home.follow(now), now, heartbeat=True)
 
     def resync(self, now: float) -> list[Action]:
-        """The process was stalled: believe nothing until a leader's snapshot has come."""
+        """The process was stalled: believe nothing until the leader's sums have agreed."""
         if not self._running or self._source.role is Role.LEAD:
             return []
-        actions = self._home.resync(now)
-        for copy in self._others.values():
-            actions += copy.resync(now)
+        actions = self._home.resync(self._source.origin, now)
+        for sync_id, copy in self._others.items():
+            actions += copy.resync(self._origin(sync_id), now)
         return self._performed(actions, now)
 
     def tell(self, changes: Sequence[ConnectionChange], now: float) -> list[Action]:
         """The datapath's connections have changed; ignored unless this node tells."""
         if self._source.role is Role.FOLLOW or not self._running:
             return []
-        if self._home.leading:
-            for change in changes:
-                self._home.own(
-                    change.record.key if isinstance(change, ConnectionChanged) else change.key,
-                    now,
-                )
-        return self._performed([*self._source.tell(changes, now)], now)
+        if self._questions or self._home.overlap.is_on(now):
+            keys = [
+                change.record.key if isinstance(change, ConnectionChanged) else change.key
+                for change in changes
+            ]
+            self._questions.close(keys)
+            if self._home.leading:
+                self._home.overlap.own(keys, now)
+        sent = self._source.tell(changes, now)
+        self.counters.add("datagrams_sent", len(sent))
+        return sent
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
         """The answer to `ProvideSnapshot`.
@@ -294,6 +318,38 @@ class Replica:
         came after the call, since they are told as changes.
         """
         return self._performed([*self._source.snapshot(records, now)], now)
+
+    def ask(self, keys: Sequence[bytes], now: float) -> list[Action]:
+        """Packets of these connections have come, and this node does not know them.
+
+        Only who leads asks: a follower has what its leader has.
+        """
+        if not self._running or self._source.role is not Role.LEAD:
+            return []
+        listeners = {peer.node for peer in self._home.peers if not peer.silent}
+        origin = self._source.origin
+        room = entries_room(origin, self._datagram_max)
+        messages = self._questions.ask(keys, listeners, origin, room, now)
+        return self._performed([Send(encode(message)) for message in messages], now)
+
+    def answer(
+        self, asker: str, keys: Sequence[bytes], records: Sequence[ConnectionRecord], now: float
+    ) -> list[Action]:
+        """The answer to `LookUp`: what is here of what was asked.
+
+        What is not here is only denied by a node whose copy is complete.
+        """
+        known = {record.key for record in records}
+        unknown = tuple(key for key in keys if key not in known) if self.complete else ()
+        if not records and not unknown:
+            return []
+        answer = Answer(self._source.origin, asker, list(records), unknown)
+        datagrams = encode_answers(answer, self._datagram_max)
+        return self._performed([Send(datagram) for datagram in datagrams], now)
+
+    def configure(self, digest: bytes, digests: Mapping[str, bytes], now: float) -> list[Action]:
+        """This node's configuration has changed while it runs."""
+        return self._performed(self._comparison.change(digest, digests), now)
 
     def receive(self, datagram: bytes, now: float) -> list[Action]:
         """A datagram came."""
@@ -308,9 +364,15 @@ class Replica:
         refusal = self._refuse(message, now)
         if refusal is not None:
             return refusal
-        actions: Outcome = []
-        received, taken = self._copy_of(message.origin.sync_id, now).receive(message, now)
-        actions.extend(received)
+        copy, origin = self._copy_of(message.origin.sync_id, now)
+        received, taken = copy.receive(message, origin, now)
+        if self._questions:
+            for action in received:
+                if isinstance(action, Apply):
+                    self._questions.close(record.key for record in action.records)
+                elif isinstance(action, Forget):
+                    self._questions.close(action.keys)
+        actions: list[Action] = [*received]
         if taken:
             actions.extend(self._source.tell([ConnectionChanged(record) for record in taken], now))
         if message.origin.sync_id == self.sync_id:
@@ -321,37 +383,72 @@ class Replica:
         """The deadline has passed."""
         if not self._running:
             return []
-        actions: Outcome = []
+        actions: list[Action] = []
         if now >= self._drained_at:
             self._drained_at = float("inf")
+            # What still waits for a limit of bytes leaves now, or the next leader lacks it.
+            actions.extend(self._source.flush(now))
             self._source.follow()
-            actions += self._home.drained(now)
+            actions += self._home.drained(self._source.origin, now)
             self._heartbeat_at = now
         if self._source.role is not Role.FOLLOW:
             actions.extend(self._source.expire(now))
-        for copy in (self._home, *self._others.values()):
-            actions += copy.expire(now)
+        actions += self._home.expire(self._source.origin, now)
+        for sync_id, copy in self._others.items():
+            actions += copy.expire(self._origin(sync_id), now)
+        self._questions.expire(now)
+        self._adapt(now)
         return self._performed(actions, now, heartbeat=now >= self._heartbeat_at)
 
     # --- parts ---------------------------------------------------------------------
 
-    def _new_copy(self, sync_id: int) -> Copy:
+    def _new_copy(self, tally: Tally, *, compares: bool) -> Copy:
+        peers = Peers(
+            self.epoch,
+            self._heartbeat_interval,
+            proven=self._proven,
+            counters=self.counters,
+        )
         return Copy(
-            sync_id=sync_id,
+            tally=tally,
             node=self.node,
-            heartbeat_interval=self._heartbeat_interval,
+            peers=peers,
+            level=self._level,
+            compares=compares,
             own_max=self._pace.queue_max,
             counters=self.counters,
         )
 
-    def _copy_of(self, sync_id: int, now: float) -> Copy:
+    def _origin(self, sync_id: int) -> Origin:
+        """What this node's datagrams say of it; of ids that are not its own it never leads any."""
         if sync_id == self.sync_id:
-            return self._home
+            return self._source.origin
+        return Origin(sync_id, self.node, self.epoch, Role.FOLLOW, 0, 0)
+
+    def _copy_of(self, sync_id: int, now: float) -> tuple[Copy, Origin]:
+        if sync_id == self.sync_id:
+            return self._home, self._source.origin
         copy = self._others.get(sync_id)
         if copy is None:
-            copy = self._others[sync_id] = self._new_copy(sync_id)
+            copy = self._others[sync_id] = self._new_copy(Tally(sync_id), compares=False)
             copy.listen(now)
-        return copy
+        return copy, self._origin(sync_id)
+
+    def _adapt(self, now: float) -> None:
+        """Keep to what all who listen understand, and to the slowest of them."""
+        peers = [peer for peer in self._home.peers if not peer.silent]
+        source = self._source
+        levels = (peer.level or self._level for peer in peers)
+        source.level = min(self._level, min(levels, default=self._level))
+        # Who has told nothing for so long is not waited for.
+        told = [
+            peer.acknowledged
+            for peer in peers
+            if peer.acknowledged is not None
+            and peer.state is not PeerState.REPLICATE
+            and now < peer.acknowledged_at + PROGRESS_PATIENCE
+        ]
+        source.progress = min(told, default=None)
 
     def _refuse(self, message: Message, now: float) -> list[Action] | None:
         """The actions for a message that is not used; None for one that is."""
@@ -375,65 +472,126 @@ class Replica:
 
     def _answer(self, message: Message, now: float) -> list[Action]:
         """What a message asks of the node itself, beside its copy."""
-        node = message.origin.node
-        if node not in self._home.peers or self._home.peers[node].epoch != message.origin.epoch:
+        origin = message.origin
+        peer = self._home.peers.get(origin.node)
+        if peer is None or peer.epoch != origin.epoch:
             return []
+        self._adapt(now)
         match message:
-            case SnapshotRequest() if message.leader == self.node:
-                if self._source.role is not Role.LEAD or message.leader_epoch != self.epoch:
-                    self.counters.add("snapshot_requests_refused")
-                    return []
-                self.counters.add("snapshot_requests")
-                return self._source.request(message.position, now)
+            case SnapshotRequest() | SumsRequest() | GapRequest() | Progress():
+                if message.leader == self.node:
+                    return self._serve(peer, message, now)
             case Heartbeat():
-                return self._comparison.heard(node, message.digest)
+                return self._comparison.heard(origin.node, message.digest)
             case Configuration():
-                return self._comparison.described(node, message)
+                return self._comparison.described(origin.node, message)
+            case Question() if message.keys:
+                return [LookUp(origin.node, message.keys)]
+            case Answer() if message.asker == self.node and self._source.role is Role.LEAD:
+                return self._answered(message, now)
             case _:
-                return []
+                pass
+        return []
 
-    def _performed(self, actions: Outcome, now: float, *, heartbeat: bool = False) -> list[Action]:
-        """Give requests their sender, add what is due, and count what is sent."""
-        finished: list[Action] = []
-        for action in actions:
-            if isinstance(action, Ask):
-                finished.append(self._request(action))
-                continue
-            finished.append(action)
-            if isinstance(action, PeerChanged):
-                # Peers show this node's state; let them see that it changed.
-                spacing = HEARTBEAT_SPACING * self._heartbeat_interval
-                self._heartbeat_at = min(
-                    self._heartbeat_at, max(now, self._heartbeat_last + spacing)
-                )
+    def _serve(
+        self,
+        peer: Peer,
+        message: SnapshotRequest | SumsRequest | GapRequest | Progress,
+        now: float,
+    ) -> list[Action]:
+        """What a follower of this node asks for."""
+        source = self._source
+        if message.leader_epoch != self.epoch or source.role is Role.FOLLOW:
+            self.counters.add("requests_refused")
+            return []
+        if isinstance(message, GapRequest):
+            self.counters.add("gap_requests")
+            return source.resend(message.ranges, now)
+        if source.role is not Role.LEAD:
+            self.counters.add("requests_refused")
+            return []
+        if isinstance(message, SumsRequest):
+            self.counters.add("sums_requests")
+            return source.ask_sums(now)
+        peer.acknowledged = min(message.position, source.sequence)
+        peer.acknowledged_at = now
+        self._adapt(now)
+        if isinstance(message, Progress):
+            return source.progressed(now)
+        self.counters.add("snapshot_requests")
+        return source.request(message.buckets, message.position, now)
+
+    def _answered(self, message: Answer, now: float) -> list[Action]:
+        """What a peer says to this node's question; only what was asked is used."""
+        listeners = {peer.node for peer in self._home.peers if not peer.silent}
+        records, denied = self._questions.answered(message, listeners)
+        actions: list[Action] = []
+        if records:
+            self.counters.add("connections_found", len(records))
+            actions.append(Apply(records))
+            actions += self._source.tell([ConnectionChanged(record) for record in records], now)
+        if denied:
+            self.counters.add("connections_denied", len(denied))
+            actions.append(Deny(denied))
+        return actions
+
+    def _performed(
+        self, actions: list[Action], now: float, *, heartbeat: bool = False
+    ) -> list[Action]:
+        """Add what is due, and count what is sent."""
+        copies = (self._home, *self._others.values())
+        strangers = [copy for copy in copies if copy.peers.take_stranger()]
+        if strangers or any(isinstance(action, PeerChanged) for action in actions):
+            # Peers show this node's state; let them see that it changed.
+            spacing = HEARTBEAT_SPACING * self._heartbeat_interval
+            soon = max(now, self._heartbeat_last + spacing)
+            self._heartbeat_at = min(self._heartbeat_at, soon)
         if heartbeat:
-            finished += self._heartbeat(now)
-        self.counters.add("datagrams_sent", sum(isinstance(action, Send) for action in finished))
-        return finished
-
-    def _request(self, ask: Ask) -> Send:
-        origin = self._source.origin
-        if ask.sync_id != self.sync_id:
-            # Of ids that are not its own, this node never leads any.
-            origin = Origin(ask.sync_id, self.node, self.epoch, Role.FOLLOW, 0, 0)
-        return Send(encode(SnapshotRequest(origin, ask.leader, ask.leader_epoch, ask.position)))
+            actions = [*actions, *self._heartbeat(now)]
+        self.counters.add("datagrams_sent", sum(isinstance(action, Send) for action in actions))
+        return actions
 
     def _heartbeat(self, now: float) -> list[Action]:
         self._heartbeat_last = now
         self._heartbeat_at = now + self._heartbeat_interval
-        leader = self._home.leader
-        origin = self._source.origin
+        source, leader = self._source, self._home.leader
+        origin = source.origin
         message = Heartbeat(
             origin,
-            self.connections,
+            self._tally.connections,
             self._comparison.digest,
             "" if leader is None else leader.node,
             PeerState.PROBE if leader is None else leader.state,
             0 if leader is None else leader.stream.position,
             self.complete,
+            level=self._level,
+            speaks=source.level,
+            oldest=source.history.oldest or source.sequence + 1,
+            heard=self._home.peers.heard_epochs(now),
+            standing=standing(self._home, source, self._tally),
         )
         for node in self._comparison.differing:
             if node not in self._home.peers:
                 self._comparison.forget(node)
         parts = self._comparison.description(origin, now)
-        return [Send(encode(message)), *(Send(encode(part)) for part in parts)]
+        messages: list[Message] = [message, *parts, *self._other_heartbeats(now)]
+        return [Send(encode(each)) for each in messages]
+
+    def _other_heartbeats(self, now: float) -> Iterator[Heartbeat]:
+        """What a replica with id 0 says to those whose ids it only follows."""
+        for sync_id, copy in self._others.items():
+            leader = copy.leader
+            yield Heartbeat(
+                self._origin(sync_id),
+                0,
+                self._comparison.digest,
+                "" if leader is None else leader.node,
+                PeerState.PROBE if leader is None else leader.state,
+                0 if leader is None else leader.stream.position,
+                copy.complete,
+                level=self._level,
+                speaks=self._level,
+                oldest=1,
+                heard=copy.peers.heard_epochs(now),
+                standing=lacking(copy),
+            )

@@ -82,6 +82,9 @@ class MulticastTransport:
         ttl: int = 1,
         excluding: Collection[bytes] = (),
         loop: bool = False,
+        listens: bool = True,
+        send_buffer_bytes: int = SEND_BUFFER_BYTES,
+        receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
     ) -> None:
         """Open the socket and join the group.
 
@@ -92,6 +95,11 @@ class MulticastTransport:
             ttl: the TTL or hop limit of what is sent.
             excluding: virtual addresses, which are never a source.
             loop: whether the machine hears itself; for two nodes on one machine.
+            listens: join the group; without, nothing is received, and another socket of this
+                machine may listen there.
+            send_buffer_bytes: what the socket holds of what is not sent yet; 0 leaves it as
+                the system has it.
+            receive_buffer_bytes: what it holds of what was not read yet; 0 as above.
 
         Raises:
             HostError: there is no such interface, or it cannot be used.
@@ -102,10 +110,14 @@ class MulticastTransport:
         self._ttl = ttl
         self._excluding = excluding
         self._loop = loop
+        self._listens = listens
+        self._send_buffer_bytes = send_buffer_bytes
+        self._receive_buffer_bytes = receive_buffer_bytes
         self._socket: socket.socket | None = None
         self._opened = trio.Event()
         self._index = 0
         self._address = b""
+        self._destination: tuple[str, int] | tuple[str, int, int, int] = ("", 0)
         try:
             self._open()
         except OSError as error:
@@ -128,7 +140,7 @@ class MulticastTransport:
         if self._socket is None:
             raise OSError(f"interface {self._interface} is gone")
         try:
-            self._socket.sendto(datagram, self._destination())
+            self._socket.sendto(datagram, self._destination)
         except BlockingIOError:
             return False
         return True
@@ -174,30 +186,27 @@ class MulticastTransport:
         elif len(self._group) == IPv4_BYTES and self._source() != self._address:
             self._choose_source(self._socket)
 
-    def _destination(self) -> tuple[str, int] | tuple[str, int, int, int]:
-        text = format_address(self._group)
-        if len(self._group) == IPv4_BYTES:
-            return (text, self._port)
-        return (text, self._port, 0, self._index)
-
     def _open(self) -> None:
         self._index = socket.if_nametoindex(self._interface)
         wide = len(self._group) != IPv4_BYTES
+        text = format_address(self._group)
+        self._destination = (text, self._port, 0, self._index) if wide else (text, self._port)
         family = socket.AF_INET6 if wide else socket.AF_INET
         opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             name = self._interface.encode() + b"\0"
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
-            _enlarge(opened, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-            _enlarge(opened, _SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            _enlarge(opened, _SO_RCVBUFFORCE, socket.SO_RCVBUF, self._receive_buffer_bytes)
+            _enlarge(opened, _SO_SNDBUFFORCE, socket.SO_SNDBUF, self._send_buffer_bytes)
             if wide:
                 self._prepare_ipv6(opened)
             else:
                 self._prepare_ipv4(opened)
             # Bound to the group, not to any address: no unicast datagram is received, and
             # the source of what is sent is chosen by the interface.
-            opened.bind(self._destination())
+            if self._listens:
+                opened.bind(self._destination)
         except OSError:
             opened.close()
             raise
@@ -212,8 +221,9 @@ class MulticastTransport:
         # A datagram may be longer than the MTU; it is cut, never refused.
         opened.setsockopt(level, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
         self._choose_source(opened)
-        membership = struct.pack("=4s4si", self._group, bytes(4), self._index)
-        opened.setsockopt(level, socket.IP_ADD_MEMBERSHIP, membership)
+        if self._listens:
+            membership = struct.pack("=4s4si", self._group, bytes(4), self._index)
+            opened.setsockopt(level, socket.IP_ADD_MEMBERSHIP, membership)
 
     def _prepare_ipv6(self, opened: socket.socket) -> None:
         level = socket.IPPROTO_IPV6
@@ -221,8 +231,9 @@ class MulticastTransport:
         opened.setsockopt(level, socket.IPV6_MULTICAST_HOPS, self._ttl)
         opened.setsockopt(level, socket.IPV6_MULTICAST_LOOP, self._loop)
         opened.setsockopt(level, socket.IPV6_MULTICAST_IF, self._index)
-        membership = struct.pack("=16si", self._group, self._index)
-        opened.setsockopt(level, socket.IPV6_JOIN_GROUP, membership)
+        if self._listens:
+            membership = struct.pack("=16si", self._group, self._index)
+            opened.setsockopt(level, socket.IPV6_JOIN_GROUP, membership)
 
     def _choose_source(self, opened: socket.socket) -> None:
         """Send by this interface, from its own address rather than a virtual one."""
@@ -241,6 +252,8 @@ class MulticastTransport:
 
 def _enlarge(opened: socket.socket, force: int, ask: int, length_bytes: int) -> None:
     """Set a buffer's length past the system's limit, or up to it without the privilege."""
+    if not length_bytes:
+        return
     try:
         opened.setsockopt(socket.SOL_SOCKET, force, length_bytes)
     except PermissionError:

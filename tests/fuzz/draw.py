@@ -8,7 +8,16 @@ from collections import deque
 from random import Random
 
 from lvsha.datapath.network import QUEUE_FRAMES_MAX
-from lvsha.model import ConnectionFlag, ConnectionRecord, ForwardMethod
+from lvsha.datapath.stand_ins import StandIn
+from lvsha.model import (
+    TEMPLATE_BIT,
+    ConnectionDetails,
+    ConnectionFlag,
+    ConnectionRecord,
+    ForwardMethod,
+    connection_key,
+    template_key,
+)
 from tests.fuzz import mutations
 from tests.fuzz.conversations import Speakers
 from tests.fuzz.exchange import Conversation
@@ -16,6 +25,7 @@ from tests.fuzz.landscape import (
     CLIENT_PORTS,
     CLIENTS,
     KNOWN,
+    MARKS,
     PORTS,
     VIPS,
     VIRTUAL,
@@ -151,10 +161,14 @@ class Drawer:
 
     def _removal(self, world: World) -> Step:
         """A real server goes that has connections, if there is one."""
-        standing = list(world.director.registry.table.connections())
-        if not standing:
+        bound = [
+            connection.server
+            for connection in world.director.registry.table.connections()
+            if not isinstance(connection.server, StandIn)
+        ]
+        if not bound:
             return self._landscape.change()
-        server = self._dice.choice(standing).server
+        server = self._dice.choice(bound)
         return DeleteServer(server.service.identity, server.address, server.port)
 
     def _plan_drought(self, frame: bytes) -> None:
@@ -169,10 +183,12 @@ class Drawer:
         dice = self._dice
         drawn = dice.random()
         if drawn < 0.7:
-            return Apply(self._record(world))
+            return Apply(self.record(world))
         if drawn < 0.85:
-            return Forget(self._record(world).key)
-        records = tuple(self._record(world) for _ in range(dice.randrange(6)))
+            return Forget(self.record(world).key)
+        records = tuple(self.record(world) for _ in range(dice.randrange(6)))
+        if records and dice.random() < 0.5:
+            records += tuple(_of_other_client(records[-1], dice) for _ in range(6))
         addresses = tuple(address for address in VIRTUAL if dice.random() < 0.5)
         return Snapshot(records, addresses)
 
@@ -197,7 +213,7 @@ class Drawer:
                     )
         return Answer(tuple(known), tuple(denied))
 
-    def _record(self, world: World) -> ConnectionRecord:
+    def record(self, world: World) -> ConnectionRecord:
         """A record that the sync would let through; sometimes of a connection that exists."""
         dice = self._dice
         family = dice.choice((4, 6))
@@ -214,16 +230,46 @@ class Drawer:
                     one.virtual,
                 )
         family = 4 if len(client) == 4 else 6
-        return ConnectionRecord.between(
-            protocol,
-            client,
-            port,
-            virtual,
-            virtual_port,
+        flags = dice.choice((0, int(ConnectionFlag.INACTIVE), dice.randrange(1 << 32)))
+        state = dice.choice((*range(14), 255))
+        key = connection_key(protocol, client, port, virtual, virtual_port)
+        if dice.random() < 0.3:
+            mark = dice.choice(MARKS).to_bytes(4) + bytes(len(client) - 4)
+            key = connection_key(protocol, client, 0, virtual if protocol else mark, virtual_port)
+            key = template_key(key, dice.choice((b"", b"", b"1@a")))
+            state = dice.choice((0, 1, 1, state))
+            flags = dice.choice((0x1120, 0x1120, flags))
+        return ConnectionRecord(
+            key,
             dice.choice(KNOWN[family if dice.random() < 0.9 else 10 - family]),
             dice.choice((*PORTS, 8080, 65535)),
             dice.choice(list(ForwardMethod)),
-            dice.choice((*range(14), 255)),
-            dice.choice((0, int(ConnectionFlag.INACTIVE), dice.randrange(1 << 32))),
+            state,
+            flags,
             dice.choice((0.0, 0.5, 3.0, 900.0, float(2**31))),
+            self._details(world) if dice.random() < 0.3 else None,
         )
+
+    def _details(self, world: World) -> ConnectionDetails:
+        """What few records have beside; some of it cannot be."""
+        dice = self._dice
+        parent = b""
+        standing = list(world.director.registry.table.connections())
+        if standing and dice.random() < 0.5:
+            parent = dice.choice(standing).record_key
+        numbers = (0, 1, 2**31, 2**32 - 7)
+        return ConnectionDetails(
+            mark=dice.choice((0, *MARKS)),
+            shifts=dice.choice(((), tuple(dice.choice(numbers) for _ in range(6)))),
+            engine=dice.choice(("", "sip", "sip", "none")),
+            parent=parent,
+            dialogue=dice.choice(((), (1,), (3, dice.choice(numbers), 1), (2,), (1, 5))),
+            others=dice.choice(((), ((200, b"later"),))),
+        )
+
+
+def _of_other_client(record: ConnectionRecord, dice: Random) -> ConnectionRecord:
+    """A record that differs only in the client's port."""
+    at = 10 if record.key[0] & ~TEMPLATE_BIT == 4 else 34
+    port = dice.choice(CLIENT_PORTS).to_bytes(2)
+    return record._replace(key=record.key[:at] + port + record.key[at + 2 :])

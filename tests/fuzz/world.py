@@ -23,7 +23,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import assert_never
 
 from lvsha.datapath.director import Director
@@ -32,7 +32,7 @@ from lvsha.datapath.network import AddressChange, NetworkChange, Outgoing
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.verdicts import Accept, Drop, TunnelError, Verdict, Wait
 from lvsha.errors import AdministrationError, ConfigError
-from lvsha.model import ConnectionChange, ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionChange, ConnectionRecord, bucket_of
 from lvsha.tally import Tally
 from tests.fuzz.checks import CHANGES_OF_A_FRAME, BrokenRuleError, demand
 from tests.fuzz.landscape import MARKS, VIRTUAL
@@ -288,14 +288,12 @@ class World(Laboratory):
             case BackUp(addresses):
                 director.back_up(frozenset(addresses))
             case Apply(record):
-                director.replication.apply(record, self.now)
+                director.replication.apply([record], self.now)
             case Forget(key):
-                director.replication.forget(key)
+                director.replication.forget([key])
             case Snapshot(records, addresses):
-                generation = director.replication.begin_snapshot()
-                for record in records:
-                    director.replication.apply(record, self.now)
-                self._begin(director.replication.sweep(generation, frozenset(addresses)))
+                tally = director.registry.tallies[next(iter(addresses), VIRTUAL[0])]
+                self._snapshot(records, tally)
             case Answer(known, denied):
                 self._answer(known, denied)
             case Receive():
@@ -303,13 +301,23 @@ class World(Laboratory):
             case _:
                 assert_never(step)
 
+    def _snapshot(self, records: Sequence[ConnectionRecord], tally: Tally) -> None:
+        """A snapshot of all, or of each bucket that it names, comes."""
+        replication = self.director.replication
+        generation = replication.begin()
+        replication.apply(records, self.now)
+        if len(records) % 2:
+            self._begin(replication.sweep(tally, generation))
+            return
+        for bucket in {bucket_of(record.key) for record in records}:
+            self._begin(replication.sweep_bucket(tally, bucket, generation))
+
     def _answer(self, known: Sequence[ConnectionRecord], denied: Sequence[bytes]) -> None:
         """Let the peers answer, and what waited for that go on."""
         director = self.director
         asked = {key for keys in director.take_questions().values() for key in keys}
         demand(asked <= set(director._questions._held), "asked for what nobody waits for")
-        for record in known:
-            director.replication.apply(record, self.now)
+        director.replication.apply(known, self.now)
         director.deny(denied)
         waited, held, before = len(director._questions), self._held(), Counter(director.drops)
         self._keep(director.release(self.now))
@@ -355,7 +363,10 @@ class World(Laboratory):
                 director.keep_ways_warm()
                 director.network.wanted.clear()
             case "read snapshot":
-                self._begin(director.replication.records(frozenset(VIRTUAL)))
+                tallies = {*director.registry.tallies.values()}
+                for tally, bucket in product(tallies, range(BUCKETS)):
+                    for record in director.replication.records(tally, bucket):
+                        demand(bucket_of(record.key) == bucket, "a record in another bucket")
             case "tell all":
                 self._begin(chain.from_iterable(map(director.registry.tell_all, (4, 16))))
             case _:

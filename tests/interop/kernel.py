@@ -24,12 +24,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Protocol, Self, cast
 
 from tests import packets
 from tests.interop.confinement import PLAIN_VECTORS, prepare_guest
 from tests.interop.lvsha_side import server_lines, tunnel_ends
-from tests.interop.wire import Tap, wait
+from tests.interop.wire import SyncTap, Tap, wait
 from tests.laboratory import CLIENT, CLIENT_MAC, MACS, SERVER, SERVERS_KNOWN, Left, server_mac
 
 HERE = Path(__file__).parent
@@ -78,10 +78,18 @@ def missing() -> str | None:
     return None
 
 
+class Link(Protocol):
+    """A network device that is an end of one of the guest's links."""
+
+    @property
+    def name(self) -> str:
+        """Of the device."""
+
+
 class Guest:
     """The running guest: its process, and the line over which it is asked."""
 
-    def __init__(self, taps: Sequence[Tap], macs: Sequence[bytes]) -> None:
+    def __init__(self, taps: Sequence[Link], macs: Sequence[bytes]) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="lvsha-interop-"))
         shutil.copy(HERE / "guest_agent.py", self._directory)
         init = shutil.copy(HERE / "guest_init.sh", self._directory)
@@ -157,13 +165,17 @@ class Guest:
                 raise GuestError(f"{command}: {errors or status}")
         return "".join(output for _, output, _ in results)
 
-    def close(self) -> None:
-        """End the guest and remove what it left."""
+    def kill(self) -> None:
+        """End the guest, as a power cut would."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             self._process.poll()
         self._process.wait()
+
+    def close(self) -> None:
+        """End the guest and remove what it left."""
+        self.kill()
         self._answers.close()
         self._line.close()
         self._log.close()
@@ -174,10 +186,15 @@ class KernelSide:
     """The kernel's director with the face that both sides of the comparison have.
 
     The calling process must be in a network namespace of its own.
+
+    Args:
+        vips: the virtual addresses, with prefix lengths.
+        synced: lay a third link, for sync daemons; see `SyncTap`.
     """
 
-    def __init__(self, vips: Sequence[str]) -> None:
+    def __init__(self, vips: Sequence[str], *, synced: bool = False) -> None:
         self._vips = tuple(vips)
+        self._sync = SyncTap() if synced else None
         self._taps = {
             "client": Tap(0, "client", MACS[CLIENT], CLIENT_MAC),
             "server": Tap(1, "server", MACS[SERVER], server_mac(packets.address("10.1.0.2"))),
@@ -187,16 +204,24 @@ class KernelSide:
         self._loaded: list[str] = []
         self._guest = self._boot()
 
+    def _links(self) -> list[Link]:
+        return [*self._taps.values(), *([self._sync] if self._sync is not None else [])]
+
     def _boot(self) -> Guest:
+        macs = [MACS[CLIENT], MACS[SERVER], SyncTap.guest_mac][: len(self._links())]
         for attempt in range(BOOTS_MAX):
             try:
-                guest = Guest(list(self._taps.values()), [MACS[CLIENT], MACS[SERVER]])
+                guest = Guest(self._links(), macs)
             except GuestError:
                 # A guest on a busy machine sometimes dies while it starts.
                 if attempt == BOOTS_MAX - 1:
                     raise
                 continue
             guest.do(*_network(self._vips))
+            if self._sync is not None:
+                addresses = [_address(a, "vec2") for a in SyncTap.guest_addresses]
+                batch = "\n".join([*addresses, "link set vec2 up"])
+                guest.do(f"ip -batch - <<'END'\n{batch}\nEND")
             self._marks.clear()
             self._loaded.clear()
             return guest
@@ -233,6 +258,10 @@ class KernelSide:
         self._guest.do(*commands, f"modprobe -d /run/tree -a {' '.join(load)}")
         self._loaded = load
         self._exchange("client", [])
+
+    def do(self, *commands: str) -> str:
+        """Run shell commands in the guest of which none may fail; returns what they printed."""
+        return self._guest.do(*commands)
 
     def ipvsadm(self, command: str) -> CommandResult:
         """Carry out one ipvsadm command: exit status, output, errors."""

@@ -62,6 +62,23 @@ class Tap:
                 found.append(Left(self.side, data[10:16].hex(":"), packet))
 
 
+class SyncTap:
+    """The link of the sync daemons: here the machine's own stack speaks on it."""
+
+    name = "tap2"
+    guest_mac = bytes.fromhex("020002000001")
+    addresses = ("10.2.0.2/24", "fd00:2::2/64")
+    guest_addresses = ("10.2.0.1/24", "fd00:2::1/64")
+
+    def __init__(self) -> None:
+        _run("ip", "tuntap", "add", "dev", self.name, "mode", "tap")
+        Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0", encoding="ascii")
+        Path(f"/proc/sys/net/ipv6/conf/{self.name}/accept_dad").write_text("0", encoding="ascii")
+        for address in self.addresses:
+            _run("ip", "address", "add", address, "dev", self.name)
+        _run("ip", "link", "set", self.name, "up", "txqueuelen", "4000")
+
+
 def wait(taps: Sequence[Tap], seconds: float) -> None:
     """Return when something can be received, or when the time is over."""
     select.select([tap.socket for tap in taps], [], [], seconds)

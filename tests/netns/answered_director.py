@@ -55,7 +55,7 @@ class AnsweredDirector:
             for keys in self.director.take_questions().values():
                 assert keys == [self.record.key]
                 if self.answer == "record":
-                    self.director.replication.apply(self.record, trio.current_time())
+                    self.director.replication.apply([self.record], trio.current_time())
                 elif self.answer == "deny":
                     self.director.deny(keys)
 

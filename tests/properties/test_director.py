@@ -508,14 +508,19 @@ class Wilderness:
 
     def replicate(self, kind: str, one: int, three: int) -> None:
         replication = self.laboratory.director.replication
-        for record in list(replication.records([packets.address(V4), packets.address(MARKED)])):
-            if record is None:
-                continue
-            if kind == "forget" and one % 3 == 0:
-                replication.forget(record.key)
-            elif kind == "copy":
-                server = packets.address(SERVERS4[three % 3])
-                replication.apply(record._replace(server=server), self.laboratory.now)
+        table = self.laboratory.director.registry.table
+        keys = [c.record_key for c in table.connections() if not c.is_poisoned]
+        records = replication.lookup(keys)
+        assert [record.key for record in records] == keys
+        if kind == "forget":
+            replication.forget(keys[one % 3 :: 3])
+        else:
+            # Some to another server, which there may be or not; unbound ones to their own.
+            server = packets.address((*SERVERS4, "10.1.0.14")[three % 4])
+            replication.apply(
+                [r._replace(server=server) if (n + one) % 2 else r for n, r in enumerate(records)],
+                self.laboratory.now,
+            )
 
     def check(self) -> None:
         """Everything that is counted is what a recount gives, and no limit is passed."""

@@ -17,7 +17,13 @@ from lvsha.datapath.service_policy import TellWhen, Unknown
 from lvsha.errors import ConfigError, HostError
 from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
-from lvsha.model import VrrpState, parse_address
+from lvsha.model import (
+    ConnectionRecord,
+    ForwardMethod,
+    VrrpState,
+    connection_key,
+    parse_address,
+)
 from lvsha.node import TRANSITION, Node
 from lvsha.sync.messages import Role
 from tests.simulation.pair_traffic import Client, Traffic
@@ -191,7 +197,7 @@ def test_a_lone_node_becomes_master_and_opens_connections() -> None:
         assert state(east) is VrrpState.MASTER
         assert set(east.held) == {VIRTUAL, INSIDE}
         assert holds(life) == (True, False)
-        assert life.node._replicas[0].role is Role.LEAD
+        assert life.node.sync.replicas[0].role is Role.LEAD
 
     play(scenario, LONE)
 
@@ -254,7 +260,7 @@ def test_without_sync_preemption_needs_no_copy() -> None:
         assert state(west) is VrrpState.MASTER
         life = await start(east, settle=DOWN + 0.1)
         assert state(east) is VrrpState.MASTER
-        assert life.node._replicas == []
+        assert life.node.sync.replicas == []
         assert state(west) is VrrpState.BACKUP
 
     play(scenario, pair(ROUTER, SERVICE, BOTH))
@@ -484,7 +490,7 @@ def test_a_master_that_stood_still_opens_nothing_and_asks_for_a_new_copy() -> No
         await trio.sleep(0.001)
         assert state(east) is VrrpState.BACKUP
         assert holds(life) == (False, False)
-        assert not life.node._replicas[0].complete
+        assert not life.node.sync.replicas[0].complete
         await trio.sleep(TRANSITION + DOWN + 1.0)
         assert state(east) is VrrpState.MASTER
 
@@ -534,6 +540,27 @@ def test_a_connection_is_told_to_the_peer_and_outlives_its_director() -> None:
         assert client.waits_since is None
 
     play(scenario)
+
+
+def test_what_belongs_to_no_virtual_router_is_told_to_no_peer_of_a_virtual_router() -> None:
+    async def scenario(world: World) -> None:
+        east = await start(world.machines["east"])
+        director, sync = east.node.director, east.node.sync
+        director.tell_others(told=True)
+        elsewhere = parse_address("203.0.113.9")
+        key = connection_key(6, parse_address("198.51.100.1"), 1024, elsewhere, 80)
+        server = parse_address("10.1.0.11")
+        record = ConnectionRecord(key, server, 80, ForwardMethod.NAT, 1, 0, 900.0)
+        assert not director.replication.apply([record], trio.current_time())
+        connection = director.registry.table.find(key)
+        assert connection is not None
+        director.registry.teller.tell(connection)
+        assert key in director.registry.untold
+        sync.tell()
+        assert director.registry.untold == {}
+        await trio.sleep(1.0)
+
+    play(scenario, LONE)
 
 
 def test_connections_of_a_node_without_sync_are_told_to_nobody_and_do_not_pile_up() -> None:
@@ -609,7 +636,7 @@ def test_pair_files_that_differ_are_named_in_the_log() -> None:
         await start(west)
 
     trace = play(scenario).trace
-    assert any("east: the pair files differ" in line and "services.http" in line for line in trace)
+    assert any("east: the nodes differ" in line and "services.http" in line for line in trace)
 
 
 def test_two_leaders_are_an_alarm_in_the_log() -> None:

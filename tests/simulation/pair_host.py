@@ -24,6 +24,9 @@ from lvsha.datapath.surprises import Surprises
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.transport import BATCH_MAX, ReceivedMessage
 from lvsha.model import ConnectionFlag
+from lvsha.settings import Settings
+from lvsha.sync.ipvs.daemons import Socket
+from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
 from lvsha.wire import vrrp
 
@@ -88,6 +91,9 @@ class SimulatedHost:
     ) -> contextlib.AbstractContextManager["SimulatedSyncTransport"]:
         self.datagrams = SimulatedSyncTransport(self.life, self.machine.wires[interface])
         return contextlib.nullcontext(self.datagrams)
+
+    def open_sync_socket(self, daemon: Daemon, index: int, settings: Settings) -> Socket:
+        raise AssertionError("simulated pairs speak lvsha's own format")
 
     def advertisement_transport(
         self, interface: str, router: VirtualRouter

@@ -44,8 +44,10 @@ from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
 from lvsha.model import VrrpState
 from lvsha.node import TRANSITION
-from lvsha.sync.copy import DRAIN, SNAPSHOT_STALL, silence_limit
+from lvsha.sync.catching_up import SNAPSHOT_STALL
 from lvsha.sync.messages import Role
+from lvsha.sync.overlap import DRAIN
+from lvsha.sync.peers import silence_limit
 from lvsha.tally import UNTOLD
 from tests.simulation.pair_draw import SERVERS, draw_pair
 from tests.simulation.pair_faults import FAULTS, cut_outside, isolate, stop
@@ -274,7 +276,7 @@ class Simulation:
             in_transition = address in node.director.registry.in_transition
             if in_transition or node.director.holds(address) is not (machine is master):
                 return "has not ended its transition"
-        replica = next((r for r in node._replicas if r.sync_id == router.sync_id), None)
+        replica = next((r for r in node.sync.replicas if r.sync_id == router.sync_id), None)
         if replica is None or not replica.complete:
             return "has no complete copy"
         if replica.role is not (Role.LEAD if machine is master else Role.FOLLOW):

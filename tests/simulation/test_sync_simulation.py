@@ -13,6 +13,7 @@ failure is printed with its message.
 import heapq
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,15 +21,22 @@ from functools import partial
 import pytest
 
 from lvsha.model import (
+    BUCKETS,
     ConnectionChange,
     ConnectionChanged,
     ConnectionEnded,
     ConnectionRecord,
     ForwardMethod,
+    bucket_of,
     connection_key,
+    template_key,
 )
-from lvsha.sync.copy import DRAIN, PEERS_MAX, SNAPSHOT_STALL, silence_limit
-from lvsha.sync.messages import PeerState, Role, decode
+from lvsha.sync.catching_up import SNAPSHOT_STALL, SNAPSHOTS_MAX
+from lvsha.sync.datagrams import decode
+from lvsha.sync.history import HISTORY_BYTES
+from lvsha.sync.messages import LEVEL, LEVEL_PLAIN, PeerState, Role
+from lvsha.sync.overlap import DRAIN
+from lvsha.sync.peers import PEERS_MAX, silence_limit
 from lvsha.sync.replica import (
     Action,
     Alarm,
@@ -36,8 +44,10 @@ from lvsha.sync.replica import (
     BeginSnapshot,
     ConfigurationAgrees,
     ConfigurationDiffers,
+    Deny,
     EndSnapshot,
     Forget,
+    LookUp,
     Pace,
     PeerChanged,
     ProvideSnapshot,
@@ -45,7 +55,9 @@ from lvsha.sync.replica import (
     Replica,
     Send,
 )
+from lvsha.sync.source import SNAPSHOT_PAUSE_MAX
 from lvsha.sync.stream import MISSING_MAX, TOUCHED_MAX
+from lvsha.tally import UNTOLD, Tally
 
 SYNC_ID = 7
 DIGEST = bytes(16)
@@ -54,7 +66,9 @@ TROUBLE = 8.0
 # A late datagram of a process that is no more can keep its successor unheard until it counts
 # as silent; a peer is heard again within a heartbeat; an old leader has drained; a snapshot
 # whose end was lost has stalled; then two snapshots and the pause between them.
-CONVERGENCE = silence_limit(HEARTBEAT) + HEARTBEAT + DRAIN + SNAPSHOT_STALL + 1.0
+CONVERGENCE = (
+    silence_limit(HEARTBEAT) + HEARTBEAT + DRAIN + SNAPSHOT_STALL + SNAPSHOT_PAUSE_MAX + 1.0
+)
 
 VIRTUAL = bytes((192, 0, 2, 1))
 # A sender: name, epoch and term; and with the sequence number of its datagram.
@@ -64,44 +78,86 @@ Sender = tuple[Leader, int]
 
 def connection(client: int, incarnation: int, state: int = 1) -> ConnectionRecord:
     """A connection whose server's address says which of all with its key it is."""
-    return ConnectionRecord.between(
-        protocol=6,
-        client=(0x0A000000 + client).to_bytes(4),
-        client_port=1024,
-        virtual=VIRTUAL,
-        virtual_port=80,
-        server=incarnation.to_bytes(4),
-        server_port=8080,
-        method=ForwardMethod.NAT,
-        state=state,
-        flags=0,
-        timeout=900.0,
+    return ConnectionRecord(
+        key_of(client), incarnation.to_bytes(4), 8080, ForwardMethod.NAT, state, 0, 900.0
     )
+
+
+def key_of(client: int) -> bytes:
+    """Of a connection, or of a template of one of the clients."""
+    address = (0x0A000000 + client).to_bytes(4)
+    if client % 5:
+        return connection_key(6, address, 1024 + client % 7, VIRTUAL, 80)
+    found = b"call" if client % 2 else b""
+    return template_key(connection_key(6, address, 0, VIRTUAL, 80), found)
+
+
+class Table:
+    """A naive table: records by key, the snapshot that last confirmed each, and a tally."""
+
+    def __init__(self) -> None:
+        self.content: dict[bytes, ConnectionRecord] = {}
+        self.tally = Tally(SYNC_ID)
+        self.marks: dict[bytes, int] = {}
+        self.begun: dict[int, int] = {}
+        self.generation = 0
+
+    def put(self, record: ConnectionRecord) -> None:
+        self.drop(record.key)
+        key, server, port, _, state, *_ = record
+        self.content[key] = record
+        self.marks[key] = self.generation
+        self.tally.connections += 1
+        self.tally.established += 1
+        self.tally.retell(key, server, port, UNTOLD, state)
+
+    def drop(self, key: bytes) -> ConnectionRecord | None:
+        known = self.content.pop(key, None)
+        if known is not None:
+            del self.marks[key]
+            self.tally.connections -= 1
+            self.tally.established -= 1
+            self.tally.retell(key, known.server, known.server_port, known.state, UNTOLD)
+        return known
+
+    def begin(self, buckets: int) -> None:
+        self.generation += 1
+        for bucket in range(BUCKETS):
+            if buckets >> bucket & 1:
+                self.begun[bucket] = self.generation
+
+    def end(self, buckets: int) -> None:
+        for key in list(self.content):
+            bucket = bucket_of(key)
+            if buckets >> bucket & 1 and self.marks[key] < self.begun[bucket]:
+                self.drop(key)
+
+    def records(self, buckets: int) -> Iterator[ConnectionRecord | None]:
+        for key in list(self.content):
+            record = self.content.get(key)
+            if record is not None and buckets >> bucket_of(key) & 1:
+                yield record
+            else:
+                yield None
 
 
 @dataclass
 class Node:
-    """One machine: its replica and a naive table."""
+    """One machine: its replica and its table."""
 
     name: str
     replica: Replica
     epoch: int
+    table: Table
     up: bool = True
     stalled_until: float = 0.0
     backlog: list[bytes] = field(default_factory=list)
-    table: dict[bytes, ConnectionRecord] = field(default_factory=dict)
-    marks: dict[bytes, int] = field(default_factory=dict)
-    generation: int = 0
     # (key, incarnation) -> whose delete took it away
     forgotten: dict[tuple[bytes, bytes], Leader] = field(default_factory=dict)
     # peer -> epoch -> when it was last heard; the last one is what is believed now
     believed: dict[str, dict[int, float]] = field(default_factory=dict)
+    asked: set[bytes] = field(default_factory=set)
     wake: int = 0
-
-    def records(self) -> Iterator[ConnectionRecord]:
-        for key in list(self.table):
-            if (record := self.table.get(key)) is not None:
-                yield record
 
 
 class World:
@@ -130,7 +186,13 @@ class World:
             tick=0.005,
             live_datagrams_per_tick=draw.choice((1, 64)),
             snapshot_datagrams_per_tick=draw.choice((1, 8)),
+            window=draw.choice((2, 32)),
+            bytes_per_second=draw.choice((0, 0, 30_000)),
         )
+        self.proven = draw.choice((False, True))
+        # Of the last node: an older one understands less.
+        self.level = draw.choice((LEVEL, LEVEL, LEVEL_PLAIN))
+        self.recorded: deque[bytes] = deque(maxlen=200)
         self.nodes: dict[str, Node] = {}
         for name in self.names:
             self.boot(name)
@@ -153,8 +215,9 @@ class World:
 
     def boot(self, name: str) -> None:
         epoch = self.random.getrandbits(64)
+        table = Table()
         replica = Replica(
-            sync_id=SYNC_ID,
+            tally=table.tally,
             node=name,
             epoch=epoch,
             configuration_digest=DIGEST,
@@ -162,8 +225,10 @@ class World:
             heartbeat_interval=HEARTBEAT,
             datagram_max=self.datagram_max,
             pace=self.pace,
+            proven=self.proven,
+            level=self.level if name == self.names[-1] else LEVEL,
         )
-        node = self.nodes[name] = Node(name, replica, epoch)
+        node = self.nodes[name] = Node(name, replica, epoch, table)
         self.perform(node, replica.start(self.now), None)
 
     def perform(self, node: Node, actions: Sequence[Action], sender: Sender | None) -> None:
@@ -173,26 +238,28 @@ class World:
                     assert len(action.datagram) <= self.datagram_max
                     self.send(node, action.datagram)
                 case Apply():
-                    self.check_apply(node, action.record, sender)
-                    node.table[action.record.key] = action.record
-                    node.marks[action.record.key] = node.generation
-                    self.note_return(node, action.record)
+                    for record in action.records:
+                        self.check_apply(node, record, sender)
+                        node.table.put(record)
+                        self.note_return(node, record)
                 case Forget():
-                    gone = node.table.pop(action.key, None)
-                    node.marks.pop(action.key, None)
-                    # A delete names a key; only of what its sender had is it the end.
-                    if gone is not None and sender is not None:
-                        leader, sequence = sender
-                        ended = self.ended.get((*leader[:2], action.key, gone.server))
-                        if ended is not None and ended < sequence:
-                            node.forgotten[action.key, gone.server] = leader
+                    for key in action.keys:
+                        self.forget(node, key, sender)
                 case BeginSnapshot():
-                    node.generation += 1
+                    node.table.begin(action.buckets)
                 case EndSnapshot():
-                    for key in [k for k, mark in node.marks.items() if mark < node.generation]:
-                        del node.table[key], node.marks[key]
+                    node.table.end(action.buckets)
                 case ProvideSnapshot():
-                    self.perform(node, node.replica.snapshot(node.records(), self.now), sender)
+                    records = node.table.records(action.buckets)
+                    self.perform(node, node.replica.snapshot(records, self.now), sender)
+                case LookUp():
+                    content = node.table.content
+                    known = [content[key] for key in action.keys if key in content]
+                    answer = node.replica.answer(action.asker, action.keys, known, self.now)
+                    self.perform(node, answer, sender)
+                case Deny():
+                    assert node.asked.issuperset(action.keys), "denied unasked"
+                    node.asked.difference_update(action.keys)
                 case Refused():
                     raise AssertionError(f"a sound datagram was refused: {action.reason}")
                 case PeerChanged() | ConfigurationDiffers() | ConfigurationAgrees() | Alarm():
@@ -200,6 +267,15 @@ class World:
         self.check_bounds(node)
         self.check_replicas()
         self.schedule(node)
+
+    def forget(self, node: Node, key: bytes, sender: Sender | None) -> None:
+        gone = node.table.drop(key)
+        # A delete names a key; only of what its sender had is it the end.
+        if gone is not None and sender is not None:
+            leader, sequence = sender
+            ended = self.ended.get((*leader[:2], key, gone.server))
+            if ended is not None and ended < sequence:
+                node.forgotten[key, gone.server] = leader
 
     def schedule(self, node: Node) -> None:
         deadline = node.replica.deadline
@@ -217,6 +293,7 @@ class World:
         self.at(max(0.0, deadline - self.now), expire)
 
     def send(self, sender: Node, datagram: bytes) -> None:
+        self.recorded.append(datagram)
         for name in self.names:
             if name == sender.name or (sender.name, name) in self.cuts:
                 continue
@@ -260,9 +337,11 @@ class World:
         replica = node.replica
         copy = replica._home
         assert replica._source.queued <= self.pace.queue_max
-        assert len(copy.peers) <= PEERS_MAX
-        assert len(copy._own) <= self.pace.queue_max
-        for peer in copy.peers.values():
+        assert len(list(copy.peers)) <= PEERS_MAX
+        assert len(copy.catching_up._snapshots) <= SNAPSHOTS_MAX
+        assert replica._source.history._bytes <= HISTORY_BYTES
+        assert len(copy.overlap) <= self.pace.queue_max
+        for peer in copy.peers:
             assert len(peer.stream._missing) <= MISSING_MAX
             assert len(peer.stream._touched) <= TOUCHED_MAX
             # A process that was replaced is not believed while its successor is heard.
@@ -288,7 +367,20 @@ class World:
                 and sender.queued == 0
                 and sender.sequence == leader.stream.position
             ):
-                assert node.table == source.table, "a complete copy that differs"
+                self.check_equal(node, source, "a complete copy that differs")
+
+    def check_equal(self, node: Node, source: Node, text: str) -> None:
+        """Two tables are the same, but for templates where a node does not know them."""
+        theirs = source.table.content
+        leader = node.replica._home.leader
+        spoken = LEVEL if leader is None else leader.speaks
+        if min(source.replica._source.level, spoken) == LEVEL_PLAIN:
+            # What a newer leader told of templates before, an older one does not take away.
+            theirs = {k: v for k, v in theirs.items() if not v.is_template}
+            ours = {k: v for k, v in node.table.content.items() if not v.is_template}
+            assert ours == theirs, text
+            return
+        assert node.table.content == theirs, text
 
     # --- what nodes do -------------------------------------------------------------
 
@@ -305,11 +397,10 @@ class World:
 
     def change(self, node: Node) -> ConnectionChange:
         client = self.random.randrange(self.clients)
-        key = connection_key(6, (0x0A000000 + client).to_bytes(4), 1024, VIRTUAL, 80)
-        known = node.table.get(key)
+        key = key_of(client)
+        known = node.table.content.get(key)
         if known is not None and self.random.random() < 0.5:
-            del node.table[key]
-            node.marks.pop(key, None)
+            node.table.drop(key)
             ended = (node.name, node.epoch, key, known.server)
             self.ended[ended] = node.replica._source.sequence
             return ConnectionEnded(key)
@@ -319,9 +410,17 @@ class World:
         else:
             record = known._replace(state=self.random.randrange(1, 9))
         self.existed.add(record)
-        node.table[key] = record
-        node.marks[key] = node.generation
+        node.table.put(record)
         return ConnectionChanged(record)
+
+    def ask(self, node: Node) -> None:
+        """Packets have come of connections that a node does not know."""
+        if not node.up or node.stalled_until > self.now:
+            return
+        keys = [key_of(self.random.randrange(self.clients)) for _ in range(5)]
+        unknown = [key for key in dict.fromkeys(keys) if key not in node.table.content]
+        node.asked.update(unknown)
+        self.perform(node, node.replica.ask(unknown, self.now), None)
 
     def lead(self, name: str) -> None:
         node = self.nodes[name]
@@ -360,7 +459,7 @@ class World:
     def trouble(self) -> None:
         """One thing goes wrong, or right."""
         name, other = self.random.sample(self.names, 2)
-        match self.random.randrange(8):
+        match self.random.randrange(10):
             case 0:
                 self.crash(name)
             case 1:
@@ -377,6 +476,14 @@ class World:
                 self.meanwhile(self.random.uniform(0.1, 3), mend)
             case 5:
                 self.lead(name)
+            case 6 if self.recorded:
+                # Somebody sends again what was said once; on an open wire, only lately.
+                heard = list(self.recorded)
+                for datagram in self.random.sample(heard, min(20, len(heard))):
+                    if self.proven:
+                        self.deliver(name, datagram)
+            case 7:
+                self.ask(self.nodes[name])
             case _:
                 self.loss = self.random.choice((0.0, 0.05, 0.5)) * self.random.random()
 
@@ -397,6 +504,7 @@ class World:
     def heal(self) -> None:
         self.healed = True
         self.loss = self.duplication = self.jitter = 0.0
+        self.recorded.clear()
         self.cuts.clear()
         for name in self.names:
             self.restart(name)
@@ -415,7 +523,7 @@ class World:
         (leader,) = self.leaders()
         for node in self.nodes.values():
             assert node.replica.complete, f"{node.name} is not complete"
-            assert node.table == leader.table, f"{node.name} differs from {leader.name}"
+            self.check_equal(node, leader, f"{node.name} differs from {leader.name}")
             assert node.replica._source.queued == 0
             if node is leader:
                 continue
@@ -423,7 +531,8 @@ class World:
             assert followed is not None
             assert followed.node == leader.name
             assert followed.state is PeerState.REPLICATE
-            seen = leader.replica._home.peers[node.name]
+            seen = leader.replica._home.peers.get(node.name)
+            assert seen is not None
             assert seen.state is PeerState.REPLICATE, "the leader does not know it"
 
 

@@ -16,6 +16,8 @@ from lvsha.config import load_pair
 from lvsha.drill.options import DrillOptions
 from lvsha.errors import ConfigError, HostError
 from lvsha.host import LinuxHost
+from lvsha.sync.key_file import load_keys
+from lvsha.sync.seal import key_id
 
 PAIR = """
 [[virtual_routers]]
@@ -151,6 +153,99 @@ def test_a_file_that_is_not_toml_is_named_with_the_line(pair_file: Path) -> None
     assert result.exit_code == cli.EXIT_CONFIGURATION
     assert f"{pair_file}: not valid TOML" in result.stderr
     assert "line 1" in result.stderr
+
+
+def sealed_pair(pair_file: Path) -> Path:
+    """Let the pair have a key file, and say where it would be."""
+    keys = pair_file.with_name("sync.key")
+    pair_file.write_text(PAIR.replace("[sync]", f'[sync]\nkey_file = "{keys}"'))
+    return keys
+
+
+def test_check_looks_at_the_key_file_where_it_is(pair_file: Path) -> None:
+    keys = sealed_pair(pair_file)
+    result = lvsha_command("check", pair_file)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1].startswith(f"{keys}: not looked at: ")
+    keys.touch(0o600)
+    result = lvsha_command("check", pair_file)
+    assert result.exit_code == cli.EXIT_CONFIGURATION
+    assert result.stderr == f"lvsha: {keys}: expected a line with a key that is current\n"
+    assert result.stdout == ""
+    keys.unlink()
+    lvsha_command("keygen", keys)
+    result = lvsha_command("check", pair_file)
+    assert result.exit_code == 0
+    (key,) = load_keys(keys)
+    assert result.stdout.splitlines()[1] == f"{keys}: in order: key {key_id(key):02x} seals"
+
+
+# keygen
+
+
+def test_keygen_leads_through_a_rotation(tmp_path: Path) -> None:
+    keys = tmp_path / "sync.key"
+    result = lvsha_command("keygen", keys)
+    assert result.exit_code == 0
+    (old,) = load_keys(keys)
+    old_id = f"{key_id(old):02x}"
+    copy = "Copy the file to the other nodes"
+    assert result.stdout == f"{keys}: key {old_id} seals. {copy}.\n"
+
+    result = lvsha_command("keygen", "--rotate", keys)
+    _, new = load_keys(keys)
+    new_id = f"{key_id(new):02x}"
+    assert result.stdout == (
+        f"{keys}: key {old_id} seals; key {new_id} is accepted too, and seals after the next "
+        f"step. {copy}, then: lvsha keygen --rotate {keys}\n"
+    )
+    result = lvsha_command("keygen", "--rotate", keys)
+    assert load_keys(keys) == (new, old)
+    assert result.stdout == (
+        f"{keys}: key {new_id} seals; key {old_id} is accepted still. "
+        f"{copy}, then: lvsha keygen --finish {keys}\n"
+    )
+    result = lvsha_command("keygen", "--finish", keys)
+    assert load_keys(keys) == (new,)
+    assert result.stdout == f"{keys}: key {new_id} seals. {copy}.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "is there already; to change the key: lvsha keygen --rotate"),
+        (["--finish"], "there is no rotation to finish"),
+        (["--rotate", "--finish"], "expected --rotate or --finish, not both"),
+    ],
+)
+def test_a_step_that_cannot_be_taken_changes_nothing(
+    tmp_path: Path, options: list[str], expected: str
+) -> None:
+    keys = tmp_path / "sync.key"
+    lvsha_command("keygen", keys)
+    before = keys.read_bytes()
+    result = lvsha_command("keygen", *options, keys)
+    assert result.exit_code == cli.EXIT_CONFIGURATION
+    assert expected in result.stderr
+    assert result.stdout == ""
+    assert keys.read_bytes() == before
+
+
+def test_keygen_in_a_directory_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    keys = tmp_path / "none" / "sync.key"
+    result = lvsha_command("keygen", keys)
+    assert result.exit_code == cli.EXIT_HOST
+    assert result.stderr == f"lvsha: {keys}: cannot be written: No such file or directory\n"
+    assert lvsha_command("keygen", "--rotate", keys).exit_code == cli.EXIT_CONFIGURATION
+
+
+def test_no_command_shows_a_key(tmp_path: Path) -> None:
+    keys = tmp_path / "sync.key"
+    said = [lvsha_command("keygen", *options, keys).output for options in ([], ["--rotate"])]
+    words = [line.split()[2] for line in keys.read_text().splitlines() if line[0] != "#"]
+    assert len(words) == 2
+    for word in words:
+        assert word not in "".join(said)
 
 
 # Which node

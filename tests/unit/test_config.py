@@ -75,6 +75,23 @@ def test_a_pair_file_is_read_with_its_defaults() -> None:
         ("weight = 3", "weight = -1", "services[0].servers[0].weight", "greater than or equal"),
         ("[sync]", "[sync]\nthreshold = 50", "sync.threshold", "a number below period"),
         ("[sync]", '[sync]\ngroup = "10.0.0.1"', "sync.group", "multicast"),
+        ("[sync]", '[sync]\nkey_file = "sync.key"', "sync.key_file", "an absolute path"),
+        ("[sync]", '[sync]\nkey_file = "/a\\u0000b"', "sync.key_file", "an absolute path"),
+        ("[sync]", "[sync]\nkey_file = 1", "sync.key_file", "an absolute path"),
+        ("[sync]", '[sync]\nformat = "conntrackd"', "sync.format", "'lvsha' or 'ipvs'"),
+        ("[sync]", "[sync]\nmaxlen = 1400", "sync.maxlen", 'only with format = "ipvs"'),
+        (
+            "[sync]",
+            '[sync]\nformat = "ipvs"\ndatagram_max = 1400',
+            "sync.datagram_max",
+            'only with format = "lvsha"',
+        ),
+        (
+            "[sync]",
+            '[sync]\nformat = "ipvs"\nport = 65535\nports = 2',
+            "sync.ports",
+            "no port above 65535",
+        ),
         ("[sync]", "[timeouts]\ntcp = 0", "timeouts.tcp", "greater than or equal to 1"),
         ('"eth0", inside', '"a name too long", inside', "nodes.east.interfaces.outside", "match"),
     ],
@@ -171,6 +188,7 @@ def digests_differ(one: Pair, other: Pair) -> set[str]:
         ("priority = 150", "priority = 151", {"nodes.east"}),
         ("vrid = 7", "vrid = 7\npreempt = false", {"virtual_routers.web"}),
         ("[sync]", "[sync]\nttl = 2", {"sync"}),
+        ("[sync]", '[sync]\nkey_file = "/etc/lvsha/sync.key"', {"sync"}),
         ("# nothing", "# nothing", set()),
     ],
 )
@@ -573,7 +591,7 @@ def test_without_sync_nobody_can_be_told_or_asked() -> None:
     assert wrong(text) == [
         "services.more.tell: expected none, because there is no [sync]",
         (
-            'services.more.unknown: expected "kernel", "adopt" or "reset", because without '
-            "[sync] there is nobody to ask"
+            'services.more.unknown: expected "kernel", "adopt" or "reset", because only in '
+            "lvsha's own [sync] format is there somebody to ask"
         ),
     ]

@@ -174,7 +174,7 @@ def test_idle_established_connections_are_dropped_the_rarer_the_more_they_were_u
         laboratory, _ = make()
         fill(laboratory, SYN, *[ACK] * (used - 1))
         for connection in all_of(laboratory):
-            laboratory.director.registry.become(connection, TcpState.ESTABLISHED)
+            laboratory.director.registry.become(connection, TcpState.ESTABLISHED, laboratory.now)
             connection.timeout = 900.0
             connection.expires = laboratory.now + 900
         laboratory.sleep(62)

@@ -5,9 +5,9 @@ from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import EXPIRE_BATCH
 from lvsha.datapath.services import VirtualService
 from lvsha.datapath.tcp_states import TcpState
-from lvsha.model import ConnectionFlag, ConnectionRecord, Protocol, parse_address
+from lvsha.model import ConnectionFlag, Protocol, parse_address
 from tests import packets
-from tests.laboratory import C4, C6, DR, NAT, S4, S6, V4, V6, Laboratory, Left
+from tests.laboratory import C4, C6, DR, S4, S6, V4, V6, Laboratory, Left
 from tests.packets import ACK, FIN, RST, SYN
 
 FAMILIES = pytest.mark.parametrize(("client", "vip", "server"), [(C4, V4, S4), (C6, V6, S6)])
@@ -29,20 +29,6 @@ def only_service(laboratory: Laboratory) -> VirtualService:
 def state(laboratory: Laboratory) -> str:
     (connection,) = connections(laboratory)
     return TcpState(connection.state).name
-
-
-def record(
-    *, port: int = 40000, server: str = S4, server_port: int = 80, flags: int = 0, state: int = 1,
-    protocol: int = 6, timeout: float = 900,
-) -> ConnectionRecord:  # fmt: skip
-    return ConnectionRecord.between(
-        protocol, parse_address(C4), port, parse_address(V4), 80, parse_address(server),
-        server_port, NAT, state, flags, timeout,
-    )  # fmt: skip
-
-
-def client_port(told: ConnectionRecord) -> int:
-    return int.from_bytes(told.key[-4:-2])
 
 
 @pytest.fixture
@@ -332,123 +318,6 @@ def test_a_sweep_is_done_in_bounded_parts() -> None:
     assert len(laboratory.director.registry.table) == 100
     laboratory.sleep(0)
     assert len(laboratory.director.registry.table) == 0
-
-
-# What another director tells
-
-
-def test_a_record_makes_a_connection_that_is_carried_on(web: Laboratory) -> None:
-    assert web.director.replication.apply(record(), web.now) is None
-    (connection,) = connections(web)
-    assert connection.flags & ConnectionFlag.SYNC
-    assert connection.active
-    assert len(request(web, ACK)) == 1
-    (left,) = web.send("server", packets.tcp(S4, 80, C4, 40000, ACK))
-    assert left.side == "client"
-    assert web.miscounted() == []
-
-
-def test_a_copy_lives_a_quarter_longer_than_its_original(web: Laboratory) -> None:
-    web.director.replication.apply(record(timeout=100), web.now)
-    web.sleep(124)
-    assert len(web.director.registry.table) == 1
-    web.sleep(2)
-    assert len(web.director.registry.table) == 0
-
-
-def test_a_copy_that_was_taken_over_ends_by_its_own_packets(web: Laboratory) -> None:
-    web.director.replication.apply(record(timeout=900), web.now)
-    web.sleep(10)
-    request(web, ACK)
-    web.sleep(901)
-    assert len(web.director.registry.table) == 0
-
-
-def test_a_record_for_an_unknown_server_or_service_is_refused(web: Laboratory) -> None:
-    assert web.director.replication.apply(record(server="10.1.0.99"), web.now) is Reason.SERVER_GONE
-    assert web.director.replication.apply(record(protocol=17, state=0), web.now) is (
-        Reason.SERVER_GONE
-    )
-    for protocol, state in ((6, 11), (6, -1), (17, 1), (47, 0)):
-        refusal = web.director.replication.apply(record(protocol=protocol, state=state), web.now)
-        assert refusal is Reason.MALFORMED
-    assert len(web.director.registry.table) == 0
-
-
-def test_a_record_beyond_the_limit_is_refused() -> None:
-    laboratory = Laboratory(connections_max=1)
-    laboratory.server(laboratory.service())
-    request(laboratory)
-    refusal = laboratory.director.replication.apply(record(port=40001), laboratory.now)
-    assert refusal is Reason.TABLE_FULL
-    assert laboratory.director.replication.apply(record(), laboratory.now) is None
-
-
-def test_a_record_moves_a_connection_unless_it_is_an_old_ones_late_end(web: Laboratory) -> None:
-    service = only_service(web)
-    web.server(service, "10.1.0.12")
-    web.director.replication.apply(record(), web.now)
-    web.director.replication.apply(
-        record(server="10.1.0.12", flags=ConnectionFlag.INACTIVE), web.now
-    )
-    (connection,) = connections(web)
-    assert str(connection.server) == f"{S4}:80"
-    web.director.replication.apply(record(server="10.1.0.12"), web.now)
-    (connection,) = connections(web)
-    assert str(connection.server) == "10.1.0.12:80"
-    assert web.miscounted() == []
-    assert not web.director.registry.untold
-
-
-def test_a_copy_follows_its_source_to_another_server_though_it_is_inactive(
-    web: Laboratory,
-) -> None:
-    service = only_service(web)
-    web.server(service, "10.1.0.12")
-    web.director.hold(parse_address(V4), held=False)
-    web.director.replication.apply(record(), web.now)
-    web.director.replication.apply(
-        record(server="10.1.0.12", flags=ConnectionFlag.INACTIVE), web.now
-    )
-    (connection,) = connections(web)
-    assert str(connection.server) == "10.1.0.12:80"
-    assert web.miscounted() == []
-
-
-def test_a_snapshot_sweeps_what_it_did_not_name(web: Laboratory) -> None:
-    for port in (1, 2, 3):
-        web.director.replication.apply(record(port=port), web.now)
-    generation = web.director.replication.begin_snapshot()
-    web.director.replication.apply(record(port=2), web.now)
-    assert sum(web.director.replication.sweep(generation, [parse_address(V6)])) == 0
-    assert sum(web.director.replication.sweep(generation, [parse_address(V4)])) == 2
-    assert [c.client[1] for c in connections(web)] == [2]
-    assert not web.director.registry.untold
-
-
-def test_forgetting_removes_a_connection_and_tells_nobody(web: Laboratory) -> None:
-    web.director.replication.apply(record(), web.now)
-    web.director.replication.forget(record().key)
-    web.director.replication.forget(record().key)
-    assert len(web.director.registry.table) == 0
-    assert web.director.registry.take_changes() == {}
-    assert web.miscounted() == []
-
-
-def test_all_connections_of_an_address_can_be_read_while_the_table_changes(
-    web: Laboratory,
-) -> None:
-    for port in (1, 2, 3):
-        web.director.replication.apply(record(port=port), web.now)
-    reader = web.director.replication.records([parse_address(V4)])
-    first = next(reader)
-    assert first is not None
-    web.director.replication.forget(record(port=2).key)
-    # One that is added is read only if it stands in a slice that was not read yet.
-    web.director.replication.apply(record(port=4), web.now)
-    ports = {client_port(r) for r in (first, *reader) if r is not None}
-    assert ports == {1, 3}
-    assert not any(web.director.replication.records([parse_address(V6)]))
 
 
 def test_the_ways_to_all_servers_are_asked_for_before_a_packet_needs_them() -> None:

@@ -1,12 +1,9 @@
 """FTP through NAT, end to end: both ends of a control connection, and their data connections."""
 
-from dataclasses import dataclass
-
 import pytest
-from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import TCP
 
-from lvsha.datapath.connections import Connection, FtpDialogue
+from lvsha.datapath.memories import FtpDialogue
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.model import (
@@ -17,147 +14,12 @@ from lvsha.model import (
     parse_address,
 )
 from tests import packets
-from tests.laboratory import C4, C6, DR, NAT, S4, S6, TUN, V4, V6, Laboratory, Left
+from tests.ftp_session import PORT, WRAP, Session, numbers, pasv, text_of
+from tests.laboratory import C4, C6, DR, S4, S6, TUN, V4, V6, Laboratory
 from tests.packets import ACK, FIN, PSH, RST, SYN
 from tests.reader import dissect, faults
 
 FAMILIES = pytest.mark.parametrize(("client", "vip", "server"), [(C4, V4, S4), (C6, V6, S6)])
-PORT = 40000
-WRAP = 2**32
-
-
-@dataclass
-class End:
-    """What one end of the control connection has sent and received, as it counts itself."""
-
-    sent: int
-    seen: int = 0
-    text: bytes = b""
-
-
-class Session:
-    """A control connection between a client and a server that count their own bytes."""
-
-    def __init__(
-        self,
-        client: str = C4,
-        vip: str = V4,
-        server: str = S4,
-        *,
-        method: ForwardMethod = NAT,
-        first: int = 1000,
-        port: int = 21,
-    ) -> None:
-        self.names = (client, vip, server)
-        self.laboratory = Laboratory()
-        service = self.laboratory.service(vip, 21)
-        self.port = port
-        self.server = self.laboratory.server(service, server, port, method=method)
-        self.client_end, self.server_end = End(first), End(first)
-
-    @property
-    def table(self) -> list[Connection]:
-        return list(self.laboratory.director.registry.table.connections())
-
-    @property
-    def data(self) -> Connection:
-        (data,) = [each for each in self.table if each.parent is not None]
-        return data
-
-    @property
-    def control(self) -> Connection:
-        (control,) = [each for each in self.table if isinstance(each.dialogue, FtpDialogue)]
-        return control
-
-    def segment(
-        self,
-        *,
-        from_client: bool,
-        flags: int,
-        payload: bytes = b"",
-        sequence: int | None = None,
-        options: list[tuple[str, object]] | None = None,
-    ) -> bytes:
-        client, vip, server = self.names
-        end = self.client_end if from_client else self.server_end
-        here, there = (client, vip) if from_client else (server, client)
-        layer = (IPv6 if ":" in vip else IP)(src=here, dst=there)
-        if ":" not in vip:
-            layer.flags = "DF"
-        tcp = TCP(
-            sport=PORT if from_client else self.port,
-            dport=21 if from_client else PORT,
-            flags=flags,
-            seq=(end.sent if sequence is None else sequence) % WRAP,
-            ack=end.seen % WRAP,
-            options=options or [],
-        )
-        return bytes(layer / tcp / payload)
-
-    def send(
-        self, *, from_client: bool, flags: int = ACK | PSH, payload: bytes = b"", lost: bool = False
-    ) -> Left:
-        """Send what comes next; it must arrive as what comes next, unless it is lost."""
-        here, there = self.client_end, self.server_end
-        if not from_client:
-            here, there = there, here
-        packet = self.segment(from_client=from_client, flags=flags, payload=payload)
-        (left,) = self.laboratory.send("client" if from_client else "server", packet)
-        if not lost:
-            self._arrive(left, there)
-        here.sent += len(payload) + bool(flags & (SYN | FIN))
-        return left
-
-    def _arrive(self, left: Left, there: End) -> None:
-        assert faults(left.packet) == []
-        read = dissect(left.packet)[TCP]
-        payload = text_of(left)
-        if not read.flags.S:
-            assert read.seq == there.seen % WRAP, "it begins where the last one ended"
-        else:
-            there.seen = read.seq
-        if read.flags.A:
-            assert read.ack == there.sent % WRAP, "all is confirmed as it was sent"
-        there.seen += len(payload) + bool(read.flags.S) + bool(read.flags.F)
-        there.text += payload
-
-    def begin(self) -> "Session":
-        self.send(from_client=True, flags=SYN)
-        self.send(from_client=False, flags=SYN | ACK)
-        self.send(from_client=True, flags=ACK)
-        self.say(b"220 ready\r\n")
-        return self
-
-    def ask(self, text: bytes, *, lost: bool = False) -> Left:
-        """The client writes, the server confirms."""
-        left = self.send(from_client=True, payload=text, lost=lost)
-        if not lost:
-            self.send(from_client=False, flags=ACK)
-        return left
-
-    def say(self, text: bytes, *, lost: bool = False) -> Left:
-        """The server writes, the client confirms."""
-        left = self.send(from_client=False, payload=text, lost=lost)
-        if not lost:
-            self.send(from_client=True, flags=ACK)
-        return left
-
-
-def _payload_bytes(packet: bytes) -> int:
-    l4 = 40 if packet[0] >> 4 == 6 else 20
-    return len(packet) - l4 - (packet[l4 + 12] >> 4) * 4
-
-
-def text_of(left: Left) -> bytes:
-    return left.packet[len(left.packet) - _payload_bytes(left.packet) :]
-
-
-def numbers(address: str, port: int) -> bytes:
-    return b",".join(b"%d" % n for n in (*parse_address(address), *port.to_bytes(2)))
-
-
-def pasv(address: str = S4, port: int = 5000) -> bytes:
-    return b"227 Entering Passive Mode (" + numbers(address, port) + b").\r\n"
 
 
 # Passive
@@ -520,7 +382,7 @@ def test_a_data_connection_of_a_peer_is_taken_over(
         flags=0 if client_port else ConnectionFlag.NO_CLIENT_PORT,
         timeout=900,
     )
-    assert laboratory.director.replication.apply(told, laboratory.now) is None
+    assert not laboratory.director.replication.apply([told], laboratory.now)
     packet = packets.tcp(C4, client_port or 6000, V4, virtual_port, packets.ACK)
     (left,) = laboratory.send("client", packet)
     read = dissect(left.packet)
@@ -544,6 +406,6 @@ def test_a_peers_client_at_port_0_is_that_client_alone() -> None:
         flags=ConnectionFlag.INACTIVE,
         timeout=300,
     )
-    assert laboratory.director.replication.apply(told, laboratory.now) is None
+    assert not laboratory.director.replication.apply([told], laboratory.now)
     laboratory.send("client", packets.udp(C4, 6000, V4, 53))
     assert len(laboratory.director.registry.table) == 2

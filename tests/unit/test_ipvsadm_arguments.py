@@ -24,7 +24,6 @@ from lvsha.ipvsadm.requests import (
     ListServices,
     ListTimeouts,
     Restore,
-    Role,
     Save,
     SetTimeouts,
     ShowHelp,
@@ -34,6 +33,7 @@ from lvsha.ipvsadm.requests import (
     Zero,
 )
 from lvsha.model import ForwardMethod, Protocol, parse_address
+from lvsha.sync.ipvs.roster import Role
 
 NAMES = RecordedNames(
     "192.0.2.10 www.example.test www\n2001:db8::10 www.example.test\n# a comment\nnonsense here\n",

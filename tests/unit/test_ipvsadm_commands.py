@@ -1,46 +1,22 @@
 """The commands of ipvsadm on a director: what they change, what they say, how they end."""
 
-import errno
 import math
 import random
 import shlex
-from collections.abc import Sequence
 
 import pytest
 
 from lvsha.datapath.director import Director
 from lvsha.datapath.services import ServiceIdentity
-from lvsha.errors import AdministrationError
 from lvsha.ipvsadm import procfiles
 from lvsha.ipvsadm.commands import PAGE_LINES, NoDaemons, Result, restore_words, run
 from lvsha.ipvsadm.names import NoNames, RecordedNames
-from lvsha.ipvsadm.requests import Role, StartDaemon, StopDaemon
-from lvsha.ipvsadm.views import DaemonView
 from lvsha.model import ForwardMethod, Protocol, parse_address
+from lvsha.sync.ipvs.roster import Role, Roster, Terms
+from lvsha.sync_daemons import SyncDaemons
 
 INVALID = "Invalid operation.  Possibly wrong module version, address not unicast, ...\n"
 NOW = 1000.0
-
-
-class Daemons:
-    """Sync daemons that exist on paper."""
-
-    def __init__(self) -> None:
-        self.views: dict[Role, DaemonView] = {}
-
-    def start(self, daemon: StartDaemon, /) -> None:
-        if daemon.role in self.views:
-            raise AdministrationError(errno.EEXIST, "runs")
-        if daemon.interface != "vec2":
-            raise AdministrationError(errno.ENODEV, "no such interface")
-        self.views[daemon.role] = DaemonView(daemon.role, daemon.interface, daemon.sync_id)
-
-    def stop(self, daemon: StopDaemon, /) -> None:
-        if self.views.pop(daemon.role, None) is None:
-            raise AdministrationError(errno.ESRCH, "does not run")
-
-    def running(self) -> Sequence[DaemonView]:
-        return [self.views[role] for role in Role if role in self.views]
 
 
 class Machine:
@@ -48,7 +24,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.director = Director(connections_max=10_000, dice=random.Random(1))
-        self.daemons = Daemons()
+        self.daemons = SyncDaemons(Roster({"vec2": 1500}.get))
 
     def run(self, line: str, stdin: str = "", following: int = 0) -> Result:
         return run(
@@ -190,18 +166,36 @@ def test_help_and_version(machine: Machine) -> None:
 
 def test_daemons_are_started_listed_and_stopped(machine: Machine) -> None:
     machine.done(
-        "--start-daemon backup --mcast-interface vec2",
+        "--start-daemon backup --mcast-interface vec2 --sync-maxlen 9000 --mcast-group ff02::99 "
+        "--mcast-port 9 --mcast-ttl 3",
         "--start-daemon master --mcast-interface vec2 --syncid 5",
     )
     assert machine.done("-L --daemon") == (
-        "master sync daemon (mcast=vec2, syncid=5)\nbackup sync daemon (mcast=vec2, syncid=0)\n"
+        "master sync daemon (mcast=vec2, syncid=5, maxlen=1472, group=224.0.0.81, port=8848, "
+        "ttl=1)\n"
+        "backup sync daemon (mcast=vec2, syncid=0, maxlen=9000, group=ff02::99, port=9, ttl=3)\n"
     )
     assert machine.refused("--start-daemon backup --mcast-interface vec2") == (
         255,
         "Daemon has already run\n",
     )
-    machine.done("--stop-daemon master", "--stop-daemon backup")
+    assert machine.refused("--start-daemon backup --mcast-interface vec9") == (
+        255,
+        "No such device\n",
+    )
+    machine.done("--stop-daemon master", "--stop-daemon backup --syncid 77")
     assert machine.done("-L --daemon") == ""
+    assert machine.refused("--stop-daemon backup") == (255, "No daemon is running\n")
+
+
+def test_daemons_of_the_pair_file_are_listed_and_left_alone(machine: Machine) -> None:
+    roster = Roster({"vec2": 1500}.get)
+    roster.configure([(Role.MASTER, Terms("vec2", 51)), (Role.BACKUP, Terms("vec2", 51))])
+    machine.daemons = SyncDaemons(roster)
+    assert machine.done("-L --daemon").count("syncid=51") == 2
+    refusal = (255, "Sync is configured in the pair file, not by commands\n")
+    assert machine.refused("--start-daemon master --mcast-interface vec2") == refusal
+    assert machine.refused("--stop-daemon master") == refusal
 
 
 def test_a_server_of_another_family_and_sync_daemons_exclude_each_other(machine: Machine) -> None:

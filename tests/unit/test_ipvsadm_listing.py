@@ -7,7 +7,7 @@ import pytest
 from lvsha.datapath.tunnels import Tunnel, TunnelChecksum, TunnelType
 from lvsha.ipvsadm import listing, procfiles
 from lvsha.ipvsadm.names import NoNames, RecordedNames
-from lvsha.ipvsadm.requests import Format, Role
+from lvsha.ipvsadm.requests import Format
 from lvsha.ipvsadm.saving import save_lines
 from lvsha.ipvsadm.views import (
     Amounts,
@@ -18,6 +18,7 @@ from lvsha.ipvsadm.views import (
     ServiceView,
 )
 from lvsha.model import ForwardMethod, Protocol, parse_address
+from lvsha.sync.ipvs.roster import Role
 
 NAT, DR, TUN = ForwardMethod.NAT, ForwardMethod.DIRECT_ROUTE, ForwardMethod.TUNNEL
 NUMBERS = Amounts(123_456, 99_999_999, 100_000_000, 2_345_678_901, 123_456_789_012)

@@ -250,7 +250,7 @@ def test_a_packet_waits_and_goes_on_when_the_record_has_come() -> None:
     assert (director.asks, bool(director.questions)) == (True, True)
     assert director.take_questions() == {SYNC_ID: [key()]}
     assert director.release(laboratory.now) == []
-    director.replication.apply(record(), laboratory.now)
+    director.replication.apply([record()], laboratory.now)
     (left,) = laboratory.left(director.release(laboratory.now))
     assert left.side == "server"
     assert dissect(left.packet).load == b"data"
@@ -289,7 +289,7 @@ def test_what_waited_for_a_connection_that_this_node_must_not_forward_is_forgott
     laboratory = build(Unknown.ASK)
     director = laboratory.director
     send(laboratory)
-    director.replication.apply(record(), laboratory.now)
+    director.replication.apply([record()], laboratory.now)
     laboratory.set(backup_only=1)
     director.back_up(frozenset([parse_address(V4)]))
     assert director.release(laboratory.now) == []
@@ -302,7 +302,7 @@ def test_a_datagram_that_was_put_together_leaves_in_fragments_again() -> None:
     whole = packets.tcp(C4, 40000, V4, 80, ACK, bytes(2000), dont_fragment=False)
     verdicts = [verdict_of(laboratory, piece) for piece in ipv4.fragment(whole, 1000)]
     assert verdicts[-1] is WAIT
-    director.replication.apply(record(), laboratory.now)
+    director.replication.apply([record()], laboratory.now)
     left = laboratory.left(director.release(laboratory.now))
     assert len(left) == len(verdicts)
 

@@ -1,138 +1,244 @@
-"""Packets that wait until the peers have said whether they know their connection."""
+"""Questions about connections that a node does not know."""
 
-from collections import Counter
-
-import pytest
-
-from lvsha.datapath import questions as module
-from lvsha.datapath.flow import Frame
-from lvsha.datapath.questions import PATIENCE, Questions
-from lvsha.datapath.reasons import Reason
-from lvsha.datapath.verdicts import RESET, WAIT, Drop
-from tests import packets
-from tests.laboratory import C4, V4
-from tests.packets import ACK, RST
-
-NOW = 1000.0
-
-
-def frame(port: int = 40000, flags: int = ACK, size: int = 0) -> Frame:
-    made = Frame()
-    made.load(bytes(12) + b"\x08\x00" + packets.tcp(C4, port, V4, 80, flags, bytes(size)))
-    return made
-
-
-class Stand:
-    """Questions, and what was counted."""
-
-    def __init__(self) -> None:
-        self.drops: Counter[Reason] = Counter()
-        self.questions = Questions(self.drops)
-
-    def ask(self, made: Frame, now: float = NOW, sync_id: int = 7) -> Reason | None:
-        verdict = self.questions.ask(made, sync_id, now)
-        if isinstance(verdict, Drop):
-            assert (verdict.answer is RESET) is (verdict.reason is Reason.RESET)
-            return verdict.reason
-        assert verdict is WAIT
-        return None
-
-    def answered(self, *known: bytes) -> list[bytes]:
-        """The keys of what goes on."""
-        found = []
-        for held in self.questions.answered(known.__contains__):
-            again = Frame()
-            again.read(held.lay(again))
-            found.append(again.key)
-        return found
-
-
-def test_each_key_is_given_once_under_its_sync_id() -> None:
-    stand = Stand()
-    one, other, third = frame(1), frame(2), frame(3)
-    assert [stand.ask(one), stand.ask(other, sync_id=8), stand.ask(third)] == [None] * 3
-    assert stand.questions.unasked
-    assert stand.questions.take() == {7: [one.key, third.key], 8: [other.key]}
-    assert not stand.questions.unasked
-    assert stand.questions.take() == {}
-
-
-def test_a_packet_goes_on_as_it_came_when_its_connection_is_there() -> None:
-    stand = Stand()
-    waiting = frame(1, size=100)
-    stand.ask(waiting)
-    stand.ask(frame(2))
-    assert stand.answered() == []
-    (held,) = stand.questions.answered([waiting.key].__contains__)
-    assert held.data == bytes(waiting.view[: waiting.end])
-    assert len(stand.questions) == 1
-    assert stand.answered(waiting.key) == []
-
-
-def test_a_connection_that_came_and_went_is_asked_for_again() -> None:
-    stand = Stand()
-    stand.ask(frame())
-    stand.answered(frame().key)
-    assert stand.ask(frame()) is None
-
-
-def test_a_denied_packet_is_given_back_and_refused_and_so_are_those_that_follow() -> None:
-    stand = Stand()
-    stand.ask(frame())
-    stand.questions.take()
-    stand.questions.deny([frame().key, frame(9).key])
-    assert stand.answered() == [frame().key]
-    assert stand.answered() == []
-    assert stand.ask(frame(), NOW + 0.1) is Reason.RESET
-    assert stand.ask(frame(flags=RST), NOW + 0.1) is Reason.NO_CONNECTION
-    stand.questions.expire(NOW + PATIENCE)
-    assert stand.ask(frame(), NOW + PATIENCE) is None
-    assert not stand.drops
-
-
-def test_what_is_denied_and_there_all_the_same_goes_on() -> None:
-    stand = Stand()
-    stand.ask(frame())
-    stand.questions.deny([frame().key])
-    assert stand.answered(frame().key) == [frame().key]
-    assert stand.ask(frame()) is None
-
-
-def test_of_a_connection_one_packet_waits() -> None:
-    stand = Stand()
-    assert stand.ask(frame()) is None
-    assert stand.ask(frame()) is Reason.QUESTIONS_FULL
-    assert len(stand.questions) == 1
-
-
-def test_a_packet_waits_no_longer_than_patience_lasts_and_its_key_may_be_asked_for_again() -> None:
-    stand = Stand()
-    stand.ask(frame(1))
-    stand.ask(frame(2), NOW + 0.1)
-    stand.questions.expire(NOW + PATIENCE - 0.01)
-    assert len(stand.questions) == 2
-    stand.questions.expire(NOW + PATIENCE)
-    assert (len(stand.questions), stand.drops) == (1, {Reason.UNANSWERED: 1})
-    assert list(stand.questions.take().values()) == [[frame(2).key]]  # it is too late for the first
-    assert stand.ask(frame(1), NOW + PATIENCE) is None
-    assert stand.questions.take() == {7: [frame(1).key]}
-
-
-@pytest.mark.parametrize(
-    ("limit", "value", "fits"), [("FRAMES_MAX", 3, 3), ("KEYS_MAX", 3, 3), ("BYTES_MAX", 3500, 3)]
+from lvsha.model import ConnectionEnded
+from lvsha.sync.messages import KEYS_MAX, Answer, Origin, Question, Role
+from lvsha.sync.questions import OPEN_MAX, PATIENCE, Questions
+from lvsha.sync.replica import Apply, Deny, LookUp
+from tests.replica_group import Group
+from tests.replicas import (
+    HEARTBEAT,
+    START,
+    East,
+    changed,
+    connection,
+    events,
+    leading,
+    replicating,
+    sent_of,
+    started,
+    template,
 )
-def test_no_more_wait_than_the_limits_say(
-    monkeypatch: pytest.MonkeyPatch, limit: str, value: int, fits: int
-) -> None:
-    monkeypatch.setattr(module, limit, value)
-    stand = Stand()
-    refused = [stand.ask(frame(port, size=1000)) for port in range(1, 6)]
-    assert refused == [*[None] * fits, *[Reason.QUESTIONS_FULL] * (5 - fits)]
-    stand.questions.deny([frame(1).key])
-    stand.answered(frame(2).key)
-    # What was denied is still remembered, but takes no room.
-    free = 1 if limit == "KEYS_MAX" else 2
-    refused = [stand.ask(frame(port, size=1000)) for port in range(7, 10)]
-    assert refused == [*[None] * free, *[Reason.QUESTIONS_FULL] * (3 - free)]
-    stand.questions.expire(NOW + 1)
-    assert stand.ask(frame(11, size=1000), NOW + 1) is None
+
+WEST = Origin(1, "west", 77, Role.LEAD, 1, 0)
+ROOM = 1300
+
+
+def key(number: int) -> bytes:
+    return connection(number).key
+
+
+def asked(
+    questions: Questions,
+    *keys: bytes,
+    listeners: tuple[str, ...] = ("east", "north"),
+    room: int = ROOM,
+    now: float = 0.0,
+) -> list[tuple[bytes, ...]]:
+    return [question.keys for question in questions.ask(keys, listeners, WEST, room, now)]
+
+
+def answer(node: str, known: tuple[int, ...] = (), unknown: tuple[int, ...] = ()) -> Answer:
+    origin = Origin(1, node, 5, Role.FOLLOW, 0, 0)
+    records = [connection(number) for number in known]
+    return Answer(origin, "west", records, tuple(map(key, unknown)))
+
+
+def test_a_question_is_asked_once_while_it_is_open() -> None:
+    questions = Questions()
+    assert asked(questions, key(1), key(2)) == [(key(1), key(2))]
+    assert asked(questions, key(2), key(3)) == [(key(3),)]
+    questions.expire(PATIENCE)
+    assert not questions
+    assert asked(questions, key(2), now=PATIENCE) == [(key(2),)]
+
+
+def test_nobody_is_asked_when_nobody_listens() -> None:
+    questions = Questions()
+    assert asked(questions, key(1), listeners=()) == []
+    assert not questions
+
+
+def test_many_keys_take_several_datagrams() -> None:
+    parts = asked(Questions(), *map(key, range(100)))
+    assert [len(part) for part in parts] == [KEYS_MAX, KEYS_MAX, KEYS_MAX, 4]
+    parts = asked(Questions(), *map(key, range(100)), room=100)
+    assert max(map(len, parts)) * (14 + 3) <= 100
+    assert [k for part in parts for k in part] == list(map(key, range(100)))
+
+
+def test_a_key_longer_than_the_room_is_asked_alone() -> None:
+    long = template(1, b"c" * 255).key
+    assert asked(Questions(), key(1), long, key(2), room=200) == [(key(1),), (long,), (key(2),)]
+
+
+def test_no_more_questions_are_open_than_there_is_room_for() -> None:
+    questions = Questions()
+    parts = asked(questions, *map(key, range(OPEN_MAX + 50)))
+    assert sum(map(len, parts)) == OPEN_MAX
+    assert asked(questions, key(OPEN_MAX + 1)) == []
+
+
+def test_the_first_who_knows_a_connection_answers() -> None:
+    questions = Questions()
+    asked(questions, key(1))
+    assert questions.answered(answer("east", known=(1,)), ("east",)) == ([connection(1)], ())
+    assert questions.answered(answer("north", known=(1,)), ("east",)) == ([], ())
+
+
+def test_what_was_not_asked_is_not_brought_in() -> None:
+    questions = Questions()
+    asked(questions, key(1))
+    assert questions.answered(answer("east", (2,), (3,)), ("east",)) == ([], ())
+
+
+def test_all_who_are_heard_must_deny_a_connection() -> None:
+    questions = Questions()
+    asked(questions, key(1))
+    assert questions.answered(answer("east", (), (1,)), ("east", "north")) == ([], ())
+    assert questions.answered(answer("east", (), (1,)), ("east", "north")) == ([], ())
+    assert questions.answered(answer("north", (), (1,)), ("east", "north")) == ([], (key(1),))
+    assert not questions
+
+
+def test_a_question_that_something_newer_has_answered_is_closed() -> None:
+    questions = Questions()
+    asked(questions, key(1))
+    questions.close([key(1), key(2)])
+    assert questions.answered(answer("east", known=(1,)), ("east",)) == ([], ())
+
+
+def test_questions_are_closed_when_their_time_is_over() -> None:
+    assert Questions().deadline is None
+    questions = Questions()
+    asked(questions, key(1))
+    asked(questions, key(2), now=0.2)
+    assert questions.deadline == PATIENCE
+    questions.expire(PATIENCE)
+    assert questions.deadline == 0.2 + PATIENCE
+
+
+# --- between replicas -------------------------------------------------------------------------
+
+
+def test_a_leader_gets_a_connection_from_the_peer_that_has_it_and_tells_it_to_all() -> None:
+    group = Group()
+    west, east, north = group.join("west"), group.join("east"), group.join("north")
+    group.run(5)
+    group.lead(west)
+    group.run(5)
+    # Only east knows it: the answer to a question that was asked before it was swept, say.
+    east.table.apply([connection(1, 4)])
+    group.ask(west, key(1))
+    assert west.table.content == {key(1): connection(1, 4)}
+    assert north.table.content == west.table.content
+    assert west.table.denied == []
+    assert west.replica.counters["connections_found"] == 1
+
+
+def test_a_connection_that_no_peer_knows_is_denied() -> None:
+    group = Group()
+    west = group.join("west")
+    group.join("east")
+    group.join("north")
+    group.run(5)
+    group.lead(west)
+    group.run(1)
+    group.ask(west, key(1))
+    assert west.table.denied == [key(1)]
+
+
+def test_a_peer_whose_copy_is_not_complete_denies_nothing() -> None:
+    group = Group()
+    west = group.join("west")
+    group.run(5)
+    group.lead(west)
+    group.lost = lambda message, _to: message.origin.node == "west"
+    group.join("east", [connection(1)])
+    group.run(1)
+    group.lost = lambda message, _to: not isinstance(message, Question | Answer)
+    group.ask(west, key(1), key(2))
+    assert west.table.denied == []
+    assert list(west.table.content) == [key(1)]
+
+
+def test_only_a_leader_asks() -> None:
+    replica = started()
+    East(replica).heartbeat()
+    assert replica.ask([key(1)], START) == []
+
+
+def asking() -> East:
+    """A follower that the replica, which leads, has asked for two connections."""
+    replica = leading()
+    east = East(replica)
+    east.role = Role.FOLLOW
+    east.heartbeat()
+    (question,) = sent_of(Question, replica.ask([key(1), key(2)], START))
+    assert question.keys == (key(1), key(2))
+    return east
+
+
+def test_what_is_found_is_applied_and_told_and_what_is_denied_is_reported() -> None:
+    east = asking()
+    actions = east.say(Answer(east.origin(), "west", [connection(1)], (key(2),)))
+    assert events(actions) == [Apply([connection(1)]), Deny((key(2),))]
+    assert east.replica.counters["changes_sent"] == 1
+
+
+def test_an_answer_to_another_node_is_not_used() -> None:
+    east = asking()
+    assert east.say(Answer(east.origin(), "north", [connection(1)], (key(2),))) == []
+
+
+def test_an_answer_to_who_leads_no_longer_is_not_used() -> None:
+    east = asking()
+    east.replica.follow(START)
+    assert events(east.say(Answer(east.origin(), "west", [connection(1)], (key(2),)))) == []
+
+
+def test_an_answer_does_not_undo_what_has_happened_since() -> None:
+    east = asking()
+    east.replica.tell([changed(1, 7), ConnectionEnded(key(2))], START)
+    assert events(east.say(Answer(east.origin(), "west", [connection(1), connection(2)], ()))) == []
+
+
+def test_what_the_leader_before_still_tells_is_newer_than_an_answer() -> None:
+    replica = started()
+    replicating(replica)
+    north = East(replica, node="north")
+    north.role = Role.FOLLOW
+    north.heartbeat()
+    replica.lead(START)
+    replica.ask([key(1)], START)
+    east = East(replica, epoch=5)
+    east.role, east.sequence = Role.DRAIN, 0
+    assert Apply([connection(1, 9)]) in east.changes(connection(1, 9))
+    assert events(north.say(Answer(north.origin(), "west", [connection(1, 1)], ()))) == []
+
+
+def test_a_peer_that_is_silent_is_not_waited_for() -> None:
+    east = asking()
+    replica = east.replica
+    later = START + 10
+    replica.expire(later)
+    assert replica.ask([key(3)], later) == []
+    east.heartbeat(later)
+    assert len(sent_of(Question, replica.ask([key(3)], later))) == 1
+
+
+def test_a_question_is_looked_up_by_any_node() -> None:
+    east = replicating()
+    question = Question(east.origin(), (key(1),))
+    assert events(east.say(question)) == [LookUp("east", (key(1),))]
+    assert events(east.say(Question(east.origin(), ()))) == []
+    (said,) = sent_of(Answer, east.replica.answer("east", [key(1), key(2)], [connection(1)], START))
+    assert (said.asker, said.records, said.unknown) == ("east", [connection(1)], (key(2),))
+
+
+def test_a_question_opens_no_longer_than_its_patience() -> None:
+    east = asking()
+    assert east.replica.deadline is not None
+    assert east.replica.deadline <= START + min(PATIENCE, HEARTBEAT)
+    east.replica.expire(START + PATIENCE)
+    answer = Answer(east.origin(), "west", [connection(1)], (key(2),))
+    assert events(east.say(answer, START + PATIENCE)) == []

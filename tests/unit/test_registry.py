@@ -6,8 +6,8 @@ from lvsha.datapath.connections import (
     TEMPLATE_ASSURED,
     TEMPLATE_NONE,
     Connection,
-    TemplateIdentity,
 )
+from lvsha.datapath.memories import TemplateIdentity
 from lvsha.datapath.registry import EXPIRE_BATCH, PARENT_TIMEOUT, Registry
 from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule
 from lvsha.datapath.services import (
@@ -329,6 +329,17 @@ def test_the_end_of_what_was_told_is_told_and_a_template_is_never() -> None:
     assert stand.registry.take_changes() == {7: [ConnectionEnded(stand.key(2))]}
 
 
+def test_what_is_told_is_the_state_at_the_time_when_it_is_told() -> None:
+    stand = Stand(reporting=TellRule())
+    connection = stand.open(1)
+    stand.registry.enter(connection, ESTABLISHED, NOW)
+    stand.registry.enter(connection, SYN_RECV, NOW)
+    [told] = stand.registry.take_changes()[7]
+    assert told == ConnectionChanged(connection.record())
+    assert connection.told_state == SYN_RECV
+    assert stand.tally.exposed == stand.tally.established == 0
+
+
 def test_a_state_that_is_not_told_is_told_while_its_address_moves() -> None:
     stand = Stand(reporting=TellRule())
     stand.registry.in_transition.add(V)
@@ -378,17 +389,17 @@ def test_of_a_protocol_without_such_a_state_all_connections_are_established() ->
 def test_a_state_that_another_director_tells_counts_as_told_and_a_templates_is_none() -> None:
     stand = Stand()
     connection, template = stand.open(1), stand.template()
-    stand.registry.become(connection, ESTABLISHED)
-    stand.registry.become(template, TEMPLATE_ASSURED)
+    stand.registry.become(connection, ESTABLISHED, NOW)
+    stand.registry.become(template, TEMPLATE_ASSURED, NOW)
     assert counted(stand) == (2, 2, 1, 0)
-    stand.registry.become(connection, CLOSE)
+    stand.registry.become(connection, CLOSE, NOW)
     assert counted(stand) == (2, 2, 0, 0)
 
 
 def test_a_connection_that_is_made_to_listen_again_is_not_established_any_more() -> None:
     stand = Stand()
     connection = stand.open(1)
-    stand.registry.become(connection, ESTABLISHED)
+    stand.registry.become(connection, ESTABLISHED, NOW)
     stand.registry.listen(connection, NOW)
     assert counted(stand) == (1, 1, 0, 0)
 
@@ -410,6 +421,16 @@ def test_a_template_of_a_mark_counts_where_the_mark_belongs() -> None:
     for mark in (3, 4):
         stand.registry.open_template(stand.key(mark), b"", stand.binding(), 300.0, NOW, mark=mark)
     assert (of_mark.connections, stand.tally.connections) == (1, 0)
+
+
+def test_a_poisoned_template_is_known_as_such_whatever_its_port_was() -> None:
+    for port in (80, 65534, 65535):
+        stand = Stand()
+        key = connection_key(6, bytes((10, 9, 0, 1)), 0, V, port)
+        template = stand.registry.open_template(key, b"", stand.binding(), 300.0, NOW)
+        assert not template.is_poisoned
+        stand.registry.poison(template)
+        assert template.is_poisoned
 
 
 def test_backups_forget_a_poisoned_template_at_once_and_hear_no_more_of_it() -> None:

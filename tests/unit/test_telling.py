@@ -110,7 +110,7 @@ def connection(laboratory: Laboratory) -> Connection:
 
 
 def apply(laboratory: Laboratory, record: ConnectionRecord) -> None:
-    assert laboratory.director.replication.apply(record, laboratory.now) is None
+    assert not laboratory.director.replication.apply([record], laboratory.now)
     assert told(laboratory) == []
 
 

@@ -6,20 +6,29 @@ settings and firewall marks; all time is the scenario's own.
 
 import ipaddress
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.network import AddressChange
+from lvsha.datapath.telling import REFRESH_PART
 from lvsha.datapath.verdicts import ACCEPT
 from lvsha.ipvsadm import procfiles
 from lvsha.ipvsadm.commands import Result, run
 from lvsha.ipvsadm.names import KnownNames
 from lvsha.ipvsadm.views import amounts, view_connection, view_service
-from lvsha.model import Protocol, parse_address
+from lvsha.model import (
+    TEMPLATE_BIT,
+    ConnectionFlag,
+    ConnectionRecord,
+    Protocol,
+    parse_address,
+)
+from lvsha.sync_daemons import SyncDaemons
 from tests.laboratory import CLIENT, Laboratory, Left
 from tests.vectors.recordings import Counts, Scenario, parse_endpoint
-from tests.vectors.sync_daemons import StandInDaemons
+from tests.vectors.sync_daemons import PaperDaemons
 
 START = 1000.0
 """What the laboratory's clock shows when a scenario begins."""
@@ -32,13 +41,21 @@ class KernelDirector(Laboratory):
 
     Attributes:
         accepted: whether the last packet was left to the host.
+        paper: the sync daemons, which `daemons` is to ipvsadm.
     """
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(vips=scenario.get("vips", []))
+        self.director.registry.tallies.clear()
         self._own = [ipaddress.ip_network(prefix) for prefix in scenario.get("local", [])]
         self.names = known_names(scenario.get("hosts", ""), scenario.get("services_file", []))
-        self.daemons = StandInDaemons()
+        self.paper = PaperDaemons(
+            lambda: self.director.settings,
+            self.states(),
+            self._engines,
+            self._mark_of,
+        )
+        self.daemons = SyncDaemons(self.paper, self.director)
         self.accepted = False
         self.director.marks.set(
             [mark_rule(mark["dst"], mark["mark"]) for mark in scenario.get("marks", [])]
@@ -55,6 +72,41 @@ class KernelDirector(Laboratory):
             self.sleep(TICK)
         self.sleep(max(0.0, START + seconds - self.now))
 
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, for the sync daemons too."""
+        super().sleep(seconds)
+        self.tell_daemons()
+        self.paper.expire(self.now)
+
+    def hear(self, datagram: bytes) -> None:
+        """A datagram has come to the sync group."""
+        self.apply(self.paper.receive(datagram, self.now))
+
+    def apply(self, records: Sequence[ConnectionRecord]) -> None:
+        """Take over what another director has told."""
+        self.director.replication.apply(records, self.now)
+
+    def tell_daemons(self) -> None:
+        """Tell the master daemon of changes.
+
+        The kernel tells first of a connection, then of what it belongs to.
+        """
+        for changes in self.director.registry.take_changes().values():
+            self.paper.tell(changes[::-1], self.now)
+
+    def states(self) -> dict[int, int]:
+        """How many states each protocol has."""
+        machines = self.director.registry.machines
+        return {number: len(machine.timeouts) for number, machine in machines.items()}
+
+    def _mark_of(self, key: bytes) -> int:
+        marks = self.director.marks
+        return marks.of(key) if marks.rules and key[0] < TEMPLATE_BIT else 0
+
+    def _engines(self) -> list[str]:
+        """The kernel has loaded the engines that its services use."""
+        return sorted({s.options.engine for s in self.director.services if s.options.engine})
+
     def ipvsadm(self, command: str, stdin: str = "") -> Result:
         """Carry out one ipvsadm command; the word ``ipvsadm`` may stand before it."""
         words = shlex.split(command)
@@ -70,7 +122,9 @@ class KernelDirector(Laboratory):
             self.director.learn(AddressChange(CLIENT, there, present=True))
         verdict = self.director.decide(self.frame, self.put(side, packet, vnet), self.now)
         self.accepted = verdict is ACCEPT
-        return self.left(self.director.carry_out(self.frame, verdict, self.now))
+        left = self.left(self.director.carry_out(self.frame, verdict, self.now))
+        self.tell_daemons()
+        return left
 
     def connection(self, client: str, virtual: str | None = None) -> Connection | None:
         """The connection of a client, as one writes its endpoint."""
@@ -94,10 +148,26 @@ class KernelDirector(Laboratory):
         }
 
     def lines(self) -> list[str]:
-        """The connections as ``ipvsadm -Lnc`` prints them."""
-        result = self.ipvsadm("-Lnc")
+        """The connections as ``ipvsadm -Lnc`` prints them, copies without their reprieve."""
+        with self._without_reprieve():
+            result = self.ipvsadm("-Lnc")
         assert not result.status, result.err
         return result.out.splitlines()[2:]
+
+    @contextmanager
+    def _without_reprieve(self) -> Iterator[None]:
+        """Copies end when the kernel's would; lvsha's live on for a part of the time-out."""
+        copies = [
+            connection
+            for connection in self.director.registry.table.connections()
+            if connection.flags & ConnectionFlag.SYNC
+            and connection.expires - self.now > connection.timeout
+        ]
+        for connection in copies:
+            connection.expires -= connection.timeout * REFRESH_PART
+        yield
+        for connection in copies:
+            connection.expires += connection.timeout * REFRESH_PART
 
     def proc(self, path: str) -> str:
         """What a file of the kernel's would read like."""

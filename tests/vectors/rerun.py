@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lvsha.model import ForwardMethod, Protocol, format_address, parse_address
+from lvsha.sync.ipvs.messages import parse
 from lvsha.wire import ipv4, ipv6
 from tests import packets
 from tests.laboratory import Left
@@ -82,8 +83,8 @@ class _Run:
             "sysctl": self._settings,
             "timeouts": self._timeouts,
             "sleep": self._sleep,
-            "sync_out": self._sync,
-            "sync_in": self._sync,
+            "sync_out": self._said,
+            "sync_in": self._heard,
         }
 
     def step(self, step: Step) -> str | None:
@@ -174,8 +175,28 @@ class _Run:
             return ""
         return f"{step['path']} reads otherwise:\n{_difference(expected, found)}"
 
-    def _sync(self, step: Step) -> str:
-        return f"{step['op']}: lvsha does not speak the kernel's sync protocol"
+    def _said(self, step: Step) -> str:
+        self.kernel.at(step["t"] + step["waited"])
+        said, self.kernel.paper.said = self.kernel.paper.said, []
+        recorded_datagrams = [bytes.fromhex(d["payload"]) for d in step["datagrams"]]
+        if in_words_of_records(said) == in_words_of_records(recorded_datagrams):
+            return ""
+        return "the master daemon says otherwise:\n" + _difference(
+            "\n".join(in_words_of_records(recorded_datagrams)),
+            "\n".join(in_words_of_records(said)),
+        )
+
+    def _heard(self, step: Step) -> str:
+        self.kernel.hear(bytes.fromhex(step["payload"]))
+        words = _compare_connections(step["lines"], self.kernel.lines())
+        # The times left were compared just now.
+        expected, found = (
+            "\n".join(sorted(" ".join(line.split()[:-1]) for line in lines))
+            for lines in (step["proc"], self.kernel.proc("ip_vs_conn_sync").splitlines()[1:])
+        )
+        if words or expected == found:
+            return words
+        return f"ip_vs_conn_sync reads otherwise:\n{_difference(expected, found)}"
 
     # What only changes something
 
@@ -240,6 +261,25 @@ def _same_server(chosen: str | None, recorded_server: str | None) -> bool:
         return False
     (address, port), (other, other_port) = parse_endpoint(chosen), parse_endpoint(recorded_server)
     return address == other and 0 in {port, other_port}
+
+
+def in_words_of_records(datagrams: Sequence[bytes]) -> list[str]:
+    """The records of sync messages in their order, whichever message they are in.
+
+    Flags above bit 15 are a sender's own affair: every receiver ignores them.
+    """
+    words = []
+    for datagram in datagrams:
+        message = parse(datagram)
+        assert not message.faults
+        words += [
+            f"version {message.version}, sync id {message.sync_id}: {record.key.hex()} to "
+            f"{record.server.hex()}:{record.server_port} {record.method.name}, state "
+            f"{record.state}, flags {record.flags & 0xFFFF:#x}, {record.timeout:g} s, "
+            f"{record.details}"
+            for record in message.records
+        ]
+    return words
 
 
 def recorded(outgoing: Sequence[RecordedPacket]) -> list[Left]:

@@ -1,46 +1,89 @@
-"""Stand-ins for the kernel's sync daemons: they start, stop and are listed, and do no more."""
+"""The sync daemons of a recorded director: real cores on paper links.
 
-import errno
-from collections.abc import Sequence
+They start, stop and are listed by the kernel's rules. What the master says is kept in
+`said`; what the backup hears becomes records.
+"""
 
-from lvsha.errors import AdministrationError
-from lvsha.ipvsadm.requests import Role, StartDaemon, StopDaemon
-from lvsha.ipvsadm.views import DaemonView
-from lvsha.model import parse_address
+from collections.abc import Callable, Mapping, Sequence
 
-INTERFACES = frozenset({"vec0", "vec1", "vec2"})
-_LENGTH_MAX = 1472
-_GROUP = parse_address("224.0.0.81")
-_PORT = 8848
+from lvsha.model import ConnectionChange, ConnectionRecord
+from lvsha.settings import Settings
+from lvsha.sync.ipvs.actions import Apply, Send
+from lvsha.sync.ipvs.backup import Backup
+from lvsha.sync.ipvs.master import Master
+from lvsha.sync.ipvs.roster import Daemon, Role, Roster, Terms
+
+MTUS = {"vec0": 1500, "vec1": 1500, "vec2": 1500}
 
 
-class StandInDaemons:
-    """Sync daemons by role, with the kernel's defaults."""
+class PaperDaemons:
+    """See `lvsha.sync_daemons.Starter`.
 
-    def __init__(self) -> None:
-        self._running: dict[Role, DaemonView] = {}
+    Args:
+        settings: tells those in force.
+        states: how many states each protocol has.
+        engines: tells which persistence engines are known.
+        mark_of: tells the firewall mark of a connection by its key.
 
-    def start(self, daemon: StartDaemon, /) -> None:
-        """Start one."""
-        if daemon.role in self._running:
-            raise AdministrationError(errno.EEXIST, "runs already")
-        if daemon.interface not in INTERFACES:
-            raise AdministrationError(errno.ENODEV, "no such interface")
-        self._running[daemon.role] = DaemonView(
-            daemon.role,
-            daemon.interface,
-            daemon.sync_id,
-            daemon.length_max or _LENGTH_MAX,
-            daemon.group or _GROUP,
-            daemon.port or _PORT,
-            daemon.ttl or 1,
-        )
+    Attributes:
+        said: the datagrams that the master has sent.
+    """
 
-    def stop(self, daemon: StopDaemon, /) -> None:
-        """Stop one."""
-        if self._running.pop(daemon.role, None) is None:
-            raise AdministrationError(errno.ESRCH, "none runs")
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        states: Mapping[int, int],
+        engines: Callable[[], Sequence[str]],
+        mark_of: Callable[[bytes], int],
+    ) -> None:
+        self.said: list[bytes] = []
+        self._roster = Roster(MTUS.get)
+        self._settings = settings
+        self._states = states
+        self._engines = engines
+        self._mark_of = mark_of
+        self._master: Master | None = None
+        self._backup: Backup | None = None
 
-    def running(self) -> Sequence[DaemonView]:
-        """Those that run, the master first."""
-        return [self._running[role] for role in Role if role in self._running]
+    def start(self, role: Role, terms: Terms, /) -> None:
+        daemon = self._roster.start(role, terms)
+        sync_id = daemon.terms.sync_id
+        if role is Role.MASTER:
+            self._master = Master(
+                sync_id, ports=1, length_max=daemon.length_max, mark_of=self._mark_of
+            )
+        else:
+            self._backup = Backup([sync_id], self._states, self._engines())
+
+    def stop(self, role: Role, /) -> None:
+        self._roster.stop(role)
+        if role is Role.MASTER:
+            self._master = None
+        else:
+            self._backup = None
+
+    def running(self) -> Sequence[Daemon]:
+        return self._roster.running()
+
+    def tell(self, changes: Sequence[ConnectionChange], now: float) -> None:
+        """The director's changes."""
+        if self._master is not None:
+            self._master.version = self._settings().sync_version
+            self._send(self._master.tell(changes, now))
+
+    def expire(self, now: float) -> None:
+        """Time has passed."""
+        if self._master is not None:
+            self._send(self._master.expire(now))
+
+    def receive(self, datagram: bytes, now: float) -> list[ConnectionRecord]:
+        """What the backup makes of a datagram."""
+        if self._backup is None:
+            return []
+        actions = self._backup.receive(datagram, now)
+        return [
+            record for action in actions if isinstance(action, Apply) for record in action.records
+        ]
+
+    def _send(self, sends: Sequence[Send]) -> None:
+        self.said += [send.datagram for send in sends]

@@ -1,0 +1,1 @@
+"""Watch a pair of directors from beside it, and change nothing."""

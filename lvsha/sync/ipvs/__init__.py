@@ -1,0 +1,1 @@
+"""The sync protocol of the kernel's IPVS, so that a pair may be a kernel and lvsha."""

@@ -1,0 +1,129 @@
+"""How much of what a node has would survive it: figures for an operator.
+
+A connection is covered by a peer if that peer has it, in some state, as this node told it.
+What is not covered: established connections that were not told yet (a rule of their service
+has them wait), changes that wait to be sent, and what is on its way. Of a peer that is still
+behind, what is in the buckets that it wants counts as not there.
+
+Times are seconds on a monotonic clock; figures are in the units that their names say.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lvsha.model import BUCKETS
+from lvsha.sync.copy import Copy
+from lvsha.sync.messages import PeerState, Role, Standing
+from lvsha.sync.peers import Peer
+from lvsha.sync.source import Source
+from lvsha.tally import Tally
+
+
+def standing(copy: Copy, source: Source, tally: Tally) -> Standing:
+    """What a node says of itself in its heartbeats."""
+    return replace(
+        lacking(copy),
+        told=tally.told,
+        total=tally.total,
+        is_current=not source.queued,
+        established=tally.established,
+        exposed=tally.exposed,
+    )
+
+
+def lacking(copy: Copy) -> Standing:
+    """What a node says of a copy whose connections it does not count apart from others."""
+    stream = None if copy.leader is None else copy.leader.stream
+    return Standing(
+        missing=0 if stream is None else stream.missing,
+        wanted=copy.catching_up.wanted.bit_count(),
+        mismatched=copy.catching_up.mismatched.bit_count(),
+        lost=0 if stream is None else stream.lost_total,
+        repaired=0 if stream is None else stream.repaired_total,
+    )
+
+
+def _unseen(peer: Peer, source: Source, now: float) -> tuple[int, float]:
+    """How many changes a peer has not seen, and for how long the oldest of them has waited."""
+    # Either may be the newer word: a heartbeat tells it, too.
+    position = max(peer.position, peer.acknowledged or 0)
+    changes, since = source.history.after(position)
+    # What is missing there was sent before; how much it told is not known of each.
+    changes += round(peer.standing.missing * source.history.mean_changes)
+    oldest = max(source.age_of_oldest(now), 0.0 if since is None else now - since)
+    return changes + source.queued, oldest
+
+
+def _coverage(peer: Peer, source: Source, tally: Tally, now: float) -> float:
+    """The share of the established connections that a peer has; 1 if there are none."""
+    if not tally.established:
+        return 1.0
+    lacking, _ = _unseen(peer, source, now)
+    lacking += tally.exposed
+    if peer.state is PeerState.PROBE:
+        lacking += max(tally.told - peer.standing.told, 0)
+    behind = peer.standing.wanted + peer.standing.mismatched
+    lacking += round(tally.told * behind / BUCKETS)
+    return max(0.0, 1 - lacking / tally.established)
+
+
+def readiness(
+    followers: Sequence[Peer], source: Source, tally: Tally, now: float
+) -> dict[str, object] | None:
+    """What would survive if this node died now; None if it does not lead.
+
+    ``coverage`` is that of the peer that has most, since one is enough; 0 without a peer.
+    """
+    if source.role is not Role.LEAD:
+        return None
+    coverage = max((_coverage(p, source, tally, now) for p in followers), default=0.0)
+    lags = [_unseen(peer, source, now) for peer in followers]
+    changes, oldest = min(lags, default=(source.queued, source.age_of_oldest(now)))
+    return {
+        "coverage": round(coverage, 6),
+        "established": tally.established,
+        "at_risk": tally.exposed,
+        "lag_connections": changes,
+        "lag_ms": round(1000 * oldest, 3),
+    }
+
+
+def peer_status(
+    peer: Peer, sync_id: int, source: Source, tally: Tally, now: float
+) -> dict[str, object]:
+    """All that is known of a peer, as JSON values."""
+    status: dict[str, object] = {
+        "node": peer.node,
+        "sync_id": sync_id,
+        "epoch": peer.epoch,
+        "role": peer.role.name,
+        "term": peer.term,
+        "level": peer.level,
+        "state": peer.state.name,
+        "silent": peer.silent,
+        "heard_ms_ago": round(1000 * (now - peer.heard), 3),
+        "connections": peer.connections,
+        "complete": peer.complete,
+        "follows": peer.leader or None,
+        "position": peer.position,
+        "sequence": peer.stream.position,
+        "gaps": peer.stream.gaps,
+        "datagrams_missing": peer.stream.missing,
+        "datagrams_lost": peer.stream.lost_total,
+        "datagrams_repaired": peer.stream.repaired_total,
+        "reported": {
+            "datagrams_missing": peer.standing.missing,
+            "datagrams_lost": peer.standing.lost,
+            "datagrams_repaired": peer.standing.repaired,
+            "buckets_wanted": peer.standing.wanted,
+            "buckets_mismatched": peer.standing.mismatched,
+        },
+    }
+    if source.role is Role.LEAD and peer.leader == source.origin.node:
+        changes, oldest = _unseen(peer, source, now)
+        status |= {
+            "coverage": round(_coverage(peer, source, tally, now), 6),
+            "lag_connections": changes,
+            "lag_ms": round(1000 * oldest, 3),
+        }
+    return status

@@ -1,0 +1,529 @@
+"""Connections as entries of a datagram: in groups of one virtual end and real server.
+
+Most connections of a director share a handful of virtual ends and real servers, so a group
+names both once, and a connection of IPv4 takes 13 bytes in it. This is level 2 of the
+format. Level 1, that of version 0.1.0, has an array of its own for each connection; it is
+still read, and written where a peer understands nothing else. docs/sync-protocol.md has
+both.
+
+Reading checks everything that the format says of a value; what only the tables know, whether
+a protocol has a state, is not of the format. All values fit their fields, so nothing that was
+read needs another check before it is written again.
+
+Time-outs are seconds; in a group they are hundredths.
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import msgpack
+
+from lvsha.errors import SyncError
+from lvsha.model import (
+    TEMPLATE_BIT,
+    ConnectionDetails,
+    ConnectionRecord,
+    ForwardMethod,
+    IPv4_BYTES,
+    IPv6_BYTES,
+)
+
+# A year and a day; the longest time-out that ipvsadm takes is 31 days.
+TIMEOUT_MAX: Final = 366 * 86_400
+UINT16_MAX: Final = 0xFFFF
+UINT32_MAX: Final = 0xFFFF_FFFF
+# A Call-ID, as the kernel bounds it.
+FOUND_BYTES_MAX: Final = 255
+FIELDS_MAX: Final = 24
+
+# Of one entry's details: each field counts its value and 5 bytes. The most that this version
+# has is the parent of a call, an IPv6 template's key with the longest Call-ID: 298.
+DETAILS_BYTES_MAX: Final = 300
+_FIELD_BYTES: Final = 5
+# The largest entry: a group of its own for an IPv6 template with all fields. Together with
+# the longest names it fits the smallest datagram that may be configured, so that whatever
+# was read can be told again.
+ENTRY_BYTES_MAX: Final = 380
+
+_KEY_BYTES: Final = {4: 14, 6: 38}
+_METHODS: Final = {method.value: method for method in ForwardMethod}
+_NUMBERS: Final = frozenset({int, float})
+_TICKS: Final = 100
+"""In a second, for time-outs in groups."""
+
+# Ends of a group: family (with the bit of a template), protocol, method, virtual port, server
+# port; behind it the virtual address and the server's.
+_ENDS: Final = struct.Struct("!BBBHH")
+# An entry: client address and port, state, flags, time-out.
+_ENTRIES: Final = {4: struct.Struct("!4s2sBHI"), 6: struct.Struct("!16s2sBHI")}
+_ENDED: Final = {4: 6, 6: 18}
+"""Bytes of an ended connection in a group: client address and port."""
+
+# Numbers of the fields of `ConnectionDetails`; those above go on as they came.
+_MARK: Final = 1
+_SHIFTS: Final = 2
+_FOUND: Final = 3
+_ENGINE: Final = 4
+_PARENT: Final = 5
+_DIALOGUE: Final = 6
+_KNOWN_MAX: Final = _DIALOGUE
+_SHIFT_NUMBERS: Final = struct.Struct("!6I")
+# The mode of an FTP dialogue; and of one with an answer, its number and the mode it had.
+_DIALOGUE_BEGUN: Final = struct.Struct("!B")
+_DIALOGUE_ANSWERED: Final = struct.Struct("!BIB")
+_NO_DETAILS: Final = ConnectionDetails()
+
+_packer: Final = msgpack.Packer(autoreset=True)
+_pack: Final[Callable[[object], bytes]] = _packer.pack
+
+
+def array_head(length: int) -> bytes:
+    """The head of a msgpack array."""
+    return bytes((0x90 | length,)) if length < 16 else b"\xdc" + length.to_bytes(2)
+
+
+# --- writing groups ------------------------------------------------------------------
+
+
+class _Group:
+    """What is gathered for one virtual end, and the real server unless all of it ended."""
+
+    __slots__ = ("details", "ends", "entries")
+
+    def __init__(self, ends: bytes) -> None:
+        self.ends = ends
+        self.entries: list[bytes] = []
+        self.details: list[bytes] = []
+
+    def encoded(self) -> bytes:
+        body = array_head(3 if self.details else 2) + _pack(self.ends)
+        body += _pack(b"".join(self.entries))
+        if self.details:
+            body += array_head(len(self.details)) + b"".join(self.details)
+        return body
+
+
+_GROUP_BYTES: Final = 1 + 2 + 3
+"""Of a group beside its ends and entries: heads of an array and of two strings of bytes."""
+_DETAILS_BYTES: Final = 3
+
+
+class Packing:
+    """Gathers the entries of one datagram, and knows how much room they take.
+
+    Args:
+        room: for all entries, in bytes.
+    """
+
+    __slots__ = ("_ended", "_groups", "_keys", "_room", "count")
+
+    def __init__(self, room: int) -> None:
+        self._room = room - 3 * len(array_head(UINT16_MAX))
+        self._groups: dict[object, _Group] = {}
+        self._ended: dict[object, _Group] = {}
+        self._keys: list[bytes] = []
+        self.count = 0
+
+    def add(self, record: ConnectionRecord) -> bool:
+        """Take a connection in; False if there is no room for it."""
+        key, server, server_port, method, state, flags, timeout, details = record
+        family = key[0] & ~TEMPLATE_BIT
+        size = IPv4_BYTES if family == 4 else IPv6_BYTES
+        virtual = key[2 + size : 2 + 2 * size]
+        ports = key[2 + 2 * size : 6 + 2 * size]
+        identity = (key[:2], virtual, ports[2:], server, server_port, method)
+        group = self._groups.get(identity)
+        needed = _ENTRIES[family].size
+        ends = b""
+        if group is None:
+            ends = (
+                _ENDS.pack(key[0], key[1], method, int.from_bytes(ports[2:]), server_port)
+                + virtual
+                + server
+            )
+            needed += _GROUP_BYTES + len(ends)
+        told = b""
+        if details is not None or len(key) > 6 + 2 * size:
+            index = 0 if group is None else len(group.entries)
+            told = _encode_details(index, key[6 + 2 * size :], details)
+            needed += len(told) + (_DETAILS_BYTES if group is None or not group.details else 0)
+        if needed > self._room:
+            return False
+        self._room -= needed
+        if group is None:
+            group = self._groups[identity] = _Group(ends)
+        entry = _ENTRIES[family].pack(
+            key[2 : 2 + size], ports[:2], state, flags & UINT16_MAX, round(timeout * _TICKS)
+        )
+        group.entries.append(entry)
+        if told:
+            group.details.append(told)
+        self.count += 1
+        return True
+
+    def add_ended(self, key: bytes) -> bool:
+        """Take the end of a connection in; False if there is no room for it."""
+        family = key[0] & ~TEMPLATE_BIT
+        if len(key) > _KEY_BYTES[family]:
+            return self.add_key(key)
+        size = IPv4_BYTES if family == 4 else IPv6_BYTES
+        identity = (key[:2], key[2 + size : 2 + 2 * size], key[-2:])
+        group = self._ended.get(identity)
+        needed = _ENDED[family]
+        if group is None:
+            needed += _GROUP_BYTES + 4 + size
+        if needed > self._room:
+            return False
+        self._room -= needed
+        if group is None:
+            group = self._ended[identity] = _Group(b"".join((key[:2], key[-2:], identity[1])))
+        group.entries.append(key[2 : 2 + size] + key[-4:-2])
+        self.count += 1
+        return True
+
+    def add_key(self, key: bytes) -> bool:
+        """Take a key in as it is, such as that of a template with a Call-ID."""
+        packed = _pack(key)
+        if len(packed) > self._room:
+            return False
+        self._room -= len(packed)
+        self._keys.append(packed)
+        self.count += 1
+        return True
+
+    def groups(self) -> bytes:
+        """The array of all groups."""
+        return _joined([group.encoded() for group in self._groups.values()])
+
+    def ended(self) -> bytes:
+        """The array of the groups of what ended, and the array of single keys."""
+        return _joined([group.encoded() for group in self._ended.values()]) + self.keys()
+
+    def keys(self) -> bytes:
+        """The array of single keys."""
+        return _joined(self._keys)
+
+
+def _joined(elements: Sequence[bytes]) -> bytes:
+    return array_head(len(elements)) + b"".join(elements)
+
+
+def _encode_details(index: int, found: bytes, details: ConnectionDetails | None) -> bytes:
+    """What one entry of a group has beside: its place, then numbers and values in turn.
+
+    What would be more than a reader takes is left out: the last first, which are fields that
+    this version does not know.
+    """
+    fields: list[object] = [index]
+    room = DETAILS_BYTES_MAX
+    for number, value in _fields(found, details):
+        room -= _FIELD_BYTES + len(value)
+        if room < 0 or len(fields) > 2 * FIELDS_MAX:
+            break
+        fields += (number, value)
+    return _pack(fields)
+
+
+def _fields(found: bytes, details: ConnectionDetails | None) -> Iterator[tuple[int, bytes]]:
+    if found:
+        yield _FOUND, found
+    if details is None:
+        return
+    if details.mark:
+        yield _MARK, details.mark.to_bytes(4)
+    if details.shifts:
+        yield _SHIFTS, _SHIFT_NUMBERS.pack(*details.shifts)
+    if details.engine:
+        yield _ENGINE, details.engine.encode("ascii")
+    if details.dialogue:
+        layout = _DIALOGUE_BEGUN if len(details.dialogue) == 1 else _DIALOGUE_ANSWERED
+        yield _DIALOGUE, layout.pack(*details.dialogue)
+    if details.parent:
+        yield _PARENT, details.parent
+    yield from details.others
+
+
+# --- reading groups ------------------------------------------------------------------
+
+
+def read_groups(groups: object) -> list[ConnectionRecord]:
+    """All connections of an array of groups.
+
+    Raises:
+        SyncError: something in it is not as the format has it.
+    """
+    records: list[ConnectionRecord] = []
+    for group in _array(groups):
+        records += _read_group(_array(group))
+    return records
+
+
+def _read_group(group: list[Any]) -> list[ConnectionRecord]:
+    if len(group) < 2:
+        raise SyncError("a group without its entries")
+    ends, entries = _bytes(group[0]), _bytes(group[1])
+    if len(ends) < _ENDS.size:
+        raise SyncError("a group whose ends are cut short")
+    kind, protocol, number, virtual_port, server_port = _ENDS.unpack_from(ends)
+    family = kind & ~TEMPLATE_BIT
+    entry = _ENTRIES.get(family)
+    method = _METHODS.get(number)
+    size = IPv4_BYTES if family == 4 else IPv6_BYTES
+    virtual, server = ends[_ENDS.size : _ENDS.size + size], ends[_ENDS.size + size :]
+    if entry is None or method is None or len(entries) % entry.size:
+        raise SyncError("a group of no family, no method, or cut entries")
+    if len(server) != size and (
+        # Only a tunnel can lead from one family to the other.
+        method is not ForwardMethod.TUNNEL or len(server) != IPv4_BYTES + IPv6_BYTES - size
+    ):
+        raise SyncError("a group whose server has a wrong address")
+    head, tail = bytes((kind, protocol)), virtual_port.to_bytes(2)
+    records = [
+        ConnectionRecord(
+            head + client + virtual + port + tail,
+            server,
+            server_port,
+            method,
+            state,
+            flags,
+            timeout / _TICKS,
+        )
+        for client, port, state, flags, timeout in entry.iter_unpack(entries)
+    ]
+    if len(group) > 2:
+        last = -1
+        for details in _array(group[2]):
+            last = _read_details(_array(details), records, last)
+    return records
+
+
+def _read_details(fields: list[Any], records: list[ConnectionRecord], last: int) -> int:
+    """Add to one record of a group what it has beside; returns its place, behind the last."""
+    index = fields[0] if fields else None
+    if type(index) is not int or not last < index < len(records) or not len(fields) & 1:
+        raise SyncError("details of no entry")
+    if len(fields) > 1 + 2 * FIELDS_MAX:
+        raise SyncError("too many details")
+    record = records[index]
+    known: dict[int, bytes] = {}
+    others: list[tuple[int, bytes]] = []
+    length = 0
+    for number, value in zip(fields[1::2], fields[2::2], strict=True):
+        if type(number) is not int or not 0 < number <= UINT16_MAX:
+            raise SyncError("a field with a number that is none")
+        if type(value) is not bytes or not value:
+            raise SyncError("a field of a wrong type or length")
+        length += _FIELD_BYTES + len(value)
+        if number <= _KNOWN_MAX:
+            known[number] = value
+        else:
+            others.append((number, value))
+    if length > DETAILS_BYTES_MAX:
+        raise SyncError("details that are too long")
+    found = known.get(_FOUND, b"")
+    if found and (record.key[0] < TEMPLATE_BIT or len(found) > FOUND_BYTES_MAX):
+        raise SyncError("what an engine found, of no template or too long")
+    details = ConnectionDetails(
+        mark=_mark(known.get(_MARK)),
+        shifts=_shifts(known.get(_SHIFTS)),
+        engine=_engine(known.get(_ENGINE)),
+        parent=read_key(known[_PARENT]) if _PARENT in known else b"",
+        dialogue=_dialogue(known.get(_DIALOGUE)),
+        others=tuple(others),
+    )
+    records[index] = record._replace(
+        key=record.key + found, details=None if details == _NO_DETAILS else details
+    )
+    return index
+
+
+def _mark(value: bytes | None) -> int:
+    if value is None:
+        return 0
+    if len(value) != 4:
+        raise SyncError("a firewall mark of a wrong length")
+    return int.from_bytes(value)
+
+
+def _shifts(value: bytes | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if len(value) != _SHIFT_NUMBERS.size:
+        raise SyncError("sequence shifts of a wrong length")
+    return _SHIFT_NUMBERS.unpack(value)
+
+
+def _dialogue(value: bytes | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    for layout in (_DIALOGUE_BEGUN, _DIALOGUE_ANSWERED):
+        if len(value) == layout.size:
+            return layout.unpack(value)
+    raise SyncError("an FTP dialogue of a wrong length")
+
+
+def _engine(value: bytes | None) -> str:
+    if value is None:
+        return ""
+    if len(value) > 16 or not value.isascii() or not value.isalnum():
+        raise SyncError("a persistence engine with a name that is none")
+    return value.decode("ascii")
+
+
+def read_ended(groups: object, keys: object) -> list[bytes]:
+    """The keys of what ended.
+
+    Raises:
+        SyncError: something in it is not as the format has it.
+    """
+    ended: list[bytes] = []
+    for group in _array(groups):
+        fields = _array(group)
+        if len(fields) < 2:
+            raise SyncError("a group without its entries")
+        ends, entries = _bytes(fields[0]), _bytes(fields[1])
+        family = ends[0] & ~TEMPLATE_BIT if ends else 0
+        size = IPv4_BYTES if family == 4 else IPv6_BYTES
+        step = _ENDED.get(family)
+        if step is None or len(ends) != 4 + size or len(entries) % step:
+            raise SyncError("a group of what ended that cannot be")
+        head, tail, virtual = ends[:2], ends[2:4], ends[4:]
+        for at in range(0, len(entries), step):
+            entry = entries[at : at + step]
+            ended.append(head + entry[:-2] + virtual + entry[-2:] + tail)
+    ended += [read_key(key) for key in _array(keys)]
+    return ended
+
+
+def read_key(value: object) -> bytes:
+    """A key of a connection or template.
+
+    Raises:
+        SyncError: it is none.
+    """
+    if type(value) is bytes and value:
+        length = _KEY_BYTES.get(value[0] & ~TEMPLATE_BIT, 0)
+        found = len(value) - length
+        if length and found >= 0 and (not found or value[0] >= TEMPLATE_BIT):
+            if found > FOUND_BYTES_MAX:
+                raise SyncError("a key that is too long")
+            return value
+    raise SyncError("a key that is none")
+
+
+# --- level 1 -------------------------------------------------------------------------
+
+
+def encode_plain(record: ConnectionRecord) -> bytes:
+    """A connection as level 1 has it."""
+    key, server, server_port, method, state, flags, timeout, _ = record
+    timeout = min(timeout, TIMEOUT_MAX)
+    whole = int(timeout)
+    number = whole if whole == timeout else timeout
+    return _pack((key, server, server_port, method.value, state, flags, number))
+
+
+def encode_plain_ended(key: bytes) -> bytes:
+    """The end of a connection as level 1 has it."""
+    return _pack(key)
+
+
+def read_plain(entries: object) -> tuple[list[ConnectionRecord], list[bytes]]:
+    """The connections of an array of entries of level 1, and the keys of those that ended.
+
+    Raises:
+        SyncError: something in it is not as the format has it.
+    """
+    records: list[ConnectionRecord] = []
+    ended: list[bytes] = []
+    for entry in _array(entries):
+        if type(entry) is list:
+            records.append(_read_plain_record(entry))
+        else:
+            ended.append(_plain_key(entry))
+    return records, ended
+
+
+def _plain_key(value: object) -> bytes:
+    key = read_key(value)
+    if key[0] >= TEMPLATE_BIT:
+        raise SyncError("a key that is none")
+    return key
+
+
+def _read_plain_record(fields: list[Any]) -> ConnectionRecord:
+    if len(fields) < 7:
+        raise SyncError("a record that is not an array of all its fields")
+    key, server, server_port, method, state, flags, timeout = fields[:7]
+    _plain_key(key)
+    if not (
+        type(server) is bytes
+        and type(server_port) is int
+        and type(method) is int
+        and type(state) is int
+        and type(flags) is int
+        and type(timeout) in _NUMBERS
+        and 0 <= server_port <= UINT16_MAX
+        and method in _METHODS
+        and 0 <= state <= 0xFF
+        and 0 <= flags <= UINT32_MAX
+        # Written so that a NaN fails it.
+        and 0 <= timeout <= TIMEOUT_MAX
+    ):
+        raise SyncError("a record with a field out of range")
+    wide = key[0] == 6
+    if len(server) != (16 if wide else 4) and (
+        method != ForwardMethod.TUNNEL or len(server) != (4 if wide else 16)
+    ):
+        raise SyncError("a record whose server has a wrong address")
+    return ConnectionRecord(
+        key, server, server_port, _METHODS[method], state, flags, float(timeout)
+    )
+
+
+class PlainPacking:
+    """As `Packing`, of level 1. What that has no words for, templates and bypass, is left out.
+
+    Attributes:
+        encoded: the entries.
+    """
+
+    __slots__ = ("_room", "encoded")
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self.encoded: list[bytes] = []
+
+    @property
+    def count(self) -> int:
+        """How many entries there are."""
+        return len(self.encoded)
+
+    def add(self, record: ConnectionRecord) -> bool:
+        """Take a connection in; False if there is no room for it."""
+        unknown = record.is_template or record.method is ForwardMethod.BYPASS
+        return unknown or self._add(encode_plain(record))
+
+    def add_ended(self, key: bytes) -> bool:
+        """Take the end of a connection in; False if there is no room for it."""
+        return key[0] >= TEMPLATE_BIT or self._add(encode_plain_ended(key))
+
+    def _add(self, entry: bytes) -> bool:
+        if len(entry) > self._room:
+            return False
+        self._room -= len(entry)
+        self.encoded.append(entry)
+        return True
+
+
+def _array(value: object) -> list[Any]:
+    if type(value) is not list:
+        raise SyncError("entries that are not an array")
+    return value
+
+
+def _bytes(value: object) -> bytes:
+    if type(value) is not bytes:
+        raise SyncError("ends or entries that are not bytes")
+    return value

@@ -1,0 +1,92 @@
+"""How a source shares its ticks: nobody who waits is kept waiting by who tells more."""
+
+from collections.abc import Iterator
+
+from lvsha.counters import Counters
+from lvsha.model import ConnectionChanged, ConnectionRecord, ForwardMethod
+from lvsha.sync.actions import Action, ProvideSnapshot, Send
+from lvsha.sync.datagrams import decode
+from lvsha.sync.messages import ALL_BUCKETS, SnapshotChunk
+from lvsha.sync.source import Pace, Source
+from lvsha.tally import Tally
+
+CONNECTIONS = 2000
+
+
+def record(number: int) -> ConnectionRecord:
+    return ConnectionRecord.between(
+        protocol=6,
+        client=(0x0B00_0000 + number).to_bytes(4),
+        client_port=1024,
+        virtual=b"\xc0\x00\x02\x0a",
+        virtual_port=80,
+        server=b"\x0a\x01\x00\x0b",
+        server_port=80,
+        method=ForwardMethod.NAT,
+        state=1,
+        flags=0,
+        timeout=900.0,
+    )
+
+
+def chunks(actions: list[Action]) -> int:
+    messages = [decode(action.datagram) for action in actions if isinstance(action, Send)]
+    return sum(isinstance(message, SnapshotChunk) for message in messages)
+
+
+def made(pace: Pace) -> Source:
+    source = Source(
+        tally=Tally(1), node="east", epoch=1, datagram_max=1400, pace=pace, counters=Counters()
+    )
+    source.lead(1)
+    return source
+
+
+def records() -> Iterator[ConnectionRecord | None]:
+    yield from map(record, range(CONNECTIONS))
+
+
+def test_live_changes_do_not_close_the_window_of_a_snapshot() -> None:
+    pace = Pace(window=8)
+    source = made(pace)
+    source.progress = 0
+    source.request(ALL_BUCKETS, 0, 0.0)
+    sent = chunks(source.snapshot(records(), 0.0))
+    now = 0.0
+    for step in range(100):
+        now += pace.tick / 10
+        source.tell([ConnectionChanged(record(CONNECTIONS + step))], now)
+    # Nothing was heard of the listener for ten ticks and a hundred changes.
+    for _ in range(4):
+        now += pace.tick
+        sent += chunks(source.expire(now))
+    assert sent == pace.window - 1, "the beginning is a datagram, too"
+    source.progress = source.sequence
+    assert chunks(source.progressed(now + pace.tick)) > 0
+
+
+def test_changes_that_come_all_the_time_do_not_keep_a_snapshot_from_its_turn() -> None:
+    tick = Pace().tick
+    source = made(Pace())
+    actions = source.request(ALL_BUCKETS, 0, 0.0)
+    assert any(isinstance(action, ProvideSnapshot) for action in actions)
+    source.snapshot(records(), 0.0)
+    sent = 0
+    for step in range(1, 100):
+        # A shell that wakes late finds that a change was told before it could call.
+        now = 0.4 * step * tick
+        source.tell([ConnectionChanged(record(CONNECTIONS + step))], now)
+        if source.deadline is not None and source.deadline <= now:
+            sent += chunks(source.expire(now))
+    assert sent >= CONNECTIONS // 140
+    assert not source.is_snapshotting
+
+
+def test_the_first_changes_of_a_tick_leave_at_once_and_the_others_together() -> None:
+    pace = Pace(eager_datagrams_per_tick=2, tick=0.01)
+    source = made(pace)
+    left = [len(source.tell([ConnectionChanged(record(n))], 0.001 * n)) for n in range(8)]
+    assert left == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert source.deadline == pace.tick
+    assert len(source.expire(pace.tick)) == 1
+    assert not source.queued
