@@ -270,7 +270,7 @@ def test_a_node_that_takes_every_sync_id_and_the_others_believe_each_other() -> 
 
 def test_a_node_that_takes_every_sync_id_is_complete_only_when_it_has_all() -> None:
     group, _, _ = proven_pair()
-    zero = group.join("zero", proven=True, epoch=3, sync_id=0)
+    group.join("zero", proven=True, epoch=3, sync_id=0)
     group.lost = lambda message, _to: isinstance(message, SnapshotChunk)
     group.run(5 * SILENCE)
     heartbeats = [m for m in said_by(group, "zero") if m.origin.sync_id == 1]
