@@ -64,7 +64,7 @@ from lvsha.sync.messages import (
 )
 from lvsha.sync.records import Packing, PlainPacking
 from lvsha.sync.stream import Range
-from lvsha.sync.tail import Tail
+from lvsha.sync.tail import WAITS, Tail
 from lvsha.tally import Tally
 
 # When all that was wanted was sent, the next snapshot waits as long as that took, but no
@@ -106,6 +106,7 @@ class Pace:
     snapshot_datagrams_per_tick: int = 5
     window: int = 32
     bytes_per_second: int = 0
+    tail_waits: tuple[float, ...] = WAITS
 
 
 class Source:
@@ -144,7 +145,7 @@ class Source:
         # key -> (when the oldest untold change of it was reported, the newest change)
         self._queue: dict[bytes, tuple[float, ConnectionChange]] = {}
         self._overflowed = False
-        self._tail = Tail()
+        self._tail = Tail(pace.tail_waits)
         self._tick_end = float("-inf")
         # When what waits has its turn. A tick may also begin with a call of `tell`; that must
         # not put the turn off, or who tells often enough would keep all else waiting for ever.
@@ -187,7 +188,7 @@ class Source:
             times.append(self._provide_at)
         if self._sums_by is not None:
             times.append(self._sums_by)
-        if self._tail.at is not None:
+        if self._tail.at is not None and not self._queue:
             times.append(self._tail.at)
         return min(times, default=None)
 
@@ -453,6 +454,8 @@ class Source:
         return actions
 
     def _send_tail(self, now: float) -> list[Action]:
+        if self._queue:
+            return []  # something follows
         number = self._tail.due(now)
         datagram = None if number is None else self.history.find(number)
         if datagram is None or not self._may_send:
