@@ -370,7 +370,8 @@ class Copy:
         admission = stream.admit(sequence, now)
         taken: list[ConnectionRecord] = []
         if admission is Admission.REFUSED:
-            self._counters.add("refused_late_or_repeated")
+            is_newest = sequence == stream.position
+            self._counters.add("repeats_ignored" if is_newest else "refused_late_or_repeated")
         elif self.leading:
             taken = self._take_over(stream, message, now, actions)
         elif peer is not self._leader:

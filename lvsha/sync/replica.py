@@ -197,9 +197,9 @@ class Replica:
         return min([first, *(time for time in times if time is not None)])
 
     @property
-    def has_to_wait(self) -> bool:
-        """Whether something that this node tells could not leave at once."""
-        return bool(self._source.queued)
+    def tell_deadline(self) -> float:
+        """As `deadline`, but only because of what was told; infinity for never."""
+        return self._source.tell_deadline
 
     def status(self, now: float) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""

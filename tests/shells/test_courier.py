@@ -57,7 +57,7 @@ def test_a_change_leaves_in_the_same_turn_of_the_loop() -> None:
 def test_a_pause_asked_for_by_another_task_ends_in_time() -> None:
     async def main() -> None:
         group = LoopbackGroup()
-        pace = Pace(live_datagrams_per_tick=1, tick=0.01)
+        pace = Pace(live_datagrams_per_tick=1, tick=0.01, tail_waits=())
         east, listener = Site(group, "east", pace=pace), group.join()
         async with running(east):
             east.courier.lead(1)
@@ -74,7 +74,7 @@ def test_a_pause_asked_for_by_another_task_ends_in_time() -> None:
 def test_what_a_full_socket_does_not_take_waits_in_order() -> None:
     async def main() -> None:
         group = LoopbackGroup()
-        pace = Pace(eager_datagrams_per_tick=100)
+        pace = Pace(eager_datagrams_per_tick=100, tail_waits=())
         east, listener = Site(group, "east", pace=pace), group.join()
         async with running(east):
             east.courier.lead(1)
