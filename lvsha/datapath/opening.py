@@ -130,9 +130,11 @@ class Opener:
         if unknown is Unknown.ADOPT:
             adopted = registry.machines[frame.key[1]].sloppy[frame.event]
             return None if adopted else Drop(Reason.NO_CONNECTION)
-        tally = registry.tallies.get(virtual) if unknown is Unknown.ASK else None
-        if tally is not None:
-            return self._questions.ask(frame, tally.sync_id, now)
+        if unknown is Unknown.ASK:
+            tally = registry.tallies.get(virtual)
+            tally = tally or registry.mark_tallies.get(service.identity.mark)
+            if tally is not None:
+                return self._questions.ask(frame, tally.sync_id, now)
         if virtual in registry.in_transition:
             return Drop(Reason.NO_CONNECTION)
         return ACCEPT if unknown is Unknown.KERNEL else resets.refuse(frame)

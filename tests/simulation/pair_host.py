@@ -19,6 +19,7 @@ from lvsha.counters import Counters
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.flow import Frame
+from lvsha.datapath.forwarder import ANSWER_INTERVAL
 from lvsha.datapath.network import NetworkChange
 from lvsha.datapath.surprises import Surprises
 from lvsha.failover.addresses import InterfaceAddress
@@ -129,6 +130,7 @@ class SimulatedForwarder:
         self._news: list[NetworkChange] = []
         self._arrived = trio.Event()
         self._changed = trio.Event()
+        self._asked = trio.Event()
         self._alive_at = float("inf")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -138,6 +140,7 @@ class SimulatedForwarder:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._housekeep)
             nursery.start_soon(self._stay_alive)
+            nursery.start_soon(self._await_answers)
             task_status.started()
             while True:
                 await self._arrived.wait()
@@ -190,8 +193,20 @@ class SimulatedForwarder:
             self._life.machine.transmit(index, data)
 
     def _tell_changes(self) -> None:
-        if self.director.registry.untold:
+        if self.director.questions:
+            self._asked.set()
+        if self.director.registry.untold or self.director.questions:
             self._on_change()
+
+    async def _await_answers(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked = trio.Event()
+            while self.director.asks:
+                await trio.sleep(ANSWER_INTERVAL)
+                for index, data in self.director.release(trio.current_time()):
+                    self._send(index, bytes(data))
+                self._tell_changes()
 
     async def _stay_alive(self) -> None:
         while True:

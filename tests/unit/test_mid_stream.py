@@ -5,13 +5,16 @@ from collections.abc import Sequence
 import pytest
 
 from lvsha.datapath.connections import Connection
+from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.questions import PATIENCE
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.sctp_states import SctpState
 from lvsha.datapath.service_policy import ServicePolicy, Unknown
+from lvsha.datapath.services import ServiceIdentity, ServiceOptions
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.datapath.verdicts import ACCEPT, WAIT
 from lvsha.model import ConnectionRecord, ForwardMethod, Protocol, connection_key, parse_address
+from lvsha.tally import Tally
 from lvsha.wire import ipv4
 from tests import packets
 from tests.laboratory import C4, C6, DR, NAT, S4, S6, SYNC_ID, V4, V6, Laboratory, Left
@@ -312,6 +315,17 @@ def test_where_nobody_is_told_of_an_address_nobody_is_asked() -> None:
     laboratory.director.registry.tallies.clear()
     assert the_reset(send(laboratory)) == (V4, C4, 80, 40000, "R")
     assert not laboratory.director.questions
+
+
+def test_of_a_marks_other_addresses_is_asked_under_the_sync_id_of_the_mark() -> None:
+    laboratory = Laboratory(unknown=Unknown.ASK)
+    director = laboratory.director
+    director.services.add(ServiceIdentity(4, Protocol.TCP, mark=7), ServiceOptions("rr"))
+    director.marks.set([MarkRule(7, (parse_address("192.0.2.0"), 24))])
+    director.registry.mark_tallies[7] = Tally(9)
+    packet = packets.tcp(C4, 40000, "192.0.2.99", 80, ACK)
+    assert verdict_of(laboratory, packet) is WAIT
+    assert list(director.take_questions()) == [9]
 
 
 # Whose address it is
