@@ -40,7 +40,6 @@ from lvsha.model import (
     ConnectionFlag,
     ConnectionRecord,
     bucket_of,
-    template_key,
 )
 from lvsha.tally import UNTOLD, Tally
 
@@ -69,7 +68,8 @@ class Connection:
     """One connection, or a persistence template; only the director changes it.
 
     Attributes:
-        key: of the request direction; ``reply_key`` is empty where replies pass elsewhere.
+        key: of the request direction; ``reply_key`` is empty where replies pass elsewhere. Of
+            a template `lvsha.model.template_key`, without what an engine found.
         binding: the real server it is bound to, and how its packets get there.
         machine: the state machine of its protocol.
         state: number in the protocol's state table; of a template, whether it is assured.
@@ -178,15 +178,13 @@ class Connection:
         identity = self.dialogue
         if not isinstance(identity, TemplateIdentity):
             return False
-        return not identity.key.startswith(self.key[1:], 1)
+        return not identity.key.startswith(self.key)
 
     @property
     def record_key(self) -> bytes:
-        """The key of its record: its own, or that of a template."""
-        if not self.flags & _TEMPLATE:
-            return self.key
+        """The key of its record; a template may stand under more than its own."""
         identity = self.dialogue
-        return identity.key if isinstance(identity, TemplateIdentity) else template_key(self.key)
+        return identity.key if isinstance(identity, TemplateIdentity) else self.key
 
     def record(self) -> ConnectionRecord:
         """The connection as a value for other directors."""

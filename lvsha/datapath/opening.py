@@ -193,7 +193,9 @@ class Opener:
                 int.from_bytes(bare[-2:]),
                 named_port,
             )
-            timeout = float(service.options.persistence)
+            timeout = (
+                service.options.persistence
+            )  # the same object for all, and not a float for each
             template = registry.open_template(
                 bare, found, binding, timeout, now, mark=service.identity.mark
             )

@@ -297,7 +297,7 @@ class Registry:
         """
         machine = self.machines.get(key[1], self.machines[_UDP])
         flags |= binding.server.connection_flags | _TEMPLATE
-        template = Connection(key, binding, machine, flags, timeout)
+        template = Connection(template_key(key), binding, machine, flags, timeout)
         if found:
             template.dialogue = TemplateIdentity(template_key(key, found), found)
         template.expires = now + timeout

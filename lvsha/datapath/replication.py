@@ -393,10 +393,7 @@ class Replication:
         """Bind what is unbound, if its server is there by now."""
         if connection.is_poisoned:
             return
-        key = connection.key
-        if connection.flags & _TEMPLATE:
-            key = template_key(key)
-        binding = connection.binding
+        key, binding = connection.key, connection.binding
         address, port, method = binding.server.address, binding.port, binding.method
         mark = self._destinations.mark_of(key)
         server = self._destinations.find(key, mark, address, port, method)

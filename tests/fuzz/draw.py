@@ -213,7 +213,7 @@ class Drawer:
                     )
         return Answer(tuple(known), tuple(denied))
 
-    def _record(self, world: World) -> ConnectionRecord:
+    def record(self, world: World) -> ConnectionRecord:
         """A record that the sync would let through; sometimes of a connection that exists."""
         dice = self._dice
         family = dice.choice((4, 6))

@@ -137,8 +137,7 @@ def test_numbers_that_a_peer_misses_count_as_so_many_changes_as_the_others_told(
     replica = leader_of(tally_of(100))
     for first in (0, 20):
         replica.tell([changed(n) for n in range(first, first + 10)], START)
-    replica.tell([changed(40)], START)
-    replica.expire(START + 0.01)
+    replica.tell([changed(40)], START + 0.01)
     follower(replica, position=3, standing=Standing(told=100, missing=2))
     figures = ready(replica)
     assert (figures["coverage"], figures["lag_connections"]) == (0.86, 14)
