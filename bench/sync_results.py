@@ -106,7 +106,7 @@ class SyncRecords:
 
     @property
     def is_sustained(self) -> bool:
-        """Whether the rate was reached, and nothing was late or lost."""
+        """Whether the rate was reached, nearly nothing was late, and nothing lost."""
         in_time = self.delays.most_of_all_ms < DELAY_MS_MAX and not self.lost
         return in_time and self.told >= 0.99 * self.wanted
 

@@ -124,3 +124,20 @@ def test_refreshing_disturbs_nothing(join: Join) -> None:
 def test_an_interface_that_does_not_exist_is_one_clear_sentence() -> None:
     with pytest.raises(HostError, match=r"on interface absent0: "):
         MulticastTransport("absent0", parse_address("224.0.0.81"), 8848)
+
+
+def test_a_socket_may_keep_the_buffers_that_the_system_gives() -> None:
+    group = parse_address("224.0.0.81")
+
+    def length_of(opened: socket.socket | None) -> int:
+        assert opened is not None
+        return opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as usual:
+        usual_length = length_of(usual)
+    plain = MulticastTransport("lo", group, free_port(), receive_buffer_bytes=0)
+    large = MulticastTransport("lo", group, free_port())
+    assert length_of(plain._socket) == usual_length
+    assert length_of(large._socket) >= usual_length
+    plain.close()
+    large.close()
