@@ -46,9 +46,10 @@ interop: ## compare with a live kernel in a user-mode guest; SEEDS=200
 	@$(PYTHON) -m tests.interop.sync --seeds $$(( ($(SEEDS) + 4) / 5 ))
 	@$(PYTHON) -m tests.interop.migration
 
-fuzz: ## drive the director with hostile frames; SECONDS=600 FUZZ_ARGS="--seed 7"
+fuzz: ## drive the director with hostile frames, then datagrams; SECONDS=600 FUZZ_ARGS="--seed 7"
 	@tools/prepare.sh test
 	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS) $(FUZZ_ARGS)
+	@$(PYTHON) -m tests.fuzz.kernel_sync --seconds $$(( ($(SECONDS) + 4) / 5 ))
 
 bench: ## measure against a bare packet loop on this machine
 	@tools/prepare.sh test

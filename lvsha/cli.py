@@ -235,6 +235,12 @@ def drill(
         bool, typer.Option(help="Bring the failed director back in a second act.")
     ] = True,
     advert_interval: Annotated[float, typer.Option(help="Of VRRP, in seconds.")] = 0.1,
+    sync_loss: Annotated[
+        int,
+        typer.Option(
+            metavar="PERCENT", help="Of the frames on the sync network, dropped at random."
+        ),
+    ] = 0,
     directory: Annotated[
         Path, typer.Option(help="Where pair file, logs and reports are left.")
     ] = Path("drill"),
@@ -255,6 +261,7 @@ def drill(
         failure=failure,
         then_return=then_return,
         advert_interval=advert_interval,
+        sync_loss=sync_loss,
         directory=directory,
         json=json_file,
         html=html_file,

@@ -34,6 +34,9 @@ def show_status(status: object, console: Console) -> None:
     sync = _items(_get(status, "sync"))
     if sync:
         console.print(_sync(sync))
+    daemons = _daemon_rows(_get(status, "daemons"))
+    if daemons:
+        console.print(_daemons(daemons))
     drops = _items(_get(status, "drops"))
     if drops:
         console.print(Text("dropped: " + ", ".join(f"{name} {count}" for name, count in drops)))
@@ -130,6 +133,52 @@ def _peer(peer: object) -> tuple[str, ...]:
     )
 
 
+def _daemon_rows(daemons: object) -> list[tuple[str, ...]]:
+    """The daemons that speak the kernel's protocol, the masters first."""
+    rows: list[tuple[str, ...]] = []
+    for daemon in _values(_get(daemons, "masters")):
+        counters = _get(daemon, "counters")
+        rows.append(
+            (
+                _text(daemon, "sync_id"),
+                "master" if _get(daemon, "speaks") is not False else "master, not led",
+                _text(daemon, "interface"),
+                _count(counters, "records"),
+                _DASH,
+                _DASH,
+                _text(daemon, "waiting_messages"),
+            )
+        )
+    for daemon in _values(_get(daemons, "backups")):
+        heard = _get(daemon, "heard_seconds_ago")
+        rows.append(
+            (
+                _list(_get(daemon, "sync_ids")),
+                "backup",
+                _text(daemon, "interface"),
+                _DASH,
+                _count(_get(daemon, "counters"), "records"),
+                "never" if heard is None else f"{_seconds(heard)} ago",
+                _DASH,
+            )
+        )
+    return rows
+
+
+def _daemons(rows: list[tuple[str, ...]]) -> Table:
+    table = _table(
+        "sync id", "daemon", "interface", "records told", "records taken", "heard", "waiting"
+    )
+    for row in rows:
+        _add_row(table, *row)
+    return table
+
+
+def _count(counters: object, name: str) -> str:
+    """A counter; one that never counted is not there."""
+    return _DASH if not isinstance(counters, dict) else str(counters.get(name, 0))
+
+
 def _share(value: object) -> str:
     """A share in per cent, never rounded up to all."""
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -155,6 +204,10 @@ def _get(mapping: object, key: str) -> object:
 
 def _items(mapping: object) -> list[tuple[str, object]]:
     return list(mapping.items()) if isinstance(mapping, dict) else []
+
+
+def _values(values: object) -> list[object]:
+    return values if isinstance(values, list) else []
 
 
 def _text(mapping: object, key: str) -> str:

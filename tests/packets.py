@@ -228,6 +228,13 @@ def ethernet(packet: bytes) -> bytes:
     return bytes.fromhex("020000000001020000000002") + ethertype + packet
 
 
+def is_bare_reset(packet: bytes) -> bool:
+    """Whether an IPv6 packet is what a host sends where it has no connection: RST, no window."""
+    if len(packet) != 60 or packet[6] != TCP:
+        return False
+    return bool(packet[53] & RST) and not any(packet[54:56])
+
+
 def with_partial_checksum(packet: bytes, l4: int, protocol: int) -> bytes:
     """A packet as its sender's stack leaves it to the hardware: the pseudo-header's sum."""
     if packet[0] >> 4 == 6:

@@ -26,7 +26,7 @@ from lvsha.sync.replica import (
     Replica,
     Send,
 )
-from tests.replicas import START, Options, Table, make_replica
+from tests.replicas import START, SYNC_ID, Options, Table, make_replica
 
 _Kind = TypeVar("_Kind", bound=Message)
 
@@ -78,7 +78,7 @@ class Group:
     ) -> Member:
         """A new member, which starts; an older one of its name is gone."""
         options.setdefault("epoch", len(self.said) + 1000 * (len(self.members) + 1))
-        table = Table(records)
+        table = Table(records, options.get("sync_id", SYNC_ID))
         options["tally"] = table.tally
         replica = make_replica(name, **options)
         member = self.members[name] = Member(replica, table)

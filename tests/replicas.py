@@ -326,12 +326,14 @@ class East:
         keys = [entry for entry in entries if not isinstance(entry, ConnectionRecord)]
         return self.say(Changes(self.numbered(sequence), records, keys), now)
 
-    def sums(self, now: float = START, *, parts: Sequence[int] = range(4)) -> list[Action]:
+    def sums(
+        self, now: float = START, *, parts: Sequence[int] = range(4), is_current: bool = True
+    ) -> list[Action]:
         """The sums of what it has; all four datagrams unless said otherwise."""
         actions: list[Action] = []
         for first in (SUMS_MAX * part for part in parts):
             sums = tuple(self.tally.sums[first : first + SUMS_MAX])
-            actions += self.say(Sums(self.origin(), first, sums), now)
+            actions += self.say(Sums(self.origin(), first, sums, is_current), now)
         return actions
 
     def begin(

@@ -88,7 +88,7 @@ FTP: Final = _connection(
     server="10.0.0.6",
     server_port=21,
     flags=int(ConnectionFlag.OUT_SEQUENCE),
-)._replace(details=ConnectionDetails(shifts=(0, 0, 0, 1000, 5, 0)))
+)._replace(details=ConnectionDetails(shifts=(0, 0, 0, 1000, 5, 0), dialogue=(0, 1000, 1)))
 CALL: Final = ConnectionRecord(
     _call("198.51.100.7", b"a84b4c76"),
     parse_address("10.0.0.5"),

@@ -15,6 +15,8 @@ local ELEMENTS_MAX = 4096
 local STRING_MAX = 255
 local DETAILS_BYTES_MAX = 300
 local DETAIL_BYTES = 5
+local FIELDS_MAX = 24
+local FOUND_BYTES_MAX = 255
 local BUCKETS = 511
 
 local lvsha = Proto("lvsha", "lvsha sync")
@@ -48,6 +50,7 @@ local FLAGS = {
   { "no_client_port", "client port unknown", 0x0800 }, { "template", "template", 0x1000 },
   { "one_packet", "one packet", 0x2000 },
 }
+local FTP_MODES = { [0] = "active", [1] = "PASV", [3] = "EPSV" }
 local SHIFTS = { "in.init", "in.delta", "in.previous_delta", "out.init", "out.delta", "out.previous_delta" }
 
 -- Fields ----------------------------------------------------------------------------------
@@ -103,6 +106,7 @@ do
   add(ProtoField.bytes, "buckets", "Buckets")
   add(u16, "bucket", "Bucket")
   add(u64, "sum", "Sum", base.HEX)
+  add(ProtoField.bool, "sums.current", "Current")
   add(u16, "first", "First bucket")
   add(u64, "range.first", "First number")
   add(u32, "range.count", "How many")
@@ -139,6 +143,9 @@ do
   add(u32, "mark", "Firewall mark", base.HEX)
   add(ProtoField.string, "engine", "Persistence engine")
   add(ProtoField.bytes, "parent", "Parent's key")
+  add(u8, "dialogue.mode", "FTP: the client asked for", base.DEC, FTP_MODES)
+  add(u32, "dialogue.answered", "FTP: the last reply began at")
+  add(u8, "dialogue.answered_mode", "FTP: the last reply's mode", base.DEC, FTP_MODES)
   for _, name in ipairs(SHIFTS) do add(u32, "shift." .. name, "Shift: " .. name) end
   add(u16, "other", "Field of a later version")
   add(ProtoField.bytes, "other.value", "Its value")
@@ -378,7 +385,7 @@ local function key_parts(tvb, value)
   must(tvb, length > 0, value, "a key that is none")
   local family, template, size = family_of(tvb, at)
   local least = 6 + 2 * size
-  must(tvb, length == least or (template and length > least and length <= least + 255), value,
+  must(tvb, length == least or (template and length > least and length <= least + FOUND_BYTES_MAX), value,
     "a key of a wrong length")
   local part = {
     kind = tvb(at, 1), family = family, template = template, protocol = tvb(at + 1, 1),
@@ -422,7 +429,7 @@ end
 
 local function add_detail(tvb, tree, number, value, template)
   local at, length = bytes(tvb, value)
-  must(tvb, length > 0 and length <= 255, value, "a field of a wrong length")
+  must(tvb, length > 0, value, "a field of a wrong length")
   local range = tvb(at, length)
   if number == 1 then
     must(tvb, length == 4, value, "a firewall mark of a wrong length")
@@ -431,7 +438,8 @@ local function add_detail(tvb, tree, number, value, template)
     must(tvb, length == 24, value, "shifts of a wrong length")
     add_shifts(tvb, tree, at)
   elseif number == 3 then
-    must(tvb, template, value, "what an engine found, of no template")
+    must(tvb, template and length <= FOUND_BYTES_MAX, value,
+      "what an engine found, of no template or too long")
     tree:add(f["key.found"], range)
   elseif number == 4 then
     must(tvb, length <= 16 and not range:raw():find("[^%w]"), value, "an engine that is none")
@@ -439,6 +447,13 @@ local function add_detail(tvb, tree, number, value, template)
   elseif number == 5 then
     key_parts(tvb, value)
     tree:add(f["parent"], range)
+  elseif number == 6 then
+    must(tvb, length == 1 or length == 6, value, "an FTP dialogue of a wrong length")
+    tree:add(f["dialogue.mode"], tvb(at, 1))
+    if length == 6 then
+      tree:add(f["dialogue.answered"], tvb(at + 1, 4))
+      tree:add(f["dialogue.answered_mode"], tvb(at + 5, 1))
+    end
   else
     tree:add(f["other"], value.range, number):add(f["other.value"], range)
   end
@@ -447,7 +462,7 @@ end
 local function add_details(tvb, list, trees, template)
   local last = -1
   for _, details in ipairs(array(tvb, list)) do
-    local fields = array(tvb, details, 41)
+    local fields = array(tvb, details, 1 + 2 * FIELDS_MAX)
     must(tvb, #fields % 2 == 1, details, "details of no entry")
     local index = integer(tvb, fields[1], 65535)
     must(tvb, index > last and index < #trees, fields[1], "details of no entry")
@@ -702,6 +717,7 @@ local function sums(tvb, tree, body)
     local range = tvb(at + 8 * number, 8)
     tree:add(f["sum"], range):append_text(string.format(" (bucket %d)", first + number))
   end
+  if body[9] then add_boolean(tvb, tree, f["sums.current"], body[9]) end
   return string.format("buckets %d to %d", first, first + length / 8 - 1)
 end
 
@@ -718,7 +734,7 @@ local READERS = {
   [6] = { 2, 2, snapshot_end },
   [7] = { 4, 4, configuration },
   [8] = { 3, 3, gap_request },
-  [9] = { 2, 2, sums },
+  [9] = { 2, 3, sums },
   [12] = { 3, 3, function(tvb, tree, body)
     local records = add_groups(tvb, tree, body[7])
     local ended = add_ended_groups(tvb, tree, body[8])

@@ -419,7 +419,10 @@ class ConnectionTable:
         self._poisoned[template] = None
         if not isinstance(template.dialogue, TemplateIdentity):
             template.dialogue = TemplateIdentity(key, b"")
-        template.key = template.key[:-2] + _POISONED_PORT.to_bytes(2)
+        port = _POISONED_PORT
+        if template.key.endswith(port.to_bytes(2)):
+            port -= 1  # the key must be another, whatever it was
+        template.key = template.key[:-2] + port.to_bytes(2)
 
     def learn_client_port(self, connection: Connection, port: bytes) -> None:
         """Enter a connection under the port that its client turned out to use."""

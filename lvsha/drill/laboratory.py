@@ -16,6 +16,7 @@ for it, and reach the client by its leg on the inside, past the directors.
 """
 
 import ipaddress
+import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from lvsha.drill.options import Family, Method
+from lvsha.drill.recording import SyncFrames
 from lvsha.errors import HostError
 
 DIRECTORS: Final = ("east", "west")
@@ -31,6 +33,9 @@ PRIORITIES: Final[Mapping[str, int]] = {"east": 150, "west": 100}
 ROUTER: Final = "web"
 TCP_PORT: Final = 8000
 UDP_PORT: Final = 8001
+
+LOSS_TABLE: Final = "drill"
+"""Of nftables; the directors' own has another name."""
 
 COMMAND_TIME_MAX: Final = 20.0
 """No ip or nsenter command of the set-up takes longer on a machine that works."""
@@ -194,6 +199,49 @@ def pull_cable(wire: str, host: str) -> None:
 def plug_cable(wire: str, host: str) -> None:
     """Give the carrier back."""
     _batch(None, [f"link set {cable(wire, host)} up"])
+
+
+def sync_loss_rules(percent: int) -> str:
+    """The text for nft that has a director not get so many of 100 frames from the others."""
+    return "\n".join(
+        (
+            f"table netdev {LOSS_TABLE} {{",
+            "counter dropped { }",
+            "counter passed { }",
+            "chain sync {",
+            'type filter hook ingress device "sync" priority 0; policy accept;',
+            f"numgen random mod 100 < {percent} counter name dropped drop",
+            "counter name passed",
+            "}",
+            "}",
+            "",
+        )
+    )
+
+
+def lose_sync_frames(percent: int) -> None:
+    """Drop so many of 100 frames on the sync network, each way, at random.
+
+    Many kernels have no netem device; rules at the ingress of the directors do the same.
+    """
+    for name in DIRECTORS:
+        _run(enter(name, ["nft", "-f", "-"]), sync_loss_rules(percent))
+
+
+def count_sync_frames() -> SyncFrames:
+    """How many frames came on the sync network since `lose_sync_frames`, and were dropped."""
+    passed = dropped = 0
+    for name in DIRECTORS:
+        counters = parse_counters(_run(enter(name, ["nft", "-j", "list", "counters"])))
+        passed += counters.get("passed", 0)
+        dropped += counters.get("dropped", 0)
+    return SyncFrames(passed + dropped, dropped)
+
+
+def parse_counters(text: str) -> dict[str, int]:
+    """What ``nft -j list counters`` shows of the drill's own table: packets by name."""
+    listed = [entry["counter"] for entry in json.loads(text)["nftables"] if "counter" in entry]
+    return {str(c["name"]): int(c["packets"]) for c in listed if c["table"] == LOSS_TABLE}
 
 
 def tentative_addresses(host: str) -> bool:

@@ -27,6 +27,9 @@ LONG_CONNECTIONS_MAX: Final = 5000
 CHURN_MAX: Final = 500.0
 """New connections a second; beyond it one client on one core measures itself."""
 
+SYNC_LOSS_MAX: Final = 90
+"""Per cent; with more than that the directors do not even find each other in time."""
+
 
 @dataclass(frozen=True, slots=True)
 class DrillOptions:
@@ -41,6 +44,7 @@ class DrillOptions:
         failure: what happens to the director that holds the virtual address.
         then_return: whether a second act brings the failed director back.
         advert_interval: of VRRP.
+        sync_loss: how many of 100 frames on the sync network are dropped, at random.
         directory: where the pair file, the logs and the reports are left.
         json: where the JSON report goes; in ``directory`` by default.
         html: where the page goes; in ``directory`` by default.
@@ -57,6 +61,7 @@ class DrillOptions:
     failure: Failure = "crash"
     then_return: bool = True
     advert_interval: float = 0.1
+    sync_loss: int = 0
     directory: Path = Path("drill")
     json: Path | None = None
     html: Path | None = None
@@ -86,6 +91,10 @@ class DrillOptions:
             (
                 0.01 <= self.advert_interval <= 10,
                 "--advert-interval: expected 0.01 to 10 seconds",
+            ),
+            (
+                0 <= self.sync_loss <= SYNC_LOSS_MAX,
+                f"--sync-loss: expected 0 to {SYNC_LOSS_MAX} per cent",
             ),
             (0.01 <= self.message_interval <= 10, "message interval: expected 0.01 to 10 seconds"),
             (0.001 <= self.probe_interval <= 1, "probe interval: expected 0.001 to 1 second"),

@@ -18,6 +18,7 @@ from lvsha.drill.report import (
     facts,
     reasons_text,
     servers_text,
+    sync_text,
 )
 from lvsha.drill.timeline import ActFigures, KindFigures, Verdict
 
@@ -127,7 +128,7 @@ def render(verdict: Verdict, recording: Recording, options: DrillOptions, pair: 
     body = [
         f"<header><h1>{escape(title)}</h1>",
         f'<span class="badge {badge}">{word}: {escape(verdict.sentence)}</span></header>',
-        f'<p class="about">{escape(_about(options))}</p>',
+        f'<p class="about">{escape(_about(verdict, options))}</p>',
         _cards(verdict),
         "<h2>What happened</h2>",
         f'<div class="sheet">{draw(recording, start, end, outages)}{_legend()}</div>',
@@ -146,12 +147,13 @@ def render(verdict: Verdict, recording: Recording, options: DrillOptions, pair: 
     )
 
 
-def _about(options: DrillOptions) -> str:
+def _about(verdict: Verdict, options: DrillOptions) -> str:
+    loss = f" {sync_text(verdict, options)}" if options.sync_loss else ""
     return (
         f"{options.streams} streams with a message every {options.message_interval * 1000:.0f} ms, "
         f"{options.idle} idle connections, {options.churn:g} new connections a second, "
         f"a UDP datagram every {options.probe_interval * 1000:g} ms; "
-        f"VRRP advertisements every {options.advert_interval * 1000:g} ms."
+        f"VRRP advertisements every {options.advert_interval * 1000:g} ms.{loss}"
     )
 
 

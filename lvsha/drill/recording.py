@@ -111,6 +111,19 @@ class StateSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class SyncFrames:
+    """What came to the directors on the sync network of a drill that drops some of it.
+
+    Attributes:
+        seen: how many frames.
+        dropped: how many of them the director did not get.
+    """
+
+    seen: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Recording:
     """One whole drill."""
 
@@ -119,6 +132,7 @@ class Recording:
     load: Load
     began_at: float
     ended_at: float
+    sync_frames: SyncFrames = SyncFrames()
 
 
 def encode_load(load: Load) -> str:

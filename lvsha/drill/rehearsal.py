@@ -25,7 +25,7 @@ from lvsha.drill import laboratory
 from lvsha.drill.directors import Director, program_environment
 from lvsha.drill.laboratory import DIRECTORS, REAL_SERVERS, TCP_PORT, UDP_PORT, Plan
 from lvsha.drill.options import DrillOptions
-from lvsha.drill.recording import Act, Recording, StateSeen, decode_load
+from lvsha.drill.recording import Act, Recording, StateSeen, SyncFrames, decode_load
 from lvsha.errors import HostError
 
 START_TIME_MAX: Final = 20.0
@@ -139,18 +139,28 @@ class Rehearsal:
             self._observer.begin("networks")
             laboratory.prepare_private_world()
             laboratory.build(self._plan)
+            if self._options.sync_loss:
+                laboratory.lose_sync_frames(self._options.sync_loss)
             self._write_files()
-            self._observer.end("a client, 2 directors, 3 real servers")
+            self._observer.end(self._described())
             self._start_real_servers()
             await self._wait_for_addresses()
             async with trio.open_nursery() as nursery:
                 await self._start_directors(nursery)
                 acts = await self._load_and_act(nursery)
                 nursery.cancel_scope.cancel()
+            lossy = self._options.sync_loss > 0
+            frames = laboratory.count_sync_frames() if lossy else SyncFrames()
         finally:
             self._end_programs()
         load = decode_load(self._load_path.read_text(encoding="utf-8"))
-        return Recording(tuple(acts), tuple(self._states), load, began_at, time.monotonic())
+        ended_at = time.monotonic()
+        return Recording(tuple(acts), tuple(self._states), load, began_at, ended_at, frames)
+
+    def _described(self) -> str:
+        hosts = "a client, 2 directors, 3 real servers"
+        loss = self._options.sync_loss
+        return f"{hosts}; the sync network drops {loss} %" if loss else hosts
 
     @property
     def _load_path(self) -> Path:

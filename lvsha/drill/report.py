@@ -77,6 +77,15 @@ def servers_text(figures: KindFigures) -> str:
     return "/".join(str(figures.servers.get(name, 0)) for name in REAL_SERVERS)
 
 
+def sync_text(verdict: Verdict, options: DrillOptions) -> str:
+    """What the sync network has done to its frames."""
+    frames = verdict.sync_frames
+    return (
+        f"The sync network dropped {frames.dropped} of {frames.seen} frames; "
+        f"{options.sync_loss} % were asked for."
+    )
+
+
 SERVERS_HEADING: Final = "on " + "/".join(
     name if number == 0 else name.rpartition("-")[2] for number, name in enumerate(REAL_SERVERS)
 )
@@ -124,6 +133,8 @@ def render(verdict: Verdict, options: DrillOptions) -> RenderableType:
             if figures.broken:
                 facts_table.add_row(f"why {name} broke", reasons_text(figures.reasons))
         parts += [Text(), table, facts_table]
+    if options.sync_loss:
+        parts.append(Text(sync_text(verdict, options)))
     parts += [Text(), _verdict_line(verdict), _files(options)]
     return Group(*parts)
 
@@ -138,6 +149,7 @@ def to_json(verdict: Verdict, recording: Recording, options: DrillOptions) -> di
         "broken": verdict.broken,
         "never_opened": verdict.never_opened,
         "client_lateness_max_ms": round(verdict.lateness_max_ms, 1),
+        "sync_frames": asdict(verdict.sync_frames),
         "options": {
             name: str(value) if name in {"directory", "json", "html"} else value
             for name, value in asdict(options).items()

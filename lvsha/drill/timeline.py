@@ -32,6 +32,7 @@ from lvsha.drill.recording import (
     Recording,
     ShortConnection,
     StateSeen,
+    SyncFrames,
 )
 
 BEFORE: Final = 0.5
@@ -118,6 +119,7 @@ class Verdict:
     acts: Sequence[ActFigures]
     never_opened: int
     lateness_max_ms: float
+    sync_frames: SyncFrames
 
     @property
     def broken(self) -> int:
@@ -164,6 +166,7 @@ def judge(recording: Recording) -> Verdict:
         acts=tuple(acts),
         never_opened=sum(entry.opened_at is None for entry in recording.load.long),
         lateness_max_ms=recording.load.lateness_max * 1000,
+        sync_frames=recording.sync_frames,
     )
 
 

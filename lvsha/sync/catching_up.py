@@ -3,7 +3,8 @@
 It begins with sums: those of the leader's buckets, which come in some datagrams, against
 those of the copy. Buckets whose sums differ are *wanted*. They come in snapshots, several
 of which may be on their way at once, each of its own buckets; when all of a snapshot has
-come, its buckets are wanted no more.
+come, its buckets are wanted no more. What was told of a bucket before its snapshot began
+and comes late is of no use: the snapshot knows better, also of what has ended meanwhile.
 
 What cannot be mended so comes whole, and differs again, and again, although nothing was lost:
 this node could not take something in. After `ROUNDS_MAX` times such buckets count as
@@ -13,6 +14,7 @@ A set of buckets is a number, in which bit n stands for bucket n. Times are seco
 monotonic clock.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -24,6 +26,8 @@ from lvsha.sync.stream import Stream
 # A snapshot that does not advance has lost its end; the source sends a part in every tick.
 SNAPSHOT_STALL: Final = 2.0
 SNAPSHOTS_MAX: Final = 8
+# A datagram that is asked for comes within half a second, a table of a million has 130 parts.
+SNAPSHOTS_REMEMBERED: Final = 128
 # Sums come in four datagrams. Under changes that overtake each other none may ever come at
 # its own number; after so many they are compared all the same, and too much is asked for.
 INEXACT_MAX: Final = 16
@@ -67,6 +71,8 @@ class CatchingUp:
         self._rounds = 0
         # By the number of its beginning, which is its name.
         self._snapshots: dict[int, _Snapshot] = {}
+        # Those that came whole: begin and buckets.
+        self._finished: deque[tuple[int, int]] = deque(maxlen=SNAPSHOTS_REMEMBERED)
 
     @property
     def deadline(self) -> float | None:
@@ -94,6 +100,7 @@ class CatchingUp:
     def forget(self) -> None:
         """Another leader, or none."""
         self.begin_anew()
+        self._finished.clear()
         self._rounds = self.mismatched = self._lost_highest = 0
 
     def lose(self, highest: int) -> None:
@@ -180,6 +187,17 @@ class CatchingUp:
         snapshot.stalled_at = now + SNAPSHOT_STALL
         return True
 
+    def superseded(self, number: int) -> int:
+        """The buckets of which a snapshot has begun behind this number."""
+        buckets = 0
+        for begin, snapshot in self._snapshots.items():
+            if number < begin:
+                buckets |= snapshot.buckets
+        for begin, finished in self._finished:
+            if number < begin:
+                buckets |= finished
+        return buckets
+
     def end(self, number: int, last: int) -> None:
         """The last number of a snapshot is known."""
         if number in self._snapshots:
@@ -191,6 +209,7 @@ class CatchingUp:
             if snapshot.end is None or stream.is_missing_between(begin, snapshot.end):
                 continue
             del self._snapshots[begin]
+            self._finished.append((begin, snapshot.buckets))
             self.wanted &= ~snapshot.buckets
             if not self.wanted:
                 self._rounds += 1

@@ -184,9 +184,9 @@ class Copy:
         self._draining = True
         self.overlap.end()
         self.listen(now)
-        actions: list[Action] = []
         for peer in self.peers:
             peer.state = PeerState.PROBE
+        actions: list[Action] = []
         self._choose(now, actions)
         return actions
 
@@ -224,9 +224,9 @@ class Copy:
         actions: list[Action] = []
         taken: list[ConnectionRecord] = []
         sequence = message.origin.sequence
-        numbered = isinstance(message, Numbered)
         # The stream of a sender that is new begins with this datagram, or after it.
-        peer = self._hear(message, sequence if numbered else sequence + 1, now, actions)
+        first = sequence if isinstance(message, Numbered) else sequence + 1
+        peer = self._hear(message, first, now, actions)
         if peer is None:
             return actions, taken
         match message:
@@ -370,7 +370,8 @@ class Copy:
         admission = stream.admit(sequence, now)
         taken: list[ConnectionRecord] = []
         if admission is Admission.REFUSED:
-            self._counters.add("refused_late_or_repeated")
+            is_newest = sequence == stream.position
+            self._counters.add("repeats_ignored" if is_newest else "refused_late_or_repeated")
         elif self.leading:
             taken = self._take_over(stream, message, now, actions)
         elif peer is not self._leader:
@@ -402,9 +403,10 @@ class Copy:
         ended: list[bytes],
         actions: list[Action],
     ) -> None:
-        if stream.guarded:
-            records = [record for record in records if stream.fresh(record.key, sequence)]
-            ended = [key for key in ended if stream.fresh(key, sequence)]
+        if stream.guarded or sequence < stream.position:
+            old = self.catching_up.superseded(sequence)
+            records = [record for record in records if stream.fresh(record.key, sequence, old)]
+            ended = [key for key in ended if stream.fresh(key, sequence, old)]
         if ended:
             actions.append(Forget(ended))
         if records:
@@ -483,6 +485,11 @@ class Copy:
             return
         self._use(peer.stream, message.origin.sequence, message.records, [], actions)
 
+    def _may_compare(self, peer: Peer) -> bool:
+        """Whether a peer's sums say something, which others may have asked for."""
+        is_leader = peer is self._leader and not self._draining
+        return self._compares and is_leader and peer.speaks > LEVEL_PLAIN
+
     def _is_exact(self, peer: Peer, sequence: int) -> bool:
         """Whether the copy is now what its leader had told at this number."""
         return peer.stream.position == sequence and not peer.stream.missing
@@ -494,9 +501,7 @@ class Copy:
         standing = message.standing
         if (
             leader.state is not PeerState.REPLICATE
-            or not self._compares
-            or leader.speaks <= LEVEL_PLAIN
-            or self._draining
+            or not self._may_compare(leader)
             or not standing.is_current
             or not self._is_exact(leader, message.origin.sequence)
         ):
@@ -509,10 +514,7 @@ class Copy:
 
     def _compare(self, peer: Peer, message: Sums, now: float, actions: list[Action]) -> None:
         """Compare the sums of some buckets; when all were, ask for those that differ."""
-        if peer is not self._leader or peer.state is not PeerState.PROBE or self._draining:
-            return
-        if peer.speaks <= LEVEL_PLAIN:
-            # It was asked before it changed over; now it cannot be asked for some buckets.
+        if peer.state is not PeerState.PROBE or not self._may_compare(peer):
             return
         number, ours = message.origin.sequence, self._tally.sums
         exact = message.is_current and self._is_exact(peer, number)

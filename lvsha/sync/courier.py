@@ -155,10 +155,10 @@ class Courier:
     def tell(self, sync_id: int, changes: Sequence[ConnectionChange]) -> None:
         """Tell the peers of changes; they leave in this turn of the loop."""
         replica = self._replicas[sync_id]
-        had_to_wait = replica.has_to_wait
         self._perform(replica, replica.tell(changes, trio.current_time()))
-        if replica.has_to_wait and not had_to_wait:
-            self._wake_in_time()
+        deadline = replica.tell_deadline
+        if deadline < self._waiting.deadline:
+            self._waiting.deadline = deadline
 
     def lead(self, sync_id: int) -> None:
         """This node holds the addresses of this sync id now."""

@@ -115,8 +115,6 @@ class Peers:
 
     Attributes:
         silence: see `silence_limit`.
-        stranger_heard: somebody who is not believed yet was heard since this was last
-            cleared: a heartbeat would help.
     """
 
     def __init__(
@@ -129,7 +127,7 @@ class Peers:
         self._counters = counters
         self._known: dict[str, Peer] = {}
         self._strangers: dict[int, float] = {}
-        self.stranger_heard = False
+        self._stranger_heard = False
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._known.values())
@@ -202,6 +200,14 @@ class Peers:
             peer.term, peer.role = origin.term, origin.role
         return Hearing(peer, replaced, is_new_role)
 
+    def take_stranger(self) -> bool:
+        """Whether somebody was heard since the last call who is not believed yet.
+
+        A heartbeat would help.
+        """
+        heard, self._stranger_heard = self._stranger_heard, False
+        return heard
+
     def expire(self, now: float, actions: list[Action]) -> None:
         """Note who has fallen silent."""
         for peer in self:
@@ -232,7 +238,7 @@ class Peers:
             return True
         self._counters.add("refused_unproven")
         # Named again as the newest; the oldest goes.
-        self.stranger_heard |= self._strangers.pop(epoch, None) is None
+        self._stranger_heard |= self._strangers.pop(epoch, None) is None
         self._strangers[epoch] = now
         if len(self._strangers) > HEARD_MAX:
             del self._strangers[next(iter(self._strangers))]

@@ -9,6 +9,7 @@ Times are seconds on a monotonic clock; figures are in the units that their name
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lvsha.model import BUCKETS
 from lvsha.sync.copy import Copy
@@ -20,13 +21,20 @@ from lvsha.tally import Tally
 
 def standing(copy: Copy, source: Source, tally: Tally) -> Standing:
     """What a node says of itself in its heartbeats."""
-    stream = None if copy.leader is None else copy.leader.stream
-    return Standing(
+    return replace(
+        lacking(copy),
         told=tally.told,
         total=tally.total,
         is_current=not source.queued,
         established=tally.established,
         exposed=tally.exposed,
+    )
+
+
+def lacking(copy: Copy) -> Standing:
+    """What a node says of a copy whose connections it does not count apart from others."""
+    stream = None if copy.leader is None else copy.leader.stream
+    return Standing(
         missing=0 if stream is None else stream.missing,
         wanted=copy.catching_up.wanted.bit_count(),
         mismatched=copy.catching_up.mismatched.bit_count(),

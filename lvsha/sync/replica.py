@@ -17,7 +17,8 @@ What holds whatever comes from the network:
   listened for `silence_limit` seconds and heard no leader.
 
 A replica whose own sync id is 0 accepts every id, as in the kernel, and keeps a copy for
-each. It leads, and sends heartbeats, under id 0 only.
+each. It leads under id 0 only; under the others it sends heartbeats of a follower, so that
+it is believed and its progress seen.
 
 Times are seconds on a monotonic clock; none of them crosses the wire.
 """
@@ -68,7 +69,7 @@ from lvsha.sync.messages import (
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
-from lvsha.sync.readiness import peer_status, readiness, standing
+from lvsha.sync.readiness import lacking, peer_status, readiness, standing
 from lvsha.sync.source import Pace, Source
 from lvsha.tally import Tally
 
@@ -196,9 +197,9 @@ class Replica:
         return min([first, *(time for time in times if time is not None)])
 
     @property
-    def has_to_wait(self) -> bool:
-        """Whether something that this node tells could not leave at once."""
-        return bool(self._source.queued)
+    def tell_deadline(self) -> float:
+        """As `deadline`, but only because of what was told; infinity for never."""
+        return self._source.tell_deadline
 
     def status(self, now: float) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
@@ -297,18 +298,16 @@ class Replica:
         """The datapath's connections have changed; ignored unless this node tells."""
         if self._source.role is Role.FOLLOW or not self._running:
             return []
-        overlaps = self._home.leading and self._home.overlap.is_on(now)
-        if overlaps or self._questions:
+        if self._questions or self._home.overlap.is_on(now):
             keys = [
                 change.record.key if isinstance(change, ConnectionChanged) else change.key
                 for change in changes
             ]
             self._questions.close(keys)
-            if overlaps:
+            if self._home.leading:
                 self._home.overlap.own(keys, now)
         sent = self._source.tell(changes, now)
-        if sent:
-            self.counters.add("datagrams_sent", len(sent))
+        self.counters.add("datagrams_sent", len(sent))
         return sent
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
@@ -368,7 +367,11 @@ class Replica:
         copy, origin = self._copy_of(message.origin.sync_id, now)
         received, taken = copy.receive(message, origin, now)
         if self._questions:
-            self._close_questions(received)
+            for action in received:
+                if isinstance(action, Apply):
+                    self._questions.close(record.key for record in action.records)
+                elif isinstance(action, Forget):
+                    self._questions.close(action.keys)
         actions: list[Action] = [*received]
         if taken:
             actions.extend(self._source.tell([ConnectionChanged(record) for record in taken], now))
@@ -446,13 +449,6 @@ class Replica:
             and now < peer.acknowledged_at + PROGRESS_PATIENCE
         ]
         source.progress = min(told, default=None)
-
-    def _close_questions(self, received: Sequence[Action]) -> None:
-        for action in received:
-            if isinstance(action, Apply):
-                self._questions.close(record.key for record in action.records)
-            elif isinstance(action, Forget):
-                self._questions.close(action.keys)
 
     def _refuse(self, message: Message, now: float) -> list[Action] | None:
         """The actions for a message that is not used; None for one that is."""
@@ -544,11 +540,9 @@ class Replica:
     ) -> list[Action]:
         """Add what is due, and count what is sent."""
         copies = (self._home, *self._others.values())
-        strangers = [copy.peers for copy in copies if copy.peers.stranger_heard]
+        strangers = [copy for copy in copies if copy.peers.take_stranger()]
         if strangers or any(isinstance(action, PeerChanged) for action in actions):
             # Peers show this node's state; let them see that it changed.
-            for peers in strangers:
-                peers.stranger_heard = False
             spacing = HEARTBEAT_SPACING * self._heartbeat_interval
             soon = max(now, self._heartbeat_last + spacing)
             self._heartbeat_at = min(self._heartbeat_at, soon)
@@ -599,4 +593,5 @@ class Replica:
                 speaks=self._level,
                 oldest=1,
                 heard=copy.peers.heard_epochs(now),
+                standing=lacking(copy),
             )

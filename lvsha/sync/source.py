@@ -22,8 +22,8 @@ What always holds:
 * A snapshot is never more than ``window`` datagrams ahead of the slowest listener that tells
   its progress, so that it does not overrun a receive buffer of the usual size. Live changes
   are not counted: they are small, and many of them must not close the window. A window
-  that stays shut for `WINDOW_STALL` lets one datagram through: the word of progress may be
-  lost, or the listener gone.
+  that stays shut for `WINDOW_STALL` lets one tick's share through: the word of progress may
+  be lost, or the listener gone.
 * With ``bytes_per_second`` no more than that of numbered datagrams leaves, but for what
   `BURST` lets be saved up and the last datagram, which may be larger than what is left. What
   must wait for it waits in the queue, where newer states replace older ones.
@@ -64,6 +64,7 @@ from lvsha.sync.messages import (
 )
 from lvsha.sync.records import Packing, PlainPacking
 from lvsha.sync.stream import Range
+from lvsha.sync.tail import WAITS, Tail
 from lvsha.tally import Tally
 
 # When all that was wanted was sent, the next snapshot waits as long as that took, but no
@@ -105,6 +106,7 @@ class Pace:
     snapshot_datagrams_per_tick: int = 5
     window: int = 32
     bytes_per_second: int = 0
+    tail_waits: tuple[float, ...] = WAITS
 
 
 class Source:
@@ -143,6 +145,7 @@ class Source:
         # key -> (when the oldest untold change of it was reported, the newest change)
         self._queue: dict[bytes, tuple[float, ConnectionChange]] = {}
         self._overflowed = False
+        self._tail = Tail(pace.tail_waits)
         self._tick_end = float("-inf")
         # When what waits has its turn. A tick may also begin with a call of `tell`; that must
         # not put the turn off, or who tells often enough would keep all else waiting for ever.
@@ -185,7 +188,16 @@ class Source:
             times.append(self._provide_at)
         if self._sums_by is not None:
             times.append(self._sums_by)
+        if self._tail.at is not None and not self._queue:
+            times.append(self._tail.at)
         return min(times, default=None)
+
+    @property
+    def tell_deadline(self) -> float:
+        """As `deadline`, but only because of what was told; infinity for never."""
+        if self._queue:
+            return max(self._turn_at, self._allowed_at())
+        return float("inf") if self._tail.at is None else self._tail.at
 
     @property
     def _is_busy(self) -> bool:
@@ -229,6 +241,7 @@ class Source:
             self._counters.add("changes_untold", len(self._queue))
         self._queue.clear()
         self._resend.clear()
+        self._tail.forget()
         self._overflowed = False
 
     # What is asked of it
@@ -323,6 +336,7 @@ class Source:
     def expire(self, now: float) -> list[Action]:
         """Send what the next tick allows."""
         actions = self._send_again(now)
+        actions += self._send_tail(now)
         actions += self._send_live(self._pace.live_datagrams_per_tick, now)
         actions += self._send_sums(now)
         actions += self._send_snapshot(now)
@@ -344,7 +358,9 @@ class Source:
     def _sent(self, datagram: bytes, changes: int, now: float) -> Send:
         """Note that the datagram with the newest number leaves."""
         self.history.add(self.sequence, datagram, changes, now)
-        if not changes:
+        if changes:
+            self._tail.left(self.sequence, now)
+        else:
             self._ahead.append(self.sequence)
         self._allowance -= len(datagram)
         return Send(datagram)
@@ -437,6 +453,17 @@ class Source:
             actions.append(Send(datagram))
         return actions
 
+    def _send_tail(self, now: float) -> list[Action]:
+        if self._queue:
+            return []  # something follows
+        number = self._tail.due(now)
+        datagram = None if number is None else self.history.find(number)
+        if datagram is None or not self._may_send:
+            return []
+        self._allowance -= len(datagram)
+        self._counters.add("datagrams_repeated")
+        return [Send(datagram)]
+
     # Sums and snapshots
 
     def _send_sums(self, now: float) -> list[Action]:
@@ -490,14 +517,17 @@ class Source:
         actions: list[Action] = []
         reads = SNAPSHOT_READS_PER_TICK
         limit = 1 if self._queue else self._pace.snapshot_datagrams_per_tick
+        is_stalled = False
         while (
             self._records is not None
             and self._snapshot_sent < limit
             and self._may_send
-            and not self._is_window_shut(now)
+            and (is_stalled or not self._is_window_shut(now))
         ):
             self._is_snapshots_turn = False
-            if self._is_far_ahead():
+            if not is_stalled and self._is_far_ahead():
+                # All that this tick may send leaves, not one datagram.
+                is_stalled = True
                 self._moved_at = now
                 self._counters.add("window_stalls")
             room = entries_room(self.origin, self._datagram_max)

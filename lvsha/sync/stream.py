@@ -24,6 +24,8 @@ Times are seconds on a monotonic clock.
 from enum import Enum, auto
 from typing import Final
 
+from lvsha.model import bucket_of
+
 # A switched link reorders by far less than a millisecond; a busy receiver by a few.
 REORDER_WAIT: Final = 0.005
 # The answer to a request takes a round trip of a local link, and a turn of a busy sender.
@@ -142,9 +144,17 @@ class Stream:
             self._skip_to(sequence + 1, now)
             self._next = sequence + 1
 
-    def fresh(self, key: bytes, sequence: int) -> bool:
-        """Whether this number tells something newer of a connection than what was used."""
+    def fresh(self, key: bytes, sequence: int, superseded: int = 0) -> bool:
+        """Whether this number tells something newer of a connection than what was used.
+
+        Args:
+            key: of the connection.
+            sequence: the number.
+            superseded: a set of buckets of which all was told again behind this number.
+        """
         if self._touched.get(key, -1) > sequence:
+            return False
+        if superseded and superseded >> bucket_of(key) & 1:
             return False
         self._touched[key] = sequence
         return True

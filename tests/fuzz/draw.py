@@ -183,10 +183,10 @@ class Drawer:
         dice = self._dice
         drawn = dice.random()
         if drawn < 0.7:
-            return Apply(self._record(world))
+            return Apply(self.record(world))
         if drawn < 0.85:
-            return Forget(self._record(world).key)
-        records = tuple(self._record(world) for _ in range(dice.randrange(6)))
+            return Forget(self.record(world).key)
+        records = tuple(self.record(world) for _ in range(dice.randrange(6)))
         if records and dice.random() < 0.5:
             records += tuple(_of_other_client(records[-1], dice) for _ in range(6))
         addresses = tuple(address for address in VIRTUAL if dice.random() < 0.5)
@@ -213,7 +213,7 @@ class Drawer:
                     )
         return Answer(tuple(known), tuple(denied))
 
-    def _record(self, world: World) -> ConnectionRecord:
+    def record(self, world: World) -> ConnectionRecord:
         """A record that the sync would let through; sometimes of a connection that exists."""
         dice = self._dice
         family = dice.choice((4, 6))

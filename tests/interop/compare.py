@@ -316,8 +316,8 @@ def comparable(left: Left) -> Left:
     """What left, without what differs between two runs of the same kernel.
 
     That is, of packets that the director makes itself, the identification, the flow label and
-    the header checksum, and the source port and checksum of a GUE tunnel's UDP header; and
-    the identification of IPv6 fragments, which it always makes.
+    the header checksum, and the source port and checksum of a GUE tunnel's UDP header; the
+    flow label of a reset; and the identification of IPv6 fragments, which it always makes.
     """
     packet = bytearray(left.packet)
     if packet[0] >> 4 == 6:
@@ -329,6 +329,8 @@ def comparable(left: Left) -> Left:
             header_bytes = 48
         if own or protocol == packets.ICMPV6:
             packet[1:4] = bytes(3)
+        elif packets.is_bare_reset(left.packet):
+            packet[1:4] = bytes((packet[1] & 0xF0, 0, 0))
     else:
         header_bytes, protocol = (packet[0] & 0xF) * 4, packet[9]
         first = not int.from_bytes(packet[6:8]) & 0x1FFF

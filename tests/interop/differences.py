@@ -93,6 +93,25 @@ def _host_answers(incoming: Incoming) -> bool:
     return False
 
 
+def _association_refused(incoming: Incoming) -> bool:
+    """An SCTP packet of no association, which lvsha refuses by SCTP's means."""
+    if incoming.side != CLIENT or len(incoming.lvsha) != 1 or len(incoming.kernel) != 1:
+        return False
+    [refusal], [error] = incoming.lvsha, incoming.kernel
+    source, destination = _ends(incoming.packet)
+    if _protocol(refusal.packet) != packets.SCTP or not _is_icmp(error.packet):
+        return False
+    at = _header_bytes(error.packet)
+    chunk = refusal.packet[_header_bytes(refusal.packet) + 12 :]
+    return (
+        refusal.side == error.side == CLIENT
+        and _ends(refusal.packet) == _ends(error.packet) == (destination, source)
+        and (*error.packet[at : at + 2],) in _UNREACHABLE[_version(error.packet)]
+        and chunk in {b"\x06\x01\x00\x04", b"\x0e\x01\x00\x04"}
+        and not faults(refusal.packet)
+    )
+
+
 def _is_fragment(packet: bytes) -> bool:
     if _version(packet) == 6:
         return packet[6] == ipv6.FRAGMENT
@@ -180,15 +199,17 @@ def _two_tunnels_to_one_address(incoming: Incoming) -> bool:
 
 
 def _options_echoed(incoming: Incoming) -> bool:
-    """An ICMP error about a packet with options, which the kernel's error repeats."""
+    """An ICMP error or a reset for a packet with options, which the kernel's repeats."""
     if len(incoming.kernel) != 1 or len(incoming.lvsha) != 1 or not _has_options(incoming.packet):
         return False
     theirs, ours = incoming.kernel[0], incoming.lvsha[0]
     if (theirs.side, theirs.dmac) != (ours.side, ours.dmac):
         return False
+    echoed, at = _header_bytes(theirs.packet), _header_bytes(ours.packet)
+    if _protocol(theirs.packet) == _protocol(ours.packet) == packets.TCP:
+        return echoed > at == 20 and theirs.packet[echoed:] == ours.packet[at:]
     if not _is_icmp(theirs.packet) or not _is_icmp(ours.packet):
         return False
-    echoed, at = _header_bytes(theirs.packet), _header_bytes(ours.packet)
     # With a longer header the kernel's error has room for less of the packet.
     (kind, rest), (own_kind, own_rest) = (
         (p[begin : begin + 2], p[begin + 4 :])
@@ -214,10 +235,16 @@ def _pseudo_header_forgotten(incoming: Incoming) -> bool:
 DIFFERENCES: Final = (
     Difference(
         HOST_ANSWERS,
-        "the host's own stack answers a client's packet that is no service's or no "
-        "connection's: a reset, an echo reply, an unreachable port; lvsha leaves the packet to "
-        "its host",
+        "the host's own stack answers a client's packet that is no service's, or that its protocol "
+        "lets nobody answer: a reset, an echo reply, an unreachable port; lvsha leaves the packet "
+        "to its host, or drops it",
         _host_answers,
+    ),
+    Difference(
+        "association refused",
+        "the kernel's host here has no SCTP and says so of a packet of no association; lvsha "
+        "refuses the association",
+        _association_refused,
     ),
     Difference(
         "host forwards",
@@ -234,8 +261,8 @@ DIFFERENCES: Final = (
     ),
     Difference(
         "options echoed",
-        "the kernel repeats a packet's IPv4 options in its own ICMP error about it, and quotes it "
-        "with the checksum from before they were filled in",
+        "the kernel repeats a packet's IPv4 options in its own ICMP error or reset for it, and "
+        "quotes it with the checksum from before they were filled in",
         _options_echoed,
     ),
     Difference(

@@ -136,6 +136,9 @@ def record_fields(record: ConnectionRecord) -> Expected:
         "mark": [details.mark] if details.mark else [],
         "engine": [details.engine] if details.engine else [],
         "parent": [details.parent] if details.parent else [],
+        "dialogue.mode": list(details.dialogue[:1]),
+        "dialogue.answered": list(details.dialogue[1:2]),
+        "dialogue.answered_mode": list(details.dialogue[2:]),
     }
     for flag in ConnectionFlag:
         expected[f"flags.{flag.name.lower() if flag.name else ''}"] = [
@@ -225,7 +228,11 @@ def fields_of(message: Message, level: int) -> Expected:
         case SumsRequest():
             return addressed_fields(message)
         case Sums():
-            return {"first": [message.first], "sum": list(message.sums)}
+            return {
+                "first": [message.first],
+                "sum": list(message.sums),
+                "sums.current": [int(message.is_current)],
+            }
         case Progress():
             return addressed_fields(message) | {"position": [message.position]}
         case Question():
@@ -258,12 +265,18 @@ def origin_fields(message: Message) -> Expected:
 FULL = WEB6._replace(
     state=3,
     timeout=0.25,
-    details=ConnectionDetails(shifts=(1, 2, 3, 4, 5, 2**32 - 1), parent=FTP.key),
+    details=ConnectionDetails(
+        shifts=(1, 2, 3, 4, 5, 2**32 - 1),
+        parent=FTP.key,
+        dialogue=(3, 2**32 - 1, 1),
+    ),
 )
+BEGUN = FTP._replace(details=ConnectionDetails(dialogue=(3,)))
 MARKED = CALL._replace(details=ConnectionDetails(mark=0xFFFF_FFFF, engine="sip"))
 SAMPLES: list[tuple[Message, int]] = [
     *(sample for samples in MESSAGES.values() for sample in samples),
-    (Changes(MESSAGES["Changes"][0][0].origin, [FULL, MARKED], []), LEVEL),
+    (Changes(MESSAGES["Changes"][0][0].origin, [FULL, MARKED, BEGUN], []), LEVEL),
+    (Sums(MESSAGES["Sums"][1][0].origin, 510, (2**64 - 1,), is_current=False), LEVEL),
 ]
 EXTREME = 2**64 - 1
 
@@ -387,11 +400,12 @@ def asked(kind: int, *fields: object) -> bytes:
 
 # Both sides of every limit.
 LIMITS: dict[str, bytes] = {
-    "20 fields": group([0, *(x for n in range(20) for x in (100 + n, b"x"))]),
-    "21 fields": group([0, *(x for n in range(21) for x in (100 + n, b"x"))]),
+    "24 fields": group([0, *(x for n in range(24) for x in (100 + n, b"x"))]),
+    "25 fields": group([0, *(x for n in range(25) for x in (100 + n, b"x"))]),
     "300 bytes of details": group([0, 100, bytes(255), 101, bytes(35)]),
     "301 bytes of details": group([0, 100, bytes(255), 101, bytes(36)]),
-    "field of 256 bytes": group([0, 100, bytes(256)]),
+    "field of 295 bytes": group([0, 100, bytes(295)]),
+    "field of 296 bytes": group([0, 100, bytes(296)]),
     "empty field": group([0, 100, b""]),
     "field 0": group([0, 0, b"x"]),
     "field 65,535": group([0, 65_535, b"x"]),
@@ -401,6 +415,16 @@ LIMITS: dict[str, bytes] = {
     "a field without a value": group([0, 100]),
     "found, of a template": group([0, 3, b"call"], ends=TEMPLATE_ENDS),
     "found, of no template": group([0, 3, b"call"]),
+    "found, of 255 bytes": group([0, 3, bytes(255)], ends=TEMPLATE_ENDS),
+    "found, of 256 bytes": group([0, 3, bytes(256)], ends=TEMPLATE_ENDS),
+    "parent with a Call-ID of 255": group([0, 5, CALL.key[:14] + bytes(255)]),
+    "parent with a Call-ID of 256": group([0, 5, CALL.key[:14] + bytes(256)]),
+    "dialogue of 1 byte": group([0, 6, b"\x03"]),
+    "dialogue of 2 bytes": group([0, 6, b"\x03\x00"]),
+    "dialogue of 5 bytes": group([0, 6, bytes(5)]),
+    "dialogue of 6 bytes": group([0, 6, bytes(6)]),
+    "dialogue of 7 bytes": group([0, 6, bytes(7)]),
+    "field 7": group([0, 7, bytes(2)]),
     "engine of 16": group([0, 4, b"s" * 16]),
     "engine of 17": group([0, 4, b"s" * 17]),
     "engine with a blank": group([0, 4, b"s p"]),
@@ -430,6 +454,9 @@ LIMITS: dict[str, bytes] = {
     "129 sums": body(9, 0, bytes(8 * 129)),
     "sums beyond the last bucket": body(9, 384, bytes(8 * 128)),
     "no sums": body(9, 0, b""),
+    "sums that do not say whether they are current": body(9, 0, bytes(8)),
+    "sums that are not current": body(9, 0, bytes(8), False),
+    "sums that are current by a number": body(9, 0, bytes(8), 1),
     "buckets of 63 bytes": body(13, bytes(63)),
     "no buckets": body(13, bytes(64)),
     "the last part": body(7, bytes(16), 4095, 4096, []),

@@ -21,13 +21,14 @@ import pytest
 
 from lvsha.drill import laboratory
 from lvsha.drill.directors import program_environment
-from lvsha.drill.laboratory import REAL_SERVERS, TCP_PORT, TUNNEL_MSS, UDP_PORT, Plan
+from lvsha.drill.laboratory import DIRECTORS, REAL_SERVERS, TCP_PORT, TUNNEL_MSS, UDP_PORT, Plan
 from lvsha.drill.options import FAMILIES, METHODS, Family, Method
 from lvsha.drill.seclusion import extend_search_path, run_secluded, seclusion
 from lvsha.errors import HostError
 
 PAYLOAD_BYTES = 50_000
 ROUNDS = 5
+LOSS_FRAMES = 200
 WAIT = 10.0
 IPV6_HEADER_BYTES = 40
 
@@ -58,6 +59,28 @@ def test_laboratory_carries_full_size_packets(method: Method, family: Family) ->
     # One more header must fit on the wire: only behind tunnels are segments smaller.
     assert (seen["mss"] <= TUNNEL_MSS[family]) == (method == "tun")
     assert seen["cable"] == ["up", "down", "up"]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sync_network_drops_its_share_both_ways(family: Family) -> None:
+    done = subprocess.run(
+        [*private_world(), "--", sys.executable, __file__, "loss", str(family)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=program_environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    # Some standard deviations (14 of each) on either side; half of them are dropped.
+    for director in DIRECTORS:
+        assert 0.4 * LOSS_FRAMES < seen["received"][director] < 0.6 * LOSS_FRAMES
+    got = sum(seen["received"].values())
+    # The kernels themselves say something now and then, in IPv6.
+    assert seen["frames"] - seen["dropped"] >= got
+    assert seen["dropped"] >= 2 * LOSS_FRAMES - got
 
 
 @pytest.mark.netns
@@ -213,6 +236,38 @@ def talk(plan: Plan) -> dict[str, object]:
     return {**names, "mss": mss}
 
 
+def lose_frames(plan: Plan) -> dict[str, object]:
+    """Send on the sync network from each director to the other, while half of it is dropped."""
+    laboratory.lose_sync_frames(50)
+    received = {}
+    for receiver, sender in (DIRECTORS, DIRECTORS[::-1]):
+        with inside(receiver):
+            sink = socket.socket(onward_family(plan), socket.SOCK_DGRAM)
+            sink.bind((plan.address("sync", receiver), 8848))
+        with inside(sender):
+            source = socket.socket(onward_family(plan), socket.SOCK_DGRAM)
+        resolve(plan, sender, receiver)
+        with sink, source:
+            for _ in range(LOSS_FRAMES):
+                source.sendto(b"x", (plan.address("sync", receiver), 8848))
+            sink.settimeout(0.2)
+            got = 0
+            with contextlib.suppress(TimeoutError):
+                while sink.recv(16):
+                    got += 1
+            received[receiver] = got
+    frames = laboratory.count_sync_frames()
+    return {"received": received, "frames": frames.seen, "dropped": frames.dropped}
+
+
+def resolve(plan: Plan, sender: str, receiver: str) -> None:
+    """Tell one director where the other is, as questions about that may be dropped."""
+    hardware = mac_address(receiver, "sync").hex(":")
+    address = plan.address("sync", receiver)
+    command = ["ip", "-n", sender, "neigh", "replace", address, "lladdr", hardware, "dev", "sync"]
+    subprocess.run(command, check=True)
+
+
 def carrier() -> str:
     command = ["ip", "-n", "east", "-j", "link", "show", "outside"]
     shown = subprocess.run(command, capture_output=True, check=True)
@@ -221,11 +276,16 @@ def carrier() -> str:
 
 def main() -> None:
     method, family = sys.argv[1], int(sys.argv[2])
-    assert method in METHODS
     assert family in FAMILIES
-    plan = Plan(method, family)
     extend_search_path()
     laboratory.prepare_private_world()
+    if method == "loss":
+        plan = Plan("nat", family)
+        laboratory.build(plan)
+        print(json.dumps(lose_frames(plan)), flush=True)
+        return
+    assert method in METHODS
+    plan = Plan(method, family)
     laboratory.build(plan)
     start_servers(plan)
     if plan.method != "nat":

@@ -4,67 +4,68 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvsha.model import (
+    BUCKETS,
     ConnectionChange,
     ConnectionChanged,
     ConnectionEnded,
     ConnectionRecord,
-    ForwardMethod,
 )
+from lvsha.sync.catching_up import SNAPSHOTS_MAX
+from lvsha.sync.datagrams import decode, encode
+from lvsha.sync.history import History
 from lvsha.sync.messages import (
+    ALL_BUCKETS,
+    LEVEL,
+    LEVEL_PLAIN,
+    Answer,
+    Changes,
     Configuration,
+    GapRequest,
     Heartbeat,
     Message,
     Origin,
     PeerState,
-    Records,
+    Progress,
+    Question,
     Role,
     SnapshotBegin,
     SnapshotChunk,
     SnapshotEnd,
     SnapshotRequest,
-    decode,
-    encode,
+    Standing,
+    Sums,
+    SumsRequest,
 )
-from lvsha.sync.replica import Action, Apply, Forget, Pace, ProvideSnapshot, Replica, Send
+from lvsha.sync.questions import OPEN_MAX, Questions
+from lvsha.sync.replica import (
+    Action,
+    Apply,
+    Deny,
+    Forget,
+    LookUp,
+    Pace,
+    ProvideSnapshot,
+    Replica,
+    Send,
+)
+from lvsha.sync.source import RESEND_MAX
 from lvsha.sync.stream import REORDER_WAIT, Admission, Stream
+from tests.replica_group import Group, Member
+from tests.replicas import DIGEST, Table, connection, make_replica, template
 
-DIGEST = bytes(16)
-
-
-def connection(number: int, state: int) -> ConnectionRecord:
-    return ConnectionRecord.between(
-        protocol=6,
-        client=(0x0A000000 + number).to_bytes(4),
-        client_port=1024,
-        virtual=bytes((192, 0, 2, 1)),
-        virtual_port=80,
-        server=bytes((10, 1, 0, 1)),
-        server_port=8080,
-        method=ForwardMethod.NAT,
-        state=state,
-        flags=0,
-        timeout=900.0,
-    )
-
-
-def make_replica(node: str, pace: Pace | None = None) -> Replica:
-    replica = Replica(
-        sync_id=1,
-        node=node,
-        epoch=len(node),
-        configuration_digest=DIGEST,
-        digests={},
-        heartbeat_interval=0.5,
-        datagram_max=500,
-        pace=pace,
-    )
-    replica.start(0.0)
-    return replica
-
-
-KEYS = st.integers(0, 5).map(lambda number: connection(number, 0).key)
-RECORDS = st.builds(connection, st.integers(0, 5), st.integers(0, 9))
+KEYS = st.one_of(
+    st.integers(0, 5).map(lambda number: connection(number).key),
+    st.integers(0, 2).map(lambda number: template(number, b"call").key),
+)
+RECORDS = st.one_of(
+    st.builds(connection, st.integers(0, 5), st.integers(0, 9)),
+    st.builds(template, st.integers(0, 2), st.just(b"call")),
+)
 SMALL = st.integers(0, 12)
+NODES = st.sampled_from(("west", "east"))
+EPOCHS = st.sampled_from((1, 2, 7))
+SETS = st.one_of(st.just(ALL_BUCKETS), st.integers(0, 2**7 - 1))
+SEVERAL = st.lists(RECORDS, max_size=3)
 ORIGINS = st.builds(
     Origin,
     st.sampled_from((0, 1, 1, 1, 1, 2)),
@@ -84,11 +85,16 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.sampled_from(PeerState),
         SMALL,
         st.booleans(),
+        level=st.sampled_from((LEVEL_PLAIN, LEVEL, LEVEL, 9)),
+        speaks=st.sampled_from((LEVEL_PLAIN, LEVEL, LEVEL)),
+        oldest=SMALL,
+        heard=st.sampled_from(((), (7,), (8, 7))),
+        standing=st.builds(Standing, SMALL, SMALL, st.booleans()),
     ),
-    st.builds(Records, ORIGINS, st.lists(st.one_of(RECORDS, KEYS), max_size=3).map(tuple)),
-    st.builds(SnapshotRequest, ORIGINS, st.sampled_from(("west", "east")), SMALL, SMALL),
-    st.builds(SnapshotBegin, ORIGINS),
-    st.builds(SnapshotChunk, ORIGINS, SMALL, st.lists(RECORDS, max_size=3).map(tuple)),
+    st.builds(Changes, ORIGINS, SEVERAL, st.lists(KEYS, max_size=3)),
+    st.builds(SnapshotRequest, ORIGINS, NODES, EPOCHS, SMALL, SETS),
+    st.builds(SnapshotBegin, ORIGINS, SETS),
+    st.builds(SnapshotChunk, ORIGINS, SMALL, SEVERAL),
     st.builds(SnapshotEnd, ORIGINS, SMALL, SMALL),
     st.builds(
         Configuration,
@@ -98,66 +104,120 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.integers(3, 4),
         st.lists(st.tuples(st.sampled_from("abc"), st.just(b"1")), max_size=2).map(tuple),
     ),
+    st.builds(
+        GapRequest,
+        ORIGINS,
+        NODES,
+        EPOCHS,
+        st.lists(st.tuples(SMALL, st.integers(0, 2**32 - 1)), max_size=3).map(tuple),
+    ),
+    st.builds(SumsRequest, ORIGINS, NODES, EPOCHS),
+    st.builds(
+        Sums,
+        ORIGINS,
+        st.sampled_from((0, 128, 256, 383)),
+        st.sampled_from(((0,) * 128, (1,) * 128)),
+        st.booleans(),
+    ),
+    st.builds(Progress, ORIGINS, NODES, EPOCHS, st.integers(0, 2**64 - 1)),
+    st.builds(Question, ORIGINS, st.lists(KEYS, max_size=3).map(tuple)),
+    st.builds(Answer, ORIGINS, NODES, SEVERAL, st.lists(KEYS, max_size=3).map(tuple)),
 )
+CALLS = ("lead", "follow", "resync", "expire", "tell", "ask", "configure", "wait")
 STEPS = st.lists(
-    st.one_of(MESSAGES, st.sampled_from(("lead", "follow", "resync", "expire", "tell", "wait"))),
+    st.one_of(st.tuples(MESSAGES, st.sampled_from((LEVEL, LEVEL_PLAIN))), st.sampled_from(CALLS)),
     max_size=60,
 )
 
 
-@settings(max_examples=300)
-@given(st.sampled_from((0, 1)), STEPS)
+def call(replica: Replica, step: str, now: float) -> list[Action]:
+    match step:
+        case "lead":
+            return replica.lead(now)
+        case "follow":
+            return replica.follow(now)
+        case "resync":
+            return replica.resync(now)
+        case "tell":
+            ended = ConnectionEnded(connection(2).key)
+            return replica.tell([ConnectionChanged(connection(1)), ended], now)
+        case "ask":
+            return replica.ask([connection(number).key for number in range(6)], now)
+        case "configure":
+            return replica.configure(b"x" * 16, {"a": b"2"}, now)
+        case _:
+            return replica.expire(now)
+
+
+def within_bounds(replica: Replica) -> None:
+    source = replica._source
+    assert len(source._resend) <= RESEND_MAX
+    assert source.queued <= replica._pace.queue_max
+    assert len(replica._questions._open) <= OPEN_MAX
+    for copy in (replica._home, *replica._others.values()):
+        assert len(copy.catching_up._snapshots) <= SNAPSHOTS_MAX
+        assert 0 <= copy.catching_up.unasked <= copy.catching_up.wanted <= ALL_BUCKETS
+
+
+@settings(max_examples=400)
+@given(st.sampled_from((0, 1)), st.booleans(), st.sampled_from((0, 3000)), STEPS)
 def test_no_sequence_of_messages_and_calls_breaks_a_replica(
-    sync_id: int, steps: list[Message | str]
+    sync_id: int, proven: bool, rate: int, steps: list[tuple[Message, int] | str]
 ) -> None:
-    replica = Replica(
+    replica = make_replica(
         sync_id=sync_id,
-        node="west",
         epoch=7,
-        configuration_digest=DIGEST,
         digests={"a": b"1"},
-        heartbeat_interval=0.5,
         datagram_max=500,
+        pace=Pace(bytes_per_second=rate, queue_max=3),
+        proven=proven,
     )
     now = 0.0
     replica.start(now)
     for step in steps:
-        actions: list[Action]
-        match step:
-            case "lead":
-                actions = replica.lead(now)
-            case "follow":
-                actions = replica.follow(now)
-            case "resync":
-                actions = replica.resync(now)
-            case "tell":
-                actions = replica.tell([ConnectionChanged(connection(1, 1))], now)
-            case "wait":
+        if isinstance(step, str):
+            spinning = 0
+            if step == "wait":
                 now += 0.3
-                actions = replica.expire(now)
-            case str():
+            elif step == "expire":
                 assert replica.deadline is not None
                 now = max(now, replica.deadline)
-                actions = replica.expire(now)
+            actions = call(replica, step, now)
+            while step == "expire" and replica.deadline is not None and replica.deadline <= now:
                 # A deadline that stays in the past would make the shell spin.
-                assert replica.deadline > now
-            case _:
-                actions = replica.receive(encode(step), now)
-        if ProvideSnapshot() in actions:
-            actions += replica.snapshot(iter([connection(1, 1)]), now)
+                spinning += 1
+                assert spinning < 3
+                actions += replica.expire(now)
+        else:
+            message, level = step
+            actions = replica.receive(encode(message, level), now)
+        for action in list(actions):
+            match action:
+                case ProvideSnapshot():
+                    actions += replica.snapshot(iter([connection(1), None]), now)
+                case LookUp():
+                    actions += replica.answer(action.asker, action.keys, [connection(1)], now)
+                case _:
+                    pass
         for action in actions:
             if isinstance(action, Send):
+                assert len(action.datagram) <= 500
                 assert decode(action.datagram).origin.node == "west"
+        within_bounds(replica)
         assert replica.deadline is not None
         assert replica.status(now)["node"] == "west"
 
 
 @given(st.binary(max_size=100))
 def test_no_bytes_break_a_replica(noise: bytes) -> None:
-    replica = make_replica("west")
+    replica = make_replica()
+    replica.start(0.0)
     before = replica.deadline
     assert not any(isinstance(action, Send) for action in replica.receive(noise, 0.0))
     assert replica.deadline == before
+
+
+# --- order ------------------------------------------------------------------------------------
 
 
 CHANGES: st.SearchStrategy[list[ConnectionChange]] = st.lists(
@@ -167,30 +227,37 @@ CHANGES: st.SearchStrategy[list[ConnectionChange]] = st.lists(
             st.integers(0, 9),
             st.integers(0, 9),
         ),
-        st.builds(
-            lambda number: ConnectionEnded(connection(number, 0).key),
-            st.integers(0, 9),
-        ),
+        st.builds(lambda number: ConnectionEnded(connection(number).key), st.integers(0, 9)),
     ),
     max_size=60,
 )
 
 
-def used(table: dict[bytes, ConnectionRecord], actions: list[Action]) -> None:
+def used(table: Table, actions: list[Action]) -> None:
     for action in actions:
         if isinstance(action, Apply):
-            table[action.record.key] = action.record
+            table.apply(action.records)
         elif isinstance(action, Forget):
-            table.pop(action.key, None)
+            table.forget(action.keys)
 
 
-@given(CHANGES, st.integers(1, 6), st.integers(0, 2**32))
+def pair(level: int) -> tuple[Replica, Replica, Table]:
+    pace = Pace(eager_datagrams_per_tick=1000, live_datagrams_per_tick=1000)
+    source = make_replica("east", epoch=1, datagram_max=500, pace=pace, level=level)
+    table = Table()
+    copy = make_replica("west", epoch=2, datagram_max=500, tally=table.tally)
+    source.start(0.0)
+    copy.start(0.0)
+    return source, copy, table
+
+
+@given(CHANGES, st.integers(1, 6), st.integers(0, 2**32), st.sampled_from((LEVEL, LEVEL_PLAIN)))
 def test_datagrams_in_any_order_leave_the_state_that_their_order_of_sending_gives(
-    changes: list[ConnectionChange], group: int, seed: int
+    changes: list[ConnectionChange], group: int, seed: int, level: int
 ) -> None:
-    source, copy = make_replica("east"), make_replica("west")
+    source, copy, table = pair(level)
     datagrams = [a.datagram for a in source.lead(0.0) if isinstance(a, Send)]
-    used({}, copy.receive(datagrams.pop(), 0.0))
+    used(table, copy.receive(datagrams.pop(), 0.0))
     truth: dict[bytes, ConnectionRecord] = {}
     for first in range(0, len(changes), group):
         part = changes[first : first + group]
@@ -202,21 +269,23 @@ def test_datagrams_in_any_order_leave_the_state_that_their_order_of_sending_give
         datagrams += [a.datagram for a in source.tell(part, 0.0) if isinstance(a, Send)]
     shuffled = datagrams * 2
     random.Random(seed).shuffle(shuffled)
-    table: dict[bytes, ConnectionRecord] = {}
     for datagram in shuffled:
         used(table, copy.receive(datagram, 0.0))
-    assert table == truth
+    assert table.content == truth
 
 
-@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 40))
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 40), st.booleans())
 def test_a_stream_admits_each_number_once_and_remembers_no_more_than_it_may(
-    sequences: list[int], missing_max: int
+    sequences: list[int], missing_max: int, may_ask: bool
 ) -> None:
     stream = Stream(1, missing_max=missing_max, touched_max=5)
     admitted: set[int] = set()
     for step, sequence in enumerate(sequences):
         now = step * REORDER_WAIT / 4
-        stream.expire(now)
+        for first, count in stream.expire(now, may_ask=may_ask):
+            asked = set(range(first, first + count))
+            assert not asked & admitted, "what is here is not asked for"
+            assert max(asked) <= stream.position
         if stream.admit(sequence, now) is not Admission.REFUSED:
             assert sequence not in admitted
             admitted.add(sequence)
@@ -225,49 +294,89 @@ def test_a_stream_admits_each_number_once_and_remembers_no_more_than_it_may(
         assert len(stream._missing) <= missing_max
         assert len(stream._touched) <= 5
         assert stream.guarded == bool(stream._missing)
-    stream.expire(1e9)
+    now = 1e9
+    while stream.deadline is not None:
+        now += 1
+        stream.expire(now, may_ask=may_ask)
     # Every number up to the highest was either used or is counted as lost.
     assert len(admitted) + stream.lost_total == stream.position
+    lost, highest = stream.take_lost()
+    assert lost == stream.lost_total
+    assert lost == 0 or (highest not in admitted and highest <= stream.position)
 
 
-@given(st.lists(st.integers(0, 400), unique=True, max_size=200), st.integers(1, 8))
-def test_a_snapshot_holds_each_connection_once_whatever_is_told_meanwhile(
-    numbers: list[int], paced: int
+@given(st.lists(st.integers(0, 400), max_size=80), st.integers(0, 2000))
+def test_a_history_has_the_newest_and_no_more_than_it_may(
+    lengths: list[int], bytes_max: int
 ) -> None:
-    source, copy = make_replica("east", Pace(snapshot_datagrams_per_tick=paced)), make_replica("w")
-    table = {connection(n, 1).key: connection(n, 1) for n in numbers}
-    copied: dict[bytes, ConnectionRecord] = {}
-    now = 0.0
-    waiting = source.lead(now)
-    while not copy.complete or copy.status(now)["leader"] is None:
-        for action in waiting:
-            if not isinstance(action, Send):
-                continue
-            answers = copy.receive(action.datagram, now)
-            used(copied, answers)
-            for answer in answers:
-                if isinstance(answer, Send) and ProvideSnapshot() in source.receive(
-                    answer.datagram, now
-                ):
-                    records = (table[key] for key in list(table) if key in table)
-                    now += 0.001
-                    for sent in source.snapshot(records, now):
-                        if isinstance(sent, Send):
-                            used(copied, copy.receive(sent.datagram, now))
-        if table and len(table) % 3:
-            # The table changes between two ticks of the snapshot.
-            key, _ = table.popitem()
-            used(
-                copied,
-                [
-                    action
-                    for sent in source.tell([ConnectionEnded(key)], now)
-                    if isinstance(sent, Send)
-                    for action in copy.receive(sent.datagram, now)
-                ],
-            )
-        assert source.deadline is not None
-        now = max(now, source.deadline)
-        waiting = source.expire(now)
-        assert now < 30
-    assert copied == table
+    history = History(bytes_max)
+    for number, length in enumerate(lengths):
+        history.add(number, bytes(length), length % 5, float(number))
+    here = [n for n in range(len(lengths)) if history.find(n) is not None]
+    assert sum(lengths[n] for n in here) <= bytes_max
+    assert here == list(range(len(lengths)))[len(lengths) - len(here) :]
+    assert history.oldest == (here[0] if here else None)
+    changes = [lengths[n] % 5 for n in here]
+    assert history.mean_changes == (sum(changes) / len(here) if here else 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abc")), max_size=60))
+def test_a_question_is_denied_once_and_by_all_or_not_at_all(
+    answers: list[tuple[int, str]],
+) -> None:
+    questions = Questions()
+    me = Origin(1, "west", 7, Role.LEAD, 1, 0)
+    asked = [connection(number).key for number in range(20)]
+    list(questions.ask(asked, "abc", me, 1000, 0.0))
+    said: dict[bytes, set[str]] = {}
+    denied: list[bytes] = []
+    for number, node in answers:
+        key = connection(number).key
+        said.setdefault(key, set()).add(node)
+        origin = Origin(1, node, 5, Role.FOLLOW, 0, 0)
+        _, more = questions.answered(Answer(origin, "west", [], (key,)), "abc")
+        denied += more
+    assert len(set(denied)) == len(denied)
+    assert set(denied) == {key for key, by in said.items() if by == set("abc") and key in asked}
+
+
+# --- whole groups -----------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(
+    st.sets(st.integers(0, 400), max_size=200),
+    st.sets(st.integers(0, 400), max_size=200),
+    st.integers(1, 8),
+    st.sampled_from((LEVEL, LEVEL, LEVEL_PLAIN)),
+    st.integers(0, 2**32),
+)
+def test_a_copy_is_equal_whatever_it_had_and_whatever_changes_meanwhile(
+    theirs: set[int], ours: set[int], paced: int, level: int, seed: int
+) -> None:
+    dice = random.Random(seed)
+    group = Group()
+    pace = Pace(snapshot_datagrams_per_tick=paced)
+    east = group.join("east", map(connection, theirs), pace=pace, datagram_max=500, level=level)
+    west = group.join("west", (connection(n, 2) for n in ours), datagram_max=500)
+    group.lead(east)
+
+    def lose(message: Message, to: Member) -> bool:
+        return dice.random() < 0.05
+
+    group.lost = lose
+    for _ in range(40):
+        number = dice.randrange(400)
+        if connection(number).key in east.table.content and dice.random() < 0.6:
+            group.change(east, ConnectionEnded(connection(number).key))
+        else:
+            group.change(east, ConnectionChanged(connection(number, dice.randrange(9))))
+        group.run(dice.choice((0.0005, 0.003, 0.1)))
+    group.lost = lambda _message, _to: False
+    group.run(12)
+    assert west.replica.complete
+    assert west.table.content == east.table.content
+    assert west.table.tally.sums == east.table.tally.sums
+    assert len(west.table.tally.sums) == BUCKETS
+    denied = [action for _, action in west.happened if isinstance(action, Deny)]
+    assert denied == []

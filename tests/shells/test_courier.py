@@ -1,118 +1,27 @@
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
-from trio.testing import MockClock
 
-from lvsha.model import ConnectionChanged, ConnectionEnded, ConnectionRecord, ForwardMethod
-from lvsha.sync.courier import BACKLOG_MAX, EVENTS_MAX, REFRESH_INTERVAL, Courier, SyncEvent
-from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
-from lvsha.sync.messages import PeerState, Role, decode
-from lvsha.sync.replica import Pace, PeerChanged, Replica
-
-
-def connection(number: int, state: int = 1) -> ConnectionRecord:
-    return ConnectionRecord.between(
-        protocol=6,
-        client=(0x0A000000 + number).to_bytes(4),
-        client_port=1024,
-        virtual=bytes((192, 0, 2, 1)),
-        virtual_port=80,
-        server=bytes((10, 1, 0, 1)),
-        server_port=8080,
-        method=ForwardMethod.NAT,
-        state=state,
-        flags=0,
-        timeout=900.0,
-    )
-
-
-class Table:
-    """A naive table; in it, all connections are of all sync ids."""
-
-    def __init__(self, count: int = 0) -> None:
-        records = map(connection, range(count))
-        self.content = {record.key: record for record in records}
-        self.confirmed: set[bytes] = set()
-
-    def apply(self, record: ConnectionRecord) -> None:
-        self.content[record.key] = record
-        self.confirmed.add(record.key)
-
-    def forget(self, key: bytes) -> None:
-        self.content.pop(key, None)
-
-    def begin_snapshot(self, sync_id: int) -> None:
-        self.confirmed.clear()
-
-    def end_snapshot(self, sync_id: int) -> None:
-        for key in self.content.keys() - self.confirmed:
-            del self.content[key]
-
-    def records(self, sync_id: int) -> Iterator[ConnectionRecord]:
-        return (self.content[key] for key in list(self.content) if key in self.content)
-
-    def count(self, sync_id: int) -> int:
-        return len(self.content)
-
-
-class Site:
-    """A node with its courier on the group."""
-
-    def __init__(
-        self,
-        group: LoopbackGroup,
-        name: str,
-        *,
-        sync_ids: tuple[int, ...] = (1,),
-        connections: int = 0,
-        pace: Pace | None = None,
-    ) -> None:
-        self.table = Table(connections)
-        self.transport = group.join()
-        self.replicas = [
-            Replica(
-                sync_id=sync_id,
-                node=name,
-                epoch=sync_id + 1000 * len(name),
-                configuration_digest=bytes(16),
-                digests={},
-                heartbeat_interval=0.5,
-                datagram_max=1400,
-                pace=pace,
-            )
-            for sync_id in sync_ids
-        ]
-        self.courier = Courier(self.replicas, self.transport, self.table)
-
-    def counter(self, name: str) -> int:
-        counters = self.courier.status()["counters"]
-        assert isinstance(counters, dict)
-        count = counters.get(name, 0)
-        assert isinstance(count, int)
-        return count
-
-
-@asynccontextmanager
-async def running(*sites: Site) -> AsyncIterator[trio.Nursery]:
-    async with trio.open_nursery() as nursery:
-        for site in sites:
-            await nursery.start(site.courier.run)
-        yield nursery
-        nursery.cancel_scope.cancel()
-
-
-def virtually(test: object) -> None:
-    """Run an async test under a clock that jumps to the next deadline."""
-    trio.run(test, clock=MockClock(autojump_threshold=0))  # type: ignore[arg-type]
-
-
-def waiting(transport: LoopbackTransport) -> list[bytes]:
-    datagrams = []
-    while (datagram := transport.receive()) is not None:
-        datagrams.append(datagram)
-    return datagrams
+from lvsha.model import ConnectionChanged
+from lvsha.sync.courier import BACKLOG_MAX, EVENTS_MAX, REFRESH_INTERVAL, SyncEvent
+from lvsha.sync.datagrams import decode
+from lvsha.sync.loopback import LoopbackGroup
+from lvsha.sync.messages import (
+    ALL_BUCKETS,
+    LEVEL_PLAIN,
+    Changes,
+    PeerState,
+    Role,
+    SnapshotBegin,
+)
+from lvsha.sync.replica import (
+    Alarm,
+    ConfigurationAgrees,
+    ConfigurationDiffers,
+    Pace,
+    PeerChanged,
+)
+from tests.couriers import Site, running, virtually, waiting
+from tests.replicas import connection, template
 
 
 def test_a_joining_backup_gets_all_connections_and_then_the_changes() -> None:
@@ -125,11 +34,7 @@ def test_a_joining_backup_gets_all_connections_and_then_the_changes() -> None:
             await trio.sleep(1)
             assert west.courier.complete(1)
             assert west.table.content == east.table.content
-            east.table.content[connection(9999).key] = connection(9999)
-            east.courier.tell(1, [ConnectionChanged(connection(9999))])
-            gone = connection(0)
-            del east.table.content[gone.key]
-            east.courier.tell(1, [ConnectionEnded(gone.key)])
+            east.change(connection(9999), connection(0).key)
             await trio.sleep(0.1)
             assert west.table.content == east.table.content
 
@@ -152,14 +57,14 @@ def test_a_change_leaves_in_the_same_turn_of_the_loop() -> None:
 def test_a_pause_asked_for_by_another_task_ends_in_time() -> None:
     async def main() -> None:
         group = LoopbackGroup()
-        pace = Pace(live_datagrams_per_tick=1, tick=0.01)
+        pace = Pace(live_datagrams_per_tick=1, tick=0.01, tail_waits=())
         east, listener = Site(group, "east", pace=pace), group.join()
         async with running(east):
             east.courier.lead(1)
             await trio.sleep(0.1)
             waiting(listener)
             # The courier sleeps until its next heartbeat; what waits must wake it sooner.
-            east.courier.tell(1, [ConnectionChanged(connection(n)) for n in range(90)])
+            east.courier.tell(1, [ConnectionChanged(connection(n)) for n in range(270)])
             await trio.sleep(0.025)
             assert len(waiting(listener)) == 3
 
@@ -169,7 +74,8 @@ def test_a_pause_asked_for_by_another_task_ends_in_time() -> None:
 def test_what_a_full_socket_does_not_take_waits_in_order() -> None:
     async def main() -> None:
         group = LoopbackGroup()
-        east, listener = Site(group, "east"), group.join()
+        pace = Pace(eager_datagrams_per_tick=100, tail_waits=())
+        east, listener = Site(group, "east", pace=pace), group.join()
         async with running(east):
             east.courier.lead(1)
             waiting(listener)
@@ -191,15 +97,14 @@ def test_what_a_full_socket_does_not_take_waits_in_order() -> None:
 def test_a_socket_that_stays_full_costs_a_bounded_memory_and_followers_recover() -> None:
     async def main() -> None:
         group = LoopbackGroup()
-        pace = Pace(live_datagrams_per_tick=10**6)
+        pace = Pace(live_datagrams_per_tick=10**6, eager_datagrams_per_tick=10**6)
         east, west = Site(group, "east", pace=pace), Site(group, "west")
         async with running(east, west):
             east.courier.lead(1)
             await trio.sleep(1)
             east.transport.block()
             for number in range(BACKLOG_MAX + 100):
-                east.table.content[connection(number).key] = connection(number)
-                east.courier.tell(1, [ConnectionChanged(connection(number))])
+                east.change(connection(number))
             assert east.courier.status()["backlog_datagrams"] == BACKLOG_MAX
             assert east.counter("backlog_overflow") == 100
             east.transport.unblock()
@@ -218,8 +123,7 @@ def test_an_error_of_the_network_is_counted_and_the_link_works_again() -> None:
             east.courier.lead(1)
             await trio.sleep(1)
             east.transport.error = OSError(101, "Network is unreachable")
-            east.table.content[connection(1).key] = connection(1)
-            east.courier.tell(1, [ConnectionChanged(connection(1))])
+            east.change(connection(1))
             await trio.sleep(5)
             assert east.counter("send_errors") > 5
             assert not west.courier.complete(1)
@@ -250,11 +154,14 @@ def test_mutual_backup_leads_one_id_and_follows_the_other() -> None:
             east.courier.lead(1)
             west.courier.lead(2)
             await trio.sleep(1)
-            east.courier.tell(1, [ConnectionChanged(connection(1))])
-            west.courier.tell(2, [ConnectionChanged(connection(2))])
+            other = connection(2)._replace(key=connection(2).key[:-2] + bytes((0, 2)))
+            east.change(connection(1))
+            west.tables[2].apply([other])
+            west.courier.tell(2, [ConnectionChanged(other)])
             await trio.sleep(0.1)
-            assert list(west.table.content) == [connection(1).key]
-            assert list(east.table.content) == [connection(2).key]
+            for site in (east, west):
+                assert list(site.tables[1].content) == [connection(1).key]
+                assert list(site.tables[2].content) == [other.key]
             assert west.courier.complete(1)
             assert east.courier.complete(2)
 
@@ -289,8 +196,9 @@ def test_noise_is_counted_and_changes_nothing(noise: bytes) -> None:
             for _ in range(100):
                 east.transport.deliver(noise)
             await trio.sleep(0.1)
-            replica_counts = east.replicas[0].counters["refused_malformed"]
-            assert east.counter("refused_malformed") + replica_counts == 100
+            refused = east.replicas[0].counters["refused_malformed"]
+            refused += east.counter("refused_malformed") + east.counter("refused_sync_id")
+            assert refused == 100
 
     virtually(main)
 
@@ -337,7 +245,7 @@ def test_events_that_nobody_reads_are_counted_beyond_a_limit() -> None:
     virtually(main)
 
 
-def test_a_stalled_node_follows_and_is_complete_only_after_a_new_snapshot() -> None:
+def test_a_stalled_node_follows_and_is_complete_only_when_it_has_compared() -> None:
     async def main() -> None:
         group = LoopbackGroup()
         east, west = Site(group, "east", connections=10), Site(group, "west")
@@ -350,5 +258,128 @@ def test_a_stalled_node_follows_and_is_complete_only_after_a_new_snapshot() -> N
             assert not west.courier.complete(1)
             await trio.sleep(1)
             assert west.courier.complete(1)
+
+    virtually(main)
+
+
+def test_a_joining_backup_is_sent_templates_and_what_differs_alone() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        east, west = Site(group, "east", connections=3000), Site(group, "west", connections=3000)
+        east.table.apply([template(1, b"call"), connection(7, 5)])
+        async with running(east, west):
+            east.courier.lead(1)
+            await trio.sleep(1)
+            assert west.courier.complete(1)
+            assert west.table.content == east.table.content
+            assert west.replicas[0].counters["buckets_wanted"] == 2
+            assert east.replicas[0].counters["snapshots_sent"] == 1
+
+    virtually(main)
+
+
+def test_what_is_lost_is_sent_again_without_a_snapshot() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        east, west = Site(group, "east", connections=100), Site(group, "west", connections=100)
+        async with running(east, west):
+            east.courier.lead(1)
+            await trio.sleep(1)
+            group.members.remove(west.transport)
+            east.change(connection(500))
+            await trio.sleep(0.01)
+            group.members.append(west.transport)
+            east.change(connection(501))
+            await trio.sleep(0.1)
+            assert west.table.content == east.table.content
+            assert west.courier.complete(1)
+            assert west.replicas[0].counters["snapshots_received"] == 0
+
+    virtually(main)
+
+
+def test_an_older_node_is_sent_everything_in_its_own_words() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        east = Site(group, "east", connections=500)
+        old = Site(group, "old", level=LEVEL_PLAIN)
+        listener = group.join()
+        async with running(east, old):
+            await trio.sleep(0.6)
+            east.courier.lead(1)
+            await trio.sleep(1)
+            assert old.table.content == east.table.content
+        begins = [m for m in map(decode, waiting(listener)) if isinstance(m, SnapshotBegin)]
+        assert [begin.buckets for begin in begins] == [ALL_BUCKETS]
+
+    virtually(main)
+
+
+def test_a_connection_that_nobody_told_of_is_asked_for() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        east, west = Site(group, "east"), Site(group, "west")
+        async with running(east, west):
+            east.courier.lead(1)
+            await trio.sleep(1)
+            west.table.apply([connection(1, 4)])
+            east.courier.ask(1, [connection(1).key, connection(2).key])
+            await trio.sleep(0.01)
+            assert east.table.content == {connection(1).key: connection(1, 4)}
+            assert east.table.denied == [connection(2).key]
+
+    virtually(main)
+
+
+def test_a_configuration_that_changes_while_the_node_runs_is_compared() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        east, west = Site(group, "east"), Site(group, "west")
+        async with running(east, west):
+            await trio.sleep(1)
+            east.courier.configure(b"x" * 16, {"services.web": b"1"})
+            await trio.sleep(3)
+            west.courier.configure(b"x" * 16, {"services.web": b"1"})
+            await trio.sleep(1)
+            seen = []
+            while west.courier.events.statistics().current_buffer_used:
+                seen.append(west.courier.events.receive_nowait().happening)
+        kinds = [type(happening) for happening in seen if type(happening) is not PeerChanged]
+        assert kinds == [ConfigurationDiffers, ConfigurationDiffers, ConfigurationAgrees]
+        assert ConfigurationDiffers("east", ("services.web",)) in seen
+
+    virtually(main)
+
+
+def test_a_second_leader_is_reported() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        east, west = Site(group, "east"), Site(group, "west")
+        async with running(east, west):
+            await trio.sleep(1)
+            east.courier.lead(1)
+            west.courier.lead(1)
+            await trio.sleep(2)
+            seen = []
+            while east.courier.events.statistics().current_buffer_used:
+                seen.append(east.courier.events.receive_nowait().happening)
+        assert Alarm("second_leader", "west") in seen
+
+    virtually(main)
+
+
+def test_what_is_told_while_the_courier_stops_leaves_with_its_last_word() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        pace = Pace(live_datagrams_per_tick=1, tick=10.0)
+        east, listener = Site(group, "east", pace=pace), group.join()
+        async with running(east):
+            east.courier.lead(1)
+            east.change(connection(1))
+            east.change(connection(2))
+            waiting(listener)
+        *told, last = map(decode, waiting(listener))
+        assert [m.records for m in told if isinstance(m, Changes)] == [[connection(2)]]
+        assert last.origin.role is Role.FOLLOW
 
     virtually(main)

@@ -1,6 +1,7 @@
 """Sync daemons that speak the kernel's protocol, on groups in memory."""
 
 import errno
+import io
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from typing import cast
 
 import pytest
 import trio
+from rich.console import Console
 from trio.testing import MockClock
 
 from lvsha.errors import AdministrationError, HostError
@@ -25,6 +27,7 @@ from lvsha.sync.ipvs.messages import Message, emit, parse
 from lvsha.sync.ipvs.roster import Daemon, Role, Roster, Terms
 from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
 from lvsha.tally import NO_SYNC_ID
+from lvsha.view import show_status
 
 TERMS = Terms("sync0", 5)
 
@@ -143,6 +146,32 @@ def test_what_has_no_sync_id_is_spoken_of_by_the_master_of_a_command_alone(
             assert [part["speaks"] for part in commanded.parts("masters")] == [True]
 
     trio.run(main, clock=clock)
+
+
+def test_the_status_has_all_that_is_shown_of_daemons(
+    groups: dict[int, LoopbackGroup], clock: MockClock
+) -> None:
+    async def main() -> None:
+        east, west = Site(groups), Site(groups)
+        async with running(east, west):
+            assert shown_daemons(east) == []
+            east.daemons.start(Role.MASTER, TERMS)
+            west.daemons.start(Role.BACKUP, TERMS)
+            assert "never" in shown_daemons(west)[0]
+            east.daemons.tell(5, changes(1, 2, 3))
+            await trio.sleep(FLUSH_DELAY + 0.1)
+            assert shown_daemons(east)[0].split() == ["5", "master", "sync0", "3", "-", "-", "0"]
+            assert shown_daemons(west)[0].split()[:5] == ["5", "backup", "sync0", "-", "3"]
+            assert "s ago" in shown_daemons(west)[0]
+
+    trio.run(main, clock=clock)
+
+
+def shown_daemons(site: Site) -> list[str]:
+    """The lines of ``lvsha status`` for the daemons of a site."""
+    out = io.StringIO()
+    show_status({"daemons": site.daemons.status()}, Console(file=out, width=200))
+    return out.getvalue().splitlines()[2:]
 
 
 def test_records_go_over_as_many_ports_as_the_setting_says(

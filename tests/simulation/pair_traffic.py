@@ -129,6 +129,9 @@ class Gateway(Station):
         got = read(packet)
         if got is None:
             return
+        if not got.words:
+            self._traffic.refused(got)
+            return
         client = self._traffic.clients.get(int(got.words[0]))
         if client is not None and got.destination == client.address:
             self.world.after(client.distance, partial(client.receive, got))
@@ -177,6 +180,11 @@ class Client:
     def key(self) -> bytes:
         """The key of the connection in a director's table."""
         return connection_key(6, self.address, self._port, *self.virtual)
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return self._port
 
     @property
     def established(self) -> bool:
@@ -340,6 +348,18 @@ class Traffic:
         raise BrokenPromiseError(
             f"the established connection {number} of {client.server} came out at {server}"
         )
+
+    def refused(self, got: Segment) -> None:
+        """A director has answered a client with a reset, because nobody knows its connection."""
+        if not got.flags & RST:
+            raise BrokenPromiseError(f"a director made up {got}")
+        for client in list(self.clients.values()):
+            if (client.address, client.port) != (got.destination, got.destination_port):
+                continue
+            if client.established and not client.exempt:
+                raise BrokenPromiseError(f"client {client.number} was reset by a director")
+            self.world.counts.add("clients reset")
+            client.give_up()
 
     def exempt(self, fits: Callable[[Client], bool]) -> None:
         for client in self.clients.values():

@@ -1,10 +1,12 @@
 """Replicas of two and three nodes over a hostile network, from one seed.
 
 Each seed draws its own numbers of nodes, rates of faults and limits. Nodes make and end
-connections while they lead, tell, crash, restart with a new epoch, stall, hand over and
-sometimes lead both at once; the network drops, doubles, delays, swaps and cuts one way.
-After every step the checkers look at what was done. Then everything is healed, and within
-``CONVERGENCE`` seconds all tables must be equal.
+connections while they lead, tell, crash (all but one at once, too), restart with a new
+epoch, stall, hand over and sometimes lead both at once. A machine may stand still, its clock
+with it, and never learn of it. The network drops, doubles, delays, swaps and cuts one way;
+on a sealed one somebody plays recordings, of processes that are gone as well, and changes
+some bytes. A node with sync id 0 may listen. After every step the checkers look at what was
+done. Then everything is healed, and within ``CONVERGENCE`` seconds all tables must be equal.
 
 Run for longer with ``python tests/simulation/test_sync_simulation.py 5000``; the seed of a
 failure is printed with its message.
@@ -13,25 +15,21 @@ failure is printed with its message.
 import heapq
 import random
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
 
+from lvsha.errors import SealError
 from lvsha.model import (
-    BUCKETS,
     ConnectionChange,
     ConnectionChanged,
     ConnectionEnded,
     ConnectionRecord,
-    ForwardMethod,
-    bucket_of,
-    connection_key,
-    template_key,
 )
 from lvsha.sync.catching_up import SNAPSHOT_STALL, SNAPSHOTS_MAX
+from lvsha.sync.copy import Copy
 from lvsha.sync.datagrams import decode
 from lvsha.sync.history import HISTORY_BYTES
 from lvsha.sync.messages import LEVEL, LEVEL_PLAIN, PeerState, Role
@@ -55,9 +53,12 @@ from lvsha.sync.replica import (
     Replica,
     Send,
 )
+from lvsha.sync.seal import Seal
 from lvsha.sync.source import SNAPSHOT_PAUSE_MAX
 from lvsha.sync.stream import MISSING_MAX, TOUCHED_MAX
-from lvsha.tally import UNTOLD, Tally
+from lvsha.tally import Tally
+from tests.replicas import Table
+from tests.simulation.sync_nodes import Node, Sender, connection, key_of
 
 SYNC_ID = 7
 DIGEST = bytes(16)
@@ -70,94 +71,15 @@ CONVERGENCE = (
     silence_limit(HEARTBEAT) + HEARTBEAT + DRAIN + SNAPSHOT_STALL + SNAPSHOT_PAUSE_MAX + 1.0
 )
 
-VIRTUAL = bytes((192, 0, 2, 1))
-# A sender: name, epoch and term; and with the sequence number of its datagram.
-Leader = tuple[str, int, int]
-Sender = tuple[Leader, int]
+KEY = bytes(range(32))
+OBSERVER = "observer"
+"""A node with sync id 0, which keeps a copy and never leads."""
 
 
-def connection(client: int, incarnation: int, state: int = 1) -> ConnectionRecord:
-    """A connection whose server's address says which of all with its key it is."""
-    return ConnectionRecord(
-        key_of(client), incarnation.to_bytes(4), 8080, ForwardMethod.NAT, state, 0, 900.0
-    )
-
-
-def key_of(client: int) -> bytes:
-    """Of a connection, or of a template of one of the clients."""
-    address = (0x0A000000 + client).to_bytes(4)
-    if client % 5:
-        return connection_key(6, address, 1024 + client % 7, VIRTUAL, 80)
-    found = b"call" if client % 2 else b""
-    return template_key(connection_key(6, address, 0, VIRTUAL, 80), found)
-
-
-class Table:
-    """A naive table: records by key, the snapshot that last confirmed each, and a tally."""
-
-    def __init__(self) -> None:
-        self.content: dict[bytes, ConnectionRecord] = {}
-        self.tally = Tally(SYNC_ID)
-        self.marks: dict[bytes, int] = {}
-        self.begun: dict[int, int] = {}
-        self.generation = 0
-
-    def put(self, record: ConnectionRecord) -> None:
-        self.drop(record.key)
-        key, server, port, _, state, *_ = record
-        self.content[key] = record
-        self.marks[key] = self.generation
-        self.tally.connections += 1
-        self.tally.established += 1
-        self.tally.retell(key, server, port, UNTOLD, state)
-
-    def drop(self, key: bytes) -> ConnectionRecord | None:
-        known = self.content.pop(key, None)
-        if known is not None:
-            del self.marks[key]
-            self.tally.connections -= 1
-            self.tally.established -= 1
-            self.tally.retell(key, known.server, known.server_port, known.state, UNTOLD)
-        return known
-
-    def begin(self, buckets: int) -> None:
-        self.generation += 1
-        for bucket in range(BUCKETS):
-            if buckets >> bucket & 1:
-                self.begun[bucket] = self.generation
-
-    def end(self, buckets: int) -> None:
-        for key in list(self.content):
-            bucket = bucket_of(key)
-            if buckets >> bucket & 1 and self.marks[key] < self.begun[bucket]:
-                self.drop(key)
-
-    def records(self, buckets: int) -> Iterator[ConnectionRecord | None]:
-        for key in list(self.content):
-            record = self.content.get(key)
-            if record is not None and buckets >> bucket_of(key) & 1:
-                yield record
-            else:
-                yield None
-
-
-@dataclass
-class Node:
-    """One machine: its replica and its table."""
-
-    name: str
-    replica: Replica
-    epoch: int
-    table: Table
-    up: bool = True
-    stalled_until: float = 0.0
-    backlog: list[bytes] = field(default_factory=list)
-    # (key, incarnation) -> whose delete took it away
-    forgotten: dict[tuple[bytes, bytes], Leader] = field(default_factory=dict)
-    # peer -> epoch -> when it was last heard; the last one is what is believed now
-    believed: dict[str, dict[int, float]] = field(default_factory=dict)
-    asked: set[bytes] = field(default_factory=set)
-    wake: int = 0
+def copy_of(node: Node) -> Copy:
+    """What a node has of the id that the others lead."""
+    replica = node.replica
+    return replica._others.get(SYNC_ID, replica._home)
 
 
 class World:
@@ -175,6 +97,7 @@ class World:
         # What a node ended itself, and the number of the last datagram before that.
         self.ended: dict[tuple[str, int, bytes, bytes], int] = {}
         self.names = [f"node-{number}" for number in range(draw.choice((2, 2, 3)))]
+        self.hearers = [*self.names, *([OBSERVER] if draw.random() < 0.25 else [])]
         self.clients = draw.choice((5, 60, 300))
         self.loss = draw.choice((0.0, 0.01, 0.1, 0.5)) * draw.random()
         self.duplication = draw.choice((0.0, 0.2))
@@ -189,12 +112,13 @@ class World:
             window=draw.choice((2, 32)),
             bytes_per_second=draw.choice((0, 0, 30_000)),
         )
-        self.proven = draw.choice((False, True))
+        self.sealed = draw.choice((False, True))
         # Of the last node: an older one understands less.
         self.level = draw.choice((LEVEL, LEVEL, LEVEL_PLAIN))
-        self.recorded: deque[bytes] = deque(maxlen=200)
+        self.recorded: deque[bytes] = deque(maxlen=2000)
+        self.refused: Counter[str] = Counter()
         self.nodes: dict[str, Node] = {}
-        for name in self.names:
+        for name in self.hearers:
             self.boot(name)
 
     # --- the machinery -------------------------------------------------------------
@@ -215,9 +139,10 @@ class World:
 
     def boot(self, name: str) -> None:
         epoch = self.random.getrandbits(64)
-        table = Table()
+        table = Table(sync_id=SYNC_ID)
+        is_observer = name == OBSERVER
         replica = Replica(
-            tally=table.tally,
+            tally=Tally(0) if is_observer else table.tally,
             node=name,
             epoch=epoch,
             configuration_digest=DIGEST,
@@ -225,11 +150,16 @@ class World:
             heartbeat_interval=HEARTBEAT,
             datagram_max=self.datagram_max,
             pace=self.pace,
-            proven=self.proven,
+            proven=self.sealed,
             level=self.level if name == self.names[-1] else LEVEL,
         )
-        node = self.nodes[name] = Node(name, replica, epoch, table)
-        self.perform(node, replica.start(self.now), None)
+        seal = Seal([KEY], self.random.getrandbits(64)) if self.sealed else None
+        node = self.nodes[name] = Node(name, replica, epoch, table, seal)
+        self.perform(node, replica.start(self.clock(node)), None)
+
+    def clock(self, node: Node) -> float:
+        """What the node takes the time to be."""
+        return self.now - node.behind
 
     def perform(self, node: Node, actions: Sequence[Action], sender: Sender | None) -> None:
         for action in actions:
@@ -240,22 +170,22 @@ class World:
                 case Apply():
                     for record in action.records:
                         self.check_apply(node, record, sender)
-                        node.table.put(record)
                         self.note_return(node, record)
+                    node.table.apply(action.records)
                 case Forget():
                     for key in action.keys:
                         self.forget(node, key, sender)
                 case BeginSnapshot():
-                    node.table.begin(action.buckets)
+                    node.table.begin_all(action.buckets)
                 case EndSnapshot():
-                    node.table.end(action.buckets)
+                    node.table.end_all(action.buckets)
                 case ProvideSnapshot():
-                    records = node.table.records(action.buckets)
-                    self.perform(node, node.replica.snapshot(records, self.now), sender)
+                    records = node.table.records_of(action.buckets)
+                    self.perform(node, node.replica.snapshot(records, self.clock(node)), sender)
                 case LookUp():
-                    content = node.table.content
-                    known = [content[key] for key in action.keys if key in content]
-                    answer = node.replica.answer(action.asker, action.keys, known, self.now)
+                    known = node.table.lookup(action.keys)
+                    now = self.clock(node)
+                    answer = node.replica.answer(action.asker, action.keys, known, now)
                     self.perform(node, answer, sender)
                 case Deny():
                     assert node.asked.issuperset(action.keys), "denied unasked"
@@ -288,13 +218,15 @@ class World:
                 return
             if node.stalled_until > self.now:
                 return
-            self.perform(node, node.replica.expire(self.now), None)
+            self.perform(node, node.replica.expire(self.clock(node)), None)
 
-        self.at(max(0.0, deadline - self.now), expire)
+        self.at(max(0.0, deadline - self.clock(node)), expire)
 
     def send(self, sender: Node, datagram: bytes) -> None:
+        if sender.seal is not None:
+            datagram = sender.seal.seal(datagram)
         self.recorded.append(datagram)
-        for name in self.names:
+        for name in self.hearers:
             if name == sender.name or (sender.name, name) in self.cuts:
                 continue
             copies = 1 + (self.random.random() < self.duplication)
@@ -312,9 +244,28 @@ class World:
             if len(node.backlog) < 50:
                 node.backlog.append(datagram)
             return
+        if node.seal is not None:
+            try:
+                datagram = node.seal.open(datagram)
+            except SealError as error:
+                self.refused[error.kind] += 1
+                return
         origin = decode(datagram).origin
         sender = ((origin.node, origin.epoch, origin.term), origin.sequence)
-        self.perform(node, node.replica.receive(datagram, self.now), sender)
+        self.perform(node, node.replica.receive(datagram, self.clock(node)), sender)
+
+    def play(self, name: str) -> None:
+        """Somebody sends again what was said once; on an open wire, only lately."""
+        if not self.sealed:
+            # Without a key nothing tells a recording from the living.
+            return
+        heard = list(self.recorded)
+        for datagram in self.random.sample(heard, min(20, len(heard))):
+            if self.random.random() < 0.3:
+                changed = bytearray(datagram)
+                changed[self.random.randrange(4, len(changed))] ^= 1 << self.random.randrange(8)
+                datagram = bytes(changed)
+            self.deliver(name, datagram)
 
     # --- the checkers --------------------------------------------------------------
 
@@ -336,18 +287,20 @@ class World:
     def check_bounds(self, node: Node) -> None:
         replica = node.replica
         copy = replica._home
+        now = self.clock(node)
         assert replica._source.queued <= self.pace.queue_max
         assert len(list(copy.peers)) <= PEERS_MAX
         assert len(copy.catching_up._snapshots) <= SNAPSHOTS_MAX
         assert replica._source.history._bytes <= HISTORY_BYTES
         assert len(copy.overlap) <= self.pace.queue_max
-        for peer in copy.peers:
+        assert len(replica._others) <= 1
+        for peer in (p for each in (copy, *replica._others.values()) for p in each.peers):
             assert len(peer.stream._missing) <= MISSING_MAX
             assert len(peer.stream._touched) <= TOUCHED_MAX
             # A process that was replaced is not believed while its successor is heard.
             believed = node.believed.setdefault(peer.node, {})
             if (latest := next(reversed(believed), peer.epoch)) != peer.epoch:
-                silent = self.now - believed[latest] >= silence_limit(HEARTBEAT)
+                silent = now - believed[latest] >= silence_limit(HEARTBEAT)
                 assert silent or peer.epoch not in believed, "an old epoch was believed"
                 believed.pop(peer.epoch, None)
             believed[peer.epoch] = peer.heard
@@ -355,7 +308,7 @@ class World:
     def check_replicas(self) -> None:
         """A follower that has seen all and misses nothing has exactly what its leader has."""
         for node in self.nodes.values():
-            leader = node.replica._home.leader
+            leader = copy_of(node).leader
             if leader is None or not node.up or not node.replica.complete:
                 continue
             source = self.nodes[leader.node]
@@ -372,7 +325,7 @@ class World:
     def check_equal(self, node: Node, source: Node, text: str) -> None:
         """Two tables are the same, but for templates where a node does not know them."""
         theirs = source.table.content
-        leader = node.replica._home.leader
+        leader = copy_of(node).leader
         spoken = LEVEL if leader is None else leader.speaks
         if min(source.replica._source.level, spoken) == LEVEL_PLAIN:
             # What a newer leader told of templates before, an older one does not take away.
@@ -393,7 +346,7 @@ class World:
             if not node.up or node.stalled_until > self.now or node.replica.role is Role.FOLLOW:
                 continue
             changes = [self.change(node) for _ in range(self.random.choice((1, 1, 3, 40)))]
-            self.perform(node, node.replica.tell(changes, self.now), None)
+            self.perform(node, node.replica.tell(changes, self.clock(node)), None)
 
     def change(self, node: Node) -> ConnectionChange:
         client = self.random.randrange(self.clients)
@@ -410,7 +363,7 @@ class World:
         else:
             record = known._replace(state=self.random.randrange(1, 9))
         self.existed.add(record)
-        node.table.put(record)
+        node.table.apply([record])
         return ConnectionChanged(record)
 
     def ask(self, node: Node) -> None:
@@ -420,17 +373,17 @@ class World:
         keys = [key_of(self.random.randrange(self.clients)) for _ in range(5)]
         unknown = [key for key in dict.fromkeys(keys) if key not in node.table.content]
         node.asked.update(unknown)
-        self.perform(node, node.replica.ask(unknown, self.now), None)
+        self.perform(node, node.replica.ask(unknown, self.clock(node)), None)
 
     def lead(self, name: str) -> None:
         node = self.nodes[name]
         if node.up and node.stalled_until <= self.now:
-            self.perform(node, node.replica.lead(self.now), None)
+            self.perform(node, node.replica.lead(self.clock(node)), None)
 
     def follow(self, name: str) -> None:
         node = self.nodes[name]
         if node.up and node.stalled_until <= self.now:
-            self.perform(node, node.replica.follow(self.now), None)
+            self.perform(node, node.replica.follow(self.clock(node)), None)
 
     def restart(self, name: str) -> None:
         if not self.nodes[name].up:
@@ -442,16 +395,25 @@ class World:
         successor = self.random.choice([n for n in self.names if n != name])
         self.meanwhile(self.random.uniform(0.02, 0.5), lambda: self.lead(successor))
 
-    def stall(self, name: str) -> None:
+    def stall(self, name: str, *, with_clock: bool) -> None:
+        """A node stands still; with its clock, it does not notice."""
         node = self.nodes[name]
-        node.stalled_until = self.now + self.random.uniform(0.1, 2)
-        self.meanwhile(node.stalled_until - self.now, lambda: self.resume(node))
+        if node.stalled_until > self.now:
+            return
+        length = self.random.uniform(0.1, 2)
+        node.stalled_until = self.now + length
+        node.notices = not with_clock
+        if with_clock:
+            node.behind += length
+        self.meanwhile(length, lambda: self.resume(node))
 
     def resume(self, node: Node) -> None:
         if self.nodes[node.name] is not node or not node.up or node.stalled_until > self.now:
             return
-        self.perform(node, node.replica.follow(self.now), None)
-        self.perform(node, node.replica.resync(self.now), None)
+        if node.notices:
+            self.perform(node, node.replica.follow(self.clock(node)), None)
+            self.perform(node, node.replica.resync(self.clock(node)), None)
+        self.schedule(node)
         backlog, node.backlog = node.backlog, []
         for datagram in backlog:
             self.deliver(node.name, datagram)
@@ -459,11 +421,11 @@ class World:
     def trouble(self) -> None:
         """One thing goes wrong, or right."""
         name, other = self.random.sample(self.names, 2)
-        match self.random.randrange(10):
+        match self.random.randrange(12):
             case 0:
                 self.crash(name)
             case 1:
-                self.stall(name)
+                self.stall(name, with_clock=False)
             case 2 | 3:
                 for leader in self.leaders():
                     # Either may be first, as between two loops on two machines.
@@ -471,19 +433,23 @@ class World:
                     self.meanwhile(self.random.uniform(0, 0.02), step_down)
                 self.meanwhile(self.random.uniform(0, 0.02), lambda: self.lead(other))
             case 4:
-                self.cuts.add((name, other))
-                mend = partial(self.cuts.discard, (name, other))
+                link = (name, self.random.choice([n for n in self.hearers if n != name]))
+                self.cuts.add(link)
+                mend = partial(self.cuts.discard, link)
                 self.meanwhile(self.random.uniform(0.1, 3), mend)
             case 5:
                 self.lead(name)
-            case 6 if self.recorded:
-                # Somebody sends again what was said once; on an open wire, only lately.
-                heard = list(self.recorded)
-                for datagram in self.random.sample(heard, min(20, len(heard))):
-                    if self.proven:
-                        self.deliver(name, datagram)
-            case 7:
-                self.ask(self.nodes[name])
+            case 6 | 7:
+                self.play(self.random.choice(self.hearers))
+            case 8:
+                for leader in self.leaders():
+                    self.ask(leader)
+            case 9:
+                self.stall(self.random.choice(self.hearers), with_clock=True)
+            case 10 if self.random.random() < 0.5:
+                for each in self.names:
+                    if each != name:
+                        self.crash(each)
             case _:
                 self.loss = self.random.choice((0.0, 0.05, 0.5)) * self.random.random()
 
@@ -506,10 +472,12 @@ class World:
         self.loss = self.duplication = self.jitter = 0.0
         self.recorded.clear()
         self.cuts.clear()
-        for name in self.names:
+        for name in self.hearers:
             self.restart(name)
             node = self.nodes[name]
             if node.stalled_until > self.now:
+                if not node.notices:
+                    node.behind -= node.stalled_until - self.now
                 node.stalled_until = self.now
                 self.resume(node)
         chosen = self.random.choice([n.name for n in self.leaders()] or self.names)
@@ -527,7 +495,7 @@ class World:
             assert node.replica._source.queued == 0
             if node is leader:
                 continue
-            followed = node.replica._home.leader
+            followed = copy_of(node).leader
             assert followed is not None
             assert followed.node == leader.name
             assert followed.state is PeerState.REPLICATE
@@ -555,12 +523,23 @@ def test_copies_stay_sound_and_converge_whatever_the_network_does(block: int) ->
 
 def test_the_simulation_exercises_what_it_claims_to() -> None:
     totals: dict[str, int] = {}
-    for seed in range(1000, 1012):
-        for node in simulate(seed).nodes.values():
+    refused: Counter[str] = Counter()
+    for seed in range(1000, 1016):
+        world = simulate(seed)
+        refused += world.refused
+        for node in world.nodes.values():
             for name, count in node.replica.counters.snapshot().items():
                 totals[name] = totals.get(name, 0) + count
+    for kind in ("replayed", "forged", "own"):
+        assert refused[kind] > 0, kind
     for name in (
         "datagrams_lost",
+        "datagrams_sent_again",
+        "sums_differed",
+        "buckets_wanted",
+        "connections_found",
+        "connections_denied",
+        "refused_unproven",
         "refused_late_or_repeated",
         "snapshots_received",
         "second_leader_datagrams",

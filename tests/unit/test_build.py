@@ -157,4 +157,4 @@ DEFAULT = ServicePolicy(TellRule(), Unknown.ASK)
 
 def test_where_nobody_is_told_unknown_packets_are_reset() -> None:
     for service in build_director(pair()).services:
-        assert service.policy == ServicePolicy(NEVER, Unknown.RESET)
+        assert service.policy == ServicePolicy(NEVER, Unknown.RESET, asked=False)

@@ -30,6 +30,7 @@ from lvsha.sync.replica import (
     Apply,
     BeginSnapshot,
     EndSnapshot,
+    Forget,
     PeerChanged,
     PeerState,
     Role,
@@ -115,6 +116,15 @@ def test_what_differs_again_and_again_though_it_came_whole_is_mismatched() -> No
     catching_up.agrees()
     assert catching_up.mismatched == 0
     assert catching_up.may_compare(NOW)
+
+
+def test_the_count_of_rounds_begins_anew_when_all_sums_agree() -> None:
+    catching_up = CatchingUp()
+    for _ in range(ROUNDS_MAX):
+        compared(catching_up, 7)
+        receive(catching_up, bits(7))
+    assert compared(catching_up) is Conclusion.AGREES
+    assert compared(catching_up, 7) is Conclusion.WANTED
 
 
 # --- snapshots --------------------------------------------------------------------------------
@@ -406,6 +416,36 @@ def test_a_snapshot_whose_middle_is_repaired_is_not_lost() -> None:
     assert EndSnapshot(1, bits(1)) in actions
     assert table.tally.sums == east.tally.sums
     assert east.replica.complete
+
+
+@pytest.mark.parametrize("is_whole", [False, True], ids=["while it comes", "when it has come"])
+def test_what_was_told_before_a_snapshot_began_and_comes_late_is_of_no_use(
+    is_whole: bool,
+) -> None:
+    """It may have ended where nothing tells of it: between two terms of its leader."""
+    east, table = follower()
+    leader_has(east, 1, 2)
+    east.heartbeat()
+    east.sums()
+    perform(table, east.begin(bits(1), sequence=2))
+    if is_whole:
+        perform(table, east.chunk(2, connection(1), sequence=3))
+        perform(table, east.end(2, 1, sequence=4))
+    late = east.changes(connection(257), connection(2), connection(513).key, sequence=1)
+    assert [a for a in late if isinstance(a, Apply | Forget)] == [Apply([connection(2)])]
+
+
+def test_what_was_told_after_a_snapshot_began_and_comes_late_is_used() -> None:
+    east, table = follower()
+    leader_has(east, 1, 257)
+    east.heartbeat()
+    east.sums()
+    perform(table, east.begin(bits(1), sequence=1))
+    perform(table, east.end(1, 1, sequence=4))
+    assert Apply([connection(257)]) in perform(table, east.changes(connection(257), sequence=3))
+    late = perform(table, east.chunk(1, connection(1), sequence=2))
+    assert EndSnapshot(1, bits(1)) in late
+    assert table.tally.sums == east.tally.sums
 
 
 def test_a_leader_that_falls_silent_in_the_middle_is_not_asked_until_it_is_heard() -> None:

@@ -591,7 +591,7 @@ def test_without_sync_nobody_can_be_told_or_asked() -> None:
     assert wrong(text) == [
         "services.more.tell: expected none, because there is no [sync]",
         (
-            'services.more.unknown: expected "kernel", "adopt" or "reset", because without '
-            "[sync] there is nobody to ask"
+            'services.more.unknown: expected "kernel", "adopt" or "reset", because only in '
+            "lvsha's own [sync] format is there somebody to ask"
         ),
     ]

@@ -66,6 +66,9 @@ def test_a_datagram_that_comes_twice_is_used_once() -> None:
     east = replicating()
     east.changes(connection(1), sequence=10)
     assert events(east.changes(connection(1), sequence=10)) == []
+    assert east.replica.counters["repeats_ignored"] == 1
+    east.changes(connection(2), sequence=11)
+    assert events(east.changes(connection(1), sequence=10)) == []
     assert east.replica.counters["refused_late_or_repeated"] == 1
 
 

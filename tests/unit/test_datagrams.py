@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import msgpack
 import pytest
 
@@ -90,6 +92,7 @@ EXAMPLES: list[Message] = [
     GapRequest(ORIGIN, "west", 7, ((1, 2), (2**64 - 1, 2**32 - 1))),
     SumsRequest(ORIGIN, "west", 7),
     Sums(ORIGIN, 384, tuple(range(127))),
+    Sums(ORIGIN, 0, (2**64 - 1,), is_current=False),
     Progress(ORIGIN, "west", 7, 69_999),
     Question(ORIGIN, (IPV4.key, CALL.key)),
     Answer(ORIGIN, "west", [IPV4], (IPV6.key, CALL.key)),
@@ -179,6 +182,15 @@ def test_a_standing_may_have_more_fields_than_are_known() -> None:
     body = msgpack.unpackb(encode(message)[4:])
     body[16] += [[], "newer"]
     assert decode(datagram_of(body)) == message
+
+
+def test_sums_that_do_not_say_whether_they_are_current_are() -> None:
+    body = [9, "east", 1, 1, 1, 1, 0, bytes(8)]
+    sums = Sums(Origin(1, "east", 1, Role.LEAD, 1, 1), 0, (0,))
+    assert decode(datagram_of(body)) == sums
+    assert decode(datagram_of([*body, False])) == replace(sums, is_current=False)
+    with pytest.raises(SyncError):
+        decode(datagram_of([*body, 1]))
 
 
 def test_a_range_may_have_more_fields_than_are_known() -> None:

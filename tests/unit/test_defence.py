@@ -100,7 +100,7 @@ def test_only_what_would_open_a_connection_is_refused() -> None:
         assert len(laboratory.send("client", packets.tcp(C4, 1000, V4, 80, ACK))) == 1
     laboratory.send("client", packets.tcp(C4, 2, V4, 81, SYN))
     laboratory.send("client", packets.tcp(C4, 2, V4, 80, ACK))
-    assert laboratory.drops() == {Reason.DEFENCE: 3, Reason.NO_CONNECTION: 1}
+    assert laboratory.drops() == {Reason.DEFENCE: 3, Reason.RESET: 1}
 
 
 @pytest.mark.parametrize(("free", "rate"), [(0, 1), (512, 2), (768, 4), (1020, 256)])
@@ -174,8 +174,8 @@ def test_idle_established_connections_are_dropped_the_rarer_the_more_they_were_u
         laboratory, _ = make()
         fill(laboratory, SYN, *[ACK] * (used - 1))
         for connection in all_of(laboratory):
-            if connection.state != TcpState.ESTABLISHED:
-                laboratory.director.registry.enter(connection, TcpState.ESTABLISHED, laboratory.now)
+            laboratory.director.registry.become(connection, TcpState.ESTABLISHED, laboratory.now)
+            connection.timeout = 900.0
             connection.expires = laboratory.now + 900
         laboratory.sleep(62)
         laboratory.set(drop_entry=3)

@@ -94,11 +94,23 @@ def test_paths_of_options_become_absolute() -> None:
         ({"churn": float("nan")}, "--churn"),
         ({"advert_interval": 0.0}, "--advert-interval"),
         ({"observe": 0.0}, "--observe"),
+        ({"sync_loss": -1}, "--sync-loss"),
+        ({"sync_loss": 91}, "--sync-loss"),
     ],
 )
 def test_option_out_of_range_is_named(changes: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         replace(DrillOptions(), **changes).check()  # type: ignore[arg-type]
+
+
+def test_counters_of_other_tables_are_not_those_of_the_drill() -> None:
+    listed = (
+        '{"nftables": [{"metainfo": {"version": "1"}},'
+        ' {"counter": {"table": "drill", "name": "passed", "packets": 7, "bytes": 9}},'
+        ' {"counter": {"table": "lvsha", "name": "passed", "packets": 1, "bytes": 1}},'
+        ' {"counter": {"table": "drill", "name": "dropped", "packets": 2, "bytes": 3}}]}'
+    )
+    assert laboratory.parse_counters(listed) == {"passed": 7, "dropped": 2}
 
 
 def test_wrong_option_ends_before_anything_is_made(

@@ -1,8 +1,10 @@
 """What a person and a program are told of a drill."""
 
+import io
 import json
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from lvsha.drill.recording import (
     Recording,
     ShortConnection,
     StateSeen,
+    SyncFrames,
 )
 from lvsha.drill.timeline import judge
 
@@ -108,6 +111,28 @@ def test_json_holds_every_figure_and_can_be_read_again() -> None:
     assert crash["connections"]["streams"]["kept_server"] is True
     assert crash["takeover_ms"] == 360
     assert back["outage_ms"] < 10
+
+
+def test_loss_on_the_sync_network_is_told_everywhere() -> None:
+    lossy = replace(OPTIONS, sync_loss=20)
+    recording = replace(make_recording(broken=False), sync_frames=SyncFrames(500, 103))
+    verdict = judge(recording)
+    expected = "The sync network dropped 103 of 500 frames; 20 % were asked for."
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.render(verdict, lossy))
+    assert expected in console.export_text()
+    assert expected in page.render(verdict, recording, lossy, "")
+    content = json.loads(json.dumps(report.to_json(verdict, recording, lossy)))
+    assert content["options"]["sync_loss"] == 20
+    assert content["sync_frames"] == {"seen": 500, "dropped": 103}
+
+
+def test_a_sync_network_that_drops_nothing_is_not_spoken_of() -> None:
+    recording = make_recording(broken=False)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.render(judge(recording), OPTIONS))
+    assert "sync network" not in console.export_text()
+    assert "sync network" not in page.render(judge(recording), recording, OPTIONS, "")
 
 
 class Reader(HTMLParser):

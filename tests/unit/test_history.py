@@ -44,6 +44,17 @@ def test_nothing_is_found_when_all_was_forgotten() -> None:
     assert history.oldest == 9
 
 
+def test_the_mean_of_changes_is_that_of_what_is_here() -> None:
+    assert History().mean_changes == 0
+    assert filled().mean_changes == 3
+    history = filled(350)
+    assert history.mean_changes == 4
+    history.clear()
+    assert history.mean_changes == 0
+    history.add(9, b"", 7, 0.0)
+    assert history.mean_changes == 7
+
+
 def test_what_left_behind_a_number_is_counted_with_the_time_of_its_first() -> None:
     history = filled()
     assert history.after(3) == (9, 14.0)

@@ -3,7 +3,15 @@
 import pytest
 
 from lvsha.sync.datagrams import encode
-from lvsha.sync.messages import HEARD_MAX, Heartbeat, Message, Origin, PeerState, Role
+from lvsha.sync.messages import (
+    HEARD_MAX,
+    Heartbeat,
+    Message,
+    Origin,
+    PeerState,
+    Role,
+    SnapshotChunk,
+)
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.peers import (
     ALARM_INTERVAL,
@@ -243,6 +251,41 @@ def test_two_nodes_believe_each_other_within_two_heartbeats() -> None:
     group.run(2 * HEARTBEAT)
     assert west.replica.complete
     assert west.table.content == east.table.content
+
+
+def test_a_node_that_takes_every_sync_id_and_the_others_believe_each_other() -> None:
+    group, east, _ = proven_pair()
+    zero = group.join("zero", proven=True, epoch=3, sync_id=0)
+    group.run(4 * HEARTBEAT)
+    (seen,) = peers(east.replica, "zero", group.now)
+    assert (seen["role"], seen["state"], seen["follows"]) == ("FOLLOW", "REPLICATE", "east")
+    assert zero.table.content == east.table.content
+    assert (seen["complete"], zero.replica.complete) == (True, True)
+    origins = {(m.origin.sync_id, m.origin.role, m.origin.term) for m in said_by(group, "zero")}
+    assert origins == {(0, Role.FOLLOW, 0), (1, Role.FOLLOW, 0)}
+    group.change(east, changed(9))
+    assert zero.table.content == east.table.content
+    assert len(zero.table.content) == 2
+
+
+def test_a_node_that_takes_every_sync_id_is_complete_only_when_it_has_all() -> None:
+    group, _, _ = proven_pair()
+    group.join("zero", proven=True, epoch=3, sync_id=0)
+    group.lost = lambda message, _to: isinstance(message, SnapshotChunk)
+    group.run(5 * SILENCE)
+    heartbeats = [m for m in said_by(group, "zero") if m.origin.sync_id == 1]
+    assert len(heartbeats) >= 4 * SILENCE / HEARTBEAT
+    assert not any(heartbeat.complete for heartbeat in heartbeats)
+    group.lost = lambda _message, _to: False
+    group.run(4 * HEARTBEAT)
+    assert said_by(group, "zero")[-1].complete
+    del group.members["east"], group.members["west"]
+    group.run(2 * SILENCE)
+    assert not said_by(group, "zero")[-1].complete, "what its leader told last may be lost"
+
+
+def said_by(group: Group, node: str) -> list[Heartbeat]:
+    return group.messages(Heartbeat, node)
 
 
 def test_a_recording_of_an_old_epoch_is_refused_by_a_node_that_has_restarted() -> None:

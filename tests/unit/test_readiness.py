@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lvsha.model import BUCKETS
-from lvsha.sync.messages import Changes, PeerState, Progress, Role, Standing
+from lvsha.sync.messages import Changes, PeerState, Progress, Role, SnapshotChunk, Standing
 from lvsha.sync.replica import Pace, Replica
 from lvsha.tally import Tally
 from tests.replica_group import Group
@@ -122,6 +122,29 @@ def test_what_is_on_its_way_is_not_covered_until_the_peer_has_told_its_progress(
     assert (figures["coverage"], figures["lag_connections"], figures["lag_ms"]) == (1, 0, 0)
 
 
+def test_a_word_of_progress_that_is_lost_is_made_up_for_by_the_next_heartbeat() -> None:
+    replica = leader_of(tally_of(100))
+    east = follower(replica)
+    east.say(Progress(east.origin(), "west", 77, 0))
+    replica.tell([changed(n) for n in range(20)], START)
+    assert ready(replica)["lag_connections"] == 20
+    east.heartbeat(leader="west", state=PeerState.REPLICATE, position=1)
+    figures = ready(replica, START + 1)
+    assert (figures["coverage"], figures["lag_connections"], figures["lag_ms"]) == (1, 0, 0)
+
+
+def test_numbers_that_a_peer_misses_count_as_so_many_changes_as_the_others_told() -> None:
+    replica = leader_of(tally_of(100))
+    for first in (0, 20):
+        replica.tell([changed(n) for n in range(first, first + 10)], START)
+    replica.tell([changed(40)], START + 0.01)
+    follower(replica, position=3, standing=Standing(told=100, missing=2))
+    figures = ready(replica)
+    assert (figures["coverage"], figures["lag_connections"]) == (0.86, 14)
+    follower(replica, position=3, standing=Standing(told=100))
+    assert coverage(replica) == 1
+
+
 def test_of_a_peer_that_has_not_compared_yet_what_it_has_counts() -> None:
     replica = leader_of(tally_of(100))
     follower(replica, state=PeerState.PROBE, standing=Standing(told=60))
@@ -154,6 +177,21 @@ def test_a_peer_that_is_silent_or_follows_another_does_not_count() -> None:
     assert coverage(replica) == 1
     replica.expire(START + 10)
     assert ready(replica, START + 10)["coverage"] == 0
+
+
+def test_a_peer_that_takes_every_sync_id_covers_nothing_before_it_has_all() -> None:
+    group = Group()
+    west = group.join("west", [connection(n) for n in range(1000)])
+    zero = group.join("zero", sync_id=0)
+    group.lost = lambda message, _to: isinstance(message, SnapshotChunk)
+    group.lead(west)
+    group.run(3)
+    (seen,) = peers(west.replica, "zero", group.now)
+    assert (seen["state"], ready(west.replica, group.now)["coverage"]) == ("SNAPSHOT", 0)
+    group.lost = lambda _message, _to: False
+    group.run(3)
+    assert zero.table.content == west.table.content
+    assert ready(west.replica, group.now)["coverage"] == 1
 
 
 def test_coverage_is_never_below_nothing() -> None:

@@ -8,12 +8,19 @@ import pytest
 from lvsha.errors import SyncError
 from lvsha.model import ConnectionDetails, ConnectionRecord, ForwardMethod, template_key
 from lvsha.sync import records as entries
-from lvsha.sync.datagrams import decode, encode, encode_answers, entries_room
+from lvsha.sync.datagrams import (
+    decode,
+    encode,
+    encode_answers,
+    encode_changes,
+    entries_room,
+)
 from lvsha.sync.messages import KEYS_MAX, LEVEL_PLAIN, Answer, Changes, Origin, Role
 from lvsha.sync.records import (
     DETAILS_BYTES_MAX,
     ENTRY_BYTES_MAX,
     FIELDS_MAX,
+    FOUND_BYTES_MAX,
     Packing,
     PlainPacking,
 )
@@ -84,6 +91,10 @@ def test_a_group_is_laid_out_as_described() -> None:
         IPV4._replace(details=ConnectionDetails(dialogue=(7,))),
         IPV4._replace(server=bytes(16), method=ForwardMethod.TUNNEL),
         IPV4._replace(timeout=0.01),
+        IPV4._replace(details=ConnectionDetails(dialogue=(0,))),
+        IPV4._replace(details=ConnectionDetails(dialogue=(1, 0, 0))),
+        IPV4._replace(details=ConnectionDetails(others=((9, bytes(295)),))),
+        IPV4._replace(details=ConnectionDetails(others=tuple((n, b"x") for n in range(9, 33)))),
     ],
 )
 def test_a_connection_comes_back_with_all_that_it_has(record: ConnectionRecord) -> None:
@@ -148,12 +159,22 @@ def longest(family: int = 6) -> ConnectionRecord:
     )
 
 
-def test_the_longest_entry_fits_the_smallest_datagram_between_the_longest_names() -> None:
+def call() -> ConnectionRecord:
+    """A connection whose parent is the template of a call with the longest Call-ID."""
+    parent = template_key(IPV6.key, b"c" * FOUND_BYTES_MAX)
+    return IPV6._replace(details=ConnectionDetails(parent=parent))
+
+
+@pytest.mark.parametrize("record", [longest(), call()], ids=["longest", "call"])
+def test_the_longest_entry_fits_the_smallest_datagram_between_the_longest_names(
+    record: ConnectionRecord,
+) -> None:
     packing = Packing(entries_room(LONGEST, DATAGRAM_BYTES_MIN))
-    assert packing.add(longest())
-    size = len(packing.groups())
-    assert size <= ENTRY_BYTES_MAX
-    assert told(longest()).records == [longest()]
+    assert packing.add(record)
+    assert len(packing.groups()) <= ENTRY_BYTES_MAX
+    datagram = encode_changes(LONGEST, packing)
+    assert len(datagram) <= DATAGRAM_BYTES_MIN
+    assert decode(datagram) == Changes(LONGEST, [record], [])
 
 
 def test_details_that_would_fit_in_no_datagram_are_refused() -> None:
@@ -200,10 +221,14 @@ BAD_GROUPS: dict[str, object] = {
     "a short mark": [[ENDS, ENTRY, [[0, 1, bytes(3)]]]],
     "short shifts": [[ENDS, ENTRY, [[0, 2, bytes(23)]]]],
     "a find of no template": [[ENDS, ENTRY, [[0, 3, b"call"]]]],
+    "a long find": [[b"\x84" + ENDS[1:], ENTRY, [[0, 3, bytes(256)]]]],
     "an engine with a long name": [[ENDS, ENTRY, [[0, 4, b"e" * 17]]]],
     "an engine with a bad name": [[ENDS, ENTRY, [[0, 4, b"s/p"]]]],
     "a dialogue cut short": [[ENDS, ENTRY, [[0, 6, bytes(5)]]]],
     "a parent that is no key": [[ENDS, ENTRY, [[0, 5, bytes(14)]]]],
+    "a dialogue of 2 bytes": [[ENDS, ENTRY, [[0, 6, bytes(2)]]]],
+    "a dialogue of 5 bytes": [[ENDS, ENTRY, [[0, 6, bytes(5)]]]],
+    "a dialogue of 7 bytes": [[ENDS, ENTRY, [[0, 6, bytes(7)]]]],
 }
 
 

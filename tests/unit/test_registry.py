@@ -423,6 +423,16 @@ def test_a_template_of_a_mark_counts_where_the_mark_belongs() -> None:
     assert (of_mark.connections, stand.tally.connections) == (1, 0)
 
 
+def test_a_poisoned_template_is_known_as_such_whatever_its_port_was() -> None:
+    for port in (80, 65534, 65535):
+        stand = Stand()
+        key = connection_key(6, bytes((10, 9, 0, 1)), 0, V, port)
+        template = stand.registry.open_template(key, b"", stand.binding(), 300.0, NOW)
+        assert not template.is_poisoned
+        stand.registry.poison(template)
+        assert template.is_poisoned
+
+
 def test_backups_forget_a_poisoned_template_at_once_and_hear_no_more_of_it() -> None:
     stand = Stand(reporting=TellRule())
     old = stand.template()

@@ -27,6 +27,7 @@ from tests.packets import (
     ACK,
     FIN,
     PSH,
+    RST,
     SYN,
     TCP,
     UDP,
@@ -160,10 +161,13 @@ def test_a_handshake_is_told_with_its_states_and_timeouts() -> None:
 
 
 def test_a_dropped_frame_has_a_reason_with_name_and_number() -> None:
-    decision, left = show(rerun(), tcp(CLIENT, 4000, VIRTUAL, 80, ACK))
+    decision, left = show(rerun(), tcp(CLIENT, 4000, VIRTUAL, 80, RST))
     assert (decision.verdict, left) == ("drop", [])
     assert (decision.service, decision.server) == ("http", None)
     assert decision.reason == {"number": 4, "name": "no_connection"}
+    decision, [(_, frame)] = show(rerun(), tcp(CLIENT, 4000, VIRTUAL, 80, ACK))
+    assert decision.reason == {"number": 34, "name": "reset"}
+    assert reader.dissect(frame[14:]).payload.flags == "R"
 
 
 def test_a_frame_that_is_dropped_on_its_way_out_has_a_reason_too() -> None:
@@ -270,7 +274,7 @@ def test_a_silence_of_centuries_takes_no_time() -> None:
     show(director, syn())
     decision, _ = show(director, tcp(CLIENT, 4000, VIRTUAL, 80, ACK), 1e10)
     assert decision.time == 1e10
-    assert decision.reason == {"number": 4, "name": "no_connection"}
+    assert decision.reason == {"number": 34, "name": "reset"}
     assert len(director.director.registry.table) == 0
 
 

@@ -243,6 +243,19 @@ def test_a_copy_that_cannot_compare_trusts_the_numbers_alone() -> None:
     assert len(sent_of(SnapshotRequest, actions)) == 1
 
 
+def test_sums_that_others_asked_for_say_nothing_to_who_cannot_compare() -> None:
+    replica = started(sync_id=0)
+    east = East(replica)
+    east.sync_id = 5
+    east.changes(connection(1))
+    assert peers(replica, "east")[0]["state"] == "PROBE"
+    assert events(east.sums()) == [], "its own sums are those of nothing"
+    east.heartbeat()
+    assert peers(replica, "east")[0]["state"] == "SNAPSHOT"
+    replica.resync(START)
+    assert events(east.sums()) == []
+
+
 def test_a_replica_with_id_0_leads_under_id_0_only() -> None:
     replica = started(sync_id=0)
     east = East(replica)

@@ -323,7 +323,7 @@ def test_a_snapshot_is_at_most_a_window_ahead_of_the_slowest_listener() -> None:
     north = follower(replica, "north")
     ask(north)
     actions = replica.snapshot(table_of(range(20_000)), START)
-    assert numbers_after(actions) == 10
+    assert numbers_after(actions) == 10, "the beginning, and what is left of the window"
     assert sent(expire_until(replica, START + 0.02)) == []
     told = east.say(Progress(east.origin(), "west", 77, 10), START + 0.02)
     assert sent(told) == [], "the other is still behind"
@@ -338,9 +338,21 @@ def test_a_window_that_stays_shut_lets_one_ticks_share_through() -> None:
     expire_until(replica, START + 0.05)
     before = replica._source.sequence
     assert before == 10
-    expire_until(replica, START + WINDOW_STALL + 0.02)
-    assert 1 <= replica._source.sequence - before <= 5
+    actions = expire_until(replica, START + WINDOW_STALL + 0.02)
+    assert len(sent_of(SnapshotChunk, actions)) == 5
     assert replica.counters["window_stalls"] == 1
+
+
+def test_a_window_that_stays_shut_lets_one_through_while_live_changes_wait() -> None:
+    replica, _ = asked(Pace(window=10, live_datagrams_per_tick=1, snapshot_datagrams_per_tick=5))
+    replica.snapshot(table_of(range(20_000)), START)
+    now = START
+    while now < START + WINDOW_STALL + 0.02:
+        replica.tell([changed(30_000 + n) for n in range(500)], now)
+        replica.expire(now)
+        now += 0.001
+    assert replica._source.queued
+    assert len(replica._source._ahead) == 10
 
 
 def test_a_listener_that_has_all_does_not_hold_a_snapshot_up() -> None:

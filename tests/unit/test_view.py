@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -90,6 +91,37 @@ def test_ipv6_addresses_in_brackets_are_shown_as_they_are() -> None:
     assert "[/]" in text
 
 
+def test_daemons_are_shown_with_what_they_have_told_and_taken() -> None:
+    master = {
+        "sync_id": 7,
+        "interface": "eth2",
+        "speaks": True,
+        "waiting_messages": 3,
+        "counters": {"records": 120},
+    }
+    backup = {
+        "sync_ids": [7, 8],
+        "interface": "eth3",
+        "heard_seconds_ago": 0.4,
+        "counters": {"datagrams": 2, "records": 45},
+    }
+    masters = [master, master | {"sync_id": 8, "speaks": False, "counters": {}}]
+    backups = [backup, backup | {"heard_seconds_ago": None}]
+    lines = shown({"daemons": {"masters": masters, "backups": backups}}).splitlines()
+    cells = [re.split(r" {2,}", line.strip()) for line in lines[1:]]
+    assert cells == [
+        ["sync id", "daemon", "interface", "records told", "records taken", "heard", "waiting"],
+        ["7", "master", "eth2", "120", "-", "-", "3"],
+        ["8", "master, not led", "eth2", "0", "-", "-", "3"],
+        ["7, 8", "backup", "eth3", "-", "45", "0.4 s ago", "-"],
+        ["7, 8", "backup", "eth3", "-", "45", "never", "-"],
+    ]
+
+
+def test_without_daemons_nothing_is_said_of_them() -> None:
+    assert shown({"daemons": {"masters": [], "backups": []}}) == shown({})
+
+
 @pytest.mark.parametrize(
     "status",
     [
@@ -108,6 +140,8 @@ def test_ipv6_addresses_in_brackets_are_shown_as_they_are() -> None:
         {"services": {"a": {"servers": [None, 3, {}]}}},
         {"sync": {"a": {"peers": {"b": None}, "lag": {"oldest_ms": "late"}}}},
         {"sync": {"a": {"peers": [None], "lag": []}}},
+        {"daemons": {"masters": 3, "backups": {}}},
+        {"daemons": {"masters": [None, {}], "backups": [5, {"counters": 1, "sync_ids": None}]}},
     ],
 )
 def test_what_is_missing_or_strange_is_never_an_error(status: object) -> None:

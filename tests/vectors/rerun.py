@@ -297,9 +297,9 @@ def in_words(left: Sequence[Left]) -> str:
 def comparable(left: Sequence[Left]) -> list[Left]:
     """Packets without what varies from run to run; see the recordings' README.
 
-    That is the identification of what a director makes itself (ICMP errors, resets, outer
-    tunnel headers) with the header checksum, the IPv6 flow label, the identification of IPv6
-    fragments, and the source port of GUE with the UDP checksum.
+    That is the identification of what a director makes itself (ICMP errors, outer tunnel
+    headers) with the header checksum, the IPv6 flow label, that of resets too, the
+    identification of IPv6 fragments, and the source port of GUE with the UDP checksum.
     """
     return [Left(p.side, p.dmac, _comparable(p.packet)) for p in left]
 
@@ -308,9 +308,9 @@ def _comparable(packet: bytes) -> bytes:
     varied = bytearray(packet)
     if packet[0] >> 4 == 6:
         protocol, at, later = packet[6], 40, False
-        made_by_director = (
-            packet[8:24] in _DIRECTOR or protocol == Protocol.ICMPV6 or _is_reset(packet[6:])
-        )
+        made_by_director = packet[8:24] in _DIRECTOR or protocol == Protocol.ICMPV6
+        if packets.is_bare_reset(packet):
+            varied[1:4] = bytes((packet[1] & 0xF0, 0, 0))
         if protocol == ipv6.FRAGMENT:
             later = int.from_bytes(packet[42:44]) >= 8
             varied[44:48] = bytes(4)
@@ -328,13 +328,6 @@ def _comparable(packet: bytes) -> bytes:
         if any(packet[at + 6 : at + 8]):
             varied[at + 6 : at + 8] = b"\xff\xff"
     return bytes(varied)
-
-
-def _is_reset(tail: bytes) -> bool:
-    """Whether an IPv6 packet, from its next header on, is a host's answer to a stray segment."""
-    return (
-        tail[0] == Protocol.TCP and len(tail) == 54 and bool(tail[47] & 4) and not any(tail[48:50])
-    )
 
 
 _DIRECTOR = frozenset(

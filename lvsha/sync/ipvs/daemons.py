@@ -235,6 +235,7 @@ class Daemons:
             "masters": [
                 {
                     "sync_id": core.sync_id,
+                    "interface": daemon.daemons[0].terms.interface,
                     "speaks": number is _ANY or now < self._quiet_at.get(number, _NEVER),
                     "waiting_messages": core.waiting,
                     "counters": core.counters.snapshot(),
@@ -244,6 +245,7 @@ class Daemons:
             ],
             "backups": [
                 {
+                    "interface": daemon.daemons[0].terms.interface,
                     "sync_ids": sorted(daemon.core.sync_ids),
                     "heard_seconds_ago": (
                         None if daemon.core.heard_at is None else now - daemon.core.heard_at
