@@ -1,23 +1,27 @@
-"""How fast connections are read for a snapshot, and entered at the peer.
+"""How fast a table is read for a snapshot, and entered at a peer, without a network.
 
-Two directors in one process, and no network: one is filled as a peer would fill it, its
-connections are read bucket by bucket, and entered at the other in lists as long as a
-datagram's. The figures are records per second of each half, by the process's own time.
+Two stores in one process: the connections of one are read bucket by bucket, as a source reads
+them, and entered at the other in lists as long as those of a datagram. What encoding, sealing
+and sending cost is not in it. All is processor time of this process.
+
+Run as ``python -m bench.replication METHOD NUMBER``; writes one line of JSON.
 """
 
 import gc
+import json
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Final, TypeVar
 
+from bench.footprint import METHODS
 from bench.handmade import SERVER, SERVER_PORTS, SERVICE_PORTS, VIRTUAL, client_of, make_director
 from lvsha.connection_store import ConnectionStore
 from lvsha.datapath.garbage import short_pauses
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.model import (
     BUCKETS,
-    ConnectionFlag,
     ConnectionRecord,
     ForwardMethod,
     Protocol,
@@ -29,74 +33,85 @@ OF_A_DATAGRAM: Final = 90
 TIMEOUT: Final = 900.0
 NOW: Final = 1000.0
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Records per second.
 
     Attributes:
-        entered: at a node that had none of them.
         read: at their source.
-        repeated: at a node that has them all.
+        entered: at a peer that has none of them.
+        repeated: at one that has all of them.
     """
 
-    entered: float
     read: float
+    entered: float
     repeated: float
 
 
 def make_store(connections_max: int) -> ConnectionStore:
-    """A store over a director that has nothing yet."""
-    director = make_director(connections_max)
-    return ConnectionStore(director, {VIRTUAL: SYNC_ID}, lambda: NOW)
+    """A store over a director that has no connections yet."""
+    return ConnectionStore(make_director(connections_max), {VIRTUAL: SYNC_ID}, lambda: NOW)
 
 
-def told(number: int, method: ForwardMethod) -> Iterator[list[ConnectionRecord]]:
-    """So many established connections, in lists as a decoder makes them of datagrams."""
-    gathered: list[ConnectionRecord] = []
+def established(number: int, method: ForwardMethod) -> Iterator[ConnectionRecord]:
+    """So many established connections of one virtual end and one real server."""
+    ends = VIRTUAL, SERVICE_PORTS[method]
+    server = SERVER, SERVER_PORTS[method]
     for index in range(number):
-        client, port = client_of(index)
-        key = connection_key(Protocol.TCP, client, port, VIRTUAL, SERVICE_PORTS[method])
-        gathered.append(
-            ConnectionRecord(
-                key,
-                SERVER,
-                SERVER_PORTS[method],
-                method,
-                int(TcpState.ESTABLISHED),
-                int(ConnectionFlag.SYNC),
-                float(TIMEOUT),
-            )
-        )
+        key = connection_key(Protocol.TCP, *client_of(index), *ends)
+        yield ConnectionRecord(key, *server, method, int(TcpState.ESTABLISHED), 0, TIMEOUT)
+
+
+def in_lists(records: Iterable[ConnectionRecord]) -> Iterator[list[ConnectionRecord]]:
+    """Records as they come out of datagrams."""
+    gathered: list[ConnectionRecord] = []
+    for record in records:
+        gathered.append(record)
         if len(gathered) == OF_A_DATAGRAM:
             yield gathered
             gathered = []
-    if gathered:
-        yield gathered
-
-
-def _timed(work: Callable[[], object]) -> float:
-    gc.collect()
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+    yield gathered
 
 
 def measure(number: int, method: ForwardMethod = ForwardMethod.NAT) -> Rates:
-    """Enter so many connections, read them, and enter them again."""
-    lists = list(told(number, method))
+    """Read so many connections at their source, enter them at a peer, and enter them again."""
+    source, peer = (make_store(connections_max=2 * number) for _ in range(2))
+    for records in in_lists(established(number, method)):
+        source.apply(records)
+
+    def read() -> list[list[ConnectionRecord]]:
+        return [list(source.records(SYNC_ID, bucket)) for bucket in range(BUCKETS)]
+
     with short_pauses():
-        store = make_store(connections_max=2 * number)
+        reading, buckets = _timed(read)
+        lists = list(in_lists(record for bucket in buckets for record in bucket))
+        del buckets
 
         def enter() -> None:
             for records in lists:
-                store.apply(records)
+                peer.apply(records)
 
-        def read() -> None:
-            for bucket in range(BUCKETS):
-                for _ in store.records(SYNC_ID, bucket):
-                    pass
+        entering, _ = _timed(enter)
+        assert peer.tally(SYNC_ID).sums == source.tally(SYNC_ID).sums, "all were entered"
+        repeating, _ = _timed(enter)
+    return Rates(number / reading, number / entering, number / repeating)
 
-        entering = _timed(enter)
-        assert store.tally(SYNC_ID).told == number, "all have been entered"
-        return Rates(number / entering, number / _timed(read), number / _timed(enter))
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    gc.collect()
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result
+
+
+def main() -> None:
+    """Measure in this process."""
+    rates = measure(int(sys.argv[2]), METHODS[sys.argv[1]])
+    sys.stdout.write(json.dumps(asdict(rates)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -558,7 +558,12 @@ class ConnectionTable:
     def _disarm(self, connection: Connection) -> None:
         """Take a connection out of the wheel."""
         second = connection.second
-        self._wheel[second].pop(connection, None)
-        if second in self._crowded:
-            for lying in self._crowded[second]:
-                lying.pop(connection, None)
+        lying = self._wheel[second]
+        if connection in lying:
+            del lying[connection]
+            return
+        for lying in self._crowded[second]:
+            if connection in lying:
+                del lying[connection]
+                return
+        raise AssertionError("a connection lies in its second")
