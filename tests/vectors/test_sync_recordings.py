@@ -86,7 +86,11 @@ class Actor:
             digests={piece: bytes.fromhex(d) for piece, d in node["digests"].items()},
             heartbeat_interval=rest["heartbeat_interval"],
             datagram_max=rest["datagram_max"],
-            pace=Pace(snapshot_datagrams_per_tick=rest["snapshot_datagrams_per_tick"]),
+            pace=Pace(
+                # What 0.1.0 did not do yet is not done here.
+                snapshot_datagrams_per_tick=rest["snapshot_datagrams_per_tick"],
+                tail_waits=(),
+            ),
         )
         self.sent: list[bytes] = []
         self.now = 0.0
