@@ -578,8 +578,10 @@ class Replica:
         return [Send(encode(each)) for each in messages]
 
     def _other_heartbeats(self, now: float) -> Iterator[Heartbeat]:
-        """What a replica with id 0 says to those whose ids it only follows."""
+        """What a replica with id 0 says to those whose ids it only follows, if there are any."""
         for sync_id, copy in self._others.items():
+            if not (heard := copy.peers.heard_epochs(now)):
+                continue
             leader = copy.leader
             yield Heartbeat(
                 self._origin(sync_id),
@@ -592,6 +594,6 @@ class Replica:
                 level=self._level,
                 speaks=self._level,
                 oldest=1,
-                heard=copy.peers.heard_epochs(now),
+                heard=heard,
                 standing=lacking(copy),
             )

@@ -1,4 +1,4 @@
-"""Which lines of the datapath were reached, at a price that falls as they are.
+"""Which lines of a part were reached, at a price that falls as they are.
 
 A trace function is called for each function that is entered. One in which no line is new
 any more is not looked at line by line, so that soon only functions with unreached lines
@@ -15,8 +15,9 @@ from typing import Self
 import lvsha
 
 _PACKAGE = Path(lvsha.__file__).parent
-WATCHED = ("datapath", "wire")
-"""Of these only modules that the director has imported are counted: no shells."""
+DATAPATH = ("datapath", "wire")
+SYNC = ("sync",)
+"""Of these only modules that were imported are counted: no shells."""
 
 _Tracer = Callable[[FrameType, str, object], "_Tracer | None"]
 
@@ -24,12 +25,16 @@ _Tracer = Callable[[FrameType, str, object], "_Tracer | None"]
 class Lines:
     """The lines that were reached; a context in which they are watched.
 
+    Args:
+        parts: the packages of lvsha that are watched.
+
     Attributes:
         found: how many were reached for the first time since it was last set to 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parts: tuple[str, ...] = DATAPATH) -> None:
         self.found = 0
+        self._parts = parts
         self._unreached: dict[CodeType, set[int]] = {}
         self._reached: set[tuple[str, int]] = set()
         self._active = False
@@ -55,7 +60,7 @@ class Lines:
     def _enter(self, frame: FrameType, _event: str, _value: object) -> _Tracer | None:
         unreached = self._unreached.get(frame.f_code)
         if unreached is None:
-            unreached = self._unreached[frame.f_code] = _lines_of(frame.f_code)
+            unreached = self._unreached[frame.f_code] = self._lines_of(frame.f_code)
         if not unreached:
             return None
         self._reach(frame, unreached)
@@ -76,12 +81,12 @@ class Lines:
     def unreached(self) -> dict[str, list[int]]:
         """By module, the lines of functions that were not reached."""
         missing: dict[str, list[int]] = {}
-        for path in sorted(_files()):
+        for path in sorted(self._files()):
             code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
             lines = {
                 line
                 for inner in _functions(code)
-                for line in _lines_of(inner)
+                for line in self._lines_of(inner)
                 if (str(path), line) not in self._reached
             }
             missing[str(path.relative_to(_PACKAGE))] = sorted(lines)
@@ -91,21 +96,19 @@ class Lines:
         """How many lines there are in functions."""
         return len(self) + sum(map(len, self.unreached().values()))
 
+    def _files(self) -> list[Path]:
+        names = tuple(f"lvsha.{part}." for part in self._parts)
+        return [
+            Path(module.__file__)
+            for name, module in sys.modules.items()
+            if name.startswith(names) and module.__file__ is not None
+        ]
 
-def _files() -> list[Path]:
-    names = tuple(f"lvsha.{part}." for part in WATCHED)
-    return [
-        Path(module.__file__)
-        for name, module in sys.modules.items()
-        if name.startswith(names) and module.__file__ is not None
-    ]
-
-
-def _lines_of(code: CodeType) -> set[int]:
-    path = Path(code.co_filename)
-    if not any(_PACKAGE / part in path.parents for part in WATCHED):
-        return set()
-    return {line for _, _, line in code.co_lines() if line}
+    def _lines_of(self, code: CodeType) -> set[int]:
+        path = Path(code.co_filename)
+        if not any(_PACKAGE / part in path.parents for part in self._parts):
+            return set()
+        return {line for _, _, line in code.co_lines() if line}
 
 
 def _functions(code: CodeType, *, inside: bool = False) -> list[CodeType]:

@@ -268,6 +268,19 @@ def test_a_replica_with_id_0_leads_under_id_0_only() -> None:
     assert told.origin.sync_id == 0
 
 
+def test_a_replica_with_id_0_speaks_under_no_id_that_nobody_uses_any_more() -> None:
+    replica = started(sync_id=0)
+    for sync_id in range(1, 256):
+        east = East(replica)
+        east.sync_id = sync_id
+        east.heartbeat()
+    said = sent_of(Heartbeat, expire_until(replica, START + HEARTBEAT))
+    assert {heartbeat.origin.sync_id for heartbeat in said} == set(range(256))
+    expire_until(replica, START + SILENCE + HEARTBEAT)
+    said = sent_of(Heartbeat, expire_until(replica, START + SILENCE + 3 * HEARTBEAT))
+    assert {heartbeat.origin.sync_id for heartbeat in said} == {0}
+
+
 def test_a_resync_of_a_replica_with_id_0_concerns_every_copy() -> None:
     replica = started(sync_id=0)
     for sync_id in (5, 6):
