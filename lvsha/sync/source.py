@@ -87,6 +87,8 @@ RESEND_MAX: Final = 4096
 RESEND_PAUSE: Final = 0.01
 # Sums are only right while nothing waits to be sent; this long they wait for that.
 SUMS_PATIENCE: Final = 0.25
+# Four datagrams for a request of twenty bytes: listeners that ask within this share them.
+SUMS_PAUSE: Final = 0.02
 # What a limit of bytes lets through at once after an idle time, in seconds of its rate.
 BURST: Final = 0.1
 
@@ -170,6 +172,7 @@ class Source:
         self._snapshots: deque[tuple[int, int]] = deque(maxlen=SNAPSHOTS_REMEMBERED)
         self._provide_at = float("-inf")
         self._sums_by: float | None = None
+        self._sums_at = float("-inf")
 
     @property
     def origin(self) -> Origin:
@@ -187,7 +190,7 @@ class Source:
         if self._wanted and self._records is None:
             times.append(self._provide_at)
         if self._sums_by is not None:
-            times.append(self._sums_by)
+            times.append(self._sums_by if self._queue else self._sums_at)
         if self._tail.at is not None and not self._queue:
             times.append(self._tail.at)
         return min(times, default=None)
@@ -467,9 +470,9 @@ class Source:
     # Sums and snapshots
 
     def _send_sums(self, now: float) -> list[Action]:
-        if self._sums_by is None or (self._queue and now < self._sums_by):
+        if self._sums_by is None or now < self._sums_at or (self._queue and now < self._sums_by):
             return []
-        self._sums_by = None
+        self._sums_by, self._sums_at = None, now + SUMS_PAUSE
         sums, origin = self._tally.sums, self.origin
         step = min(SUMS_MAX, entries_room(origin, self._datagram_max) // SUM_BYTES)
         is_current = not self._queue

@@ -17,7 +17,7 @@ from lvsha.sync.messages import (
 )
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.replica import Action, Pace, Replica, Send
-from lvsha.sync.source import BURST, RESEND_MAX, RESEND_PAUSE, SUMS_PATIENCE
+from lvsha.sync.source import BURST, RESEND_MAX, RESEND_PAUSE, SUMS_PATIENCE, SUMS_PAUSE
 from tests.replicas import (
     HEARTBEAT,
     START,
@@ -384,6 +384,22 @@ def test_sums_fit_in_small_datagrams(datagram_max: int) -> None:
     answers = sent_of(Sums, east.say(SumsRequest(east.origin(), "west", 77)))
     assert max(len(encode(answer)) for answer in answers) <= datagram_max
     assert sum(len(answer.sums) for answer in answers) == BUCKETS
+
+
+def test_followers_that_ask_for_sums_within_a_moment_share_them() -> None:
+    replica = leading()
+    east, north = follower(replica), follower(replica, "north")
+    asked = SumsRequest(east.origin(), "west", 77)
+    assert len(sent_of(Sums, east.say(asked))) == 4
+    again = east.say(asked, START + 0.001)
+    again += north.say(SumsRequest(north.origin(), "west", 77), START + 0.002)
+    assert sent_of(Sums, again) == []
+    assert replica.deadline == START + SUMS_PAUSE
+    assert len(sent_of(Sums, replica.expire(START + SUMS_PAUSE))) == 4
+    for step in range(1000):
+        again += east.say(asked, START + 0.1 + step / 1000)
+        again += expire_until(replica, START + 0.1 + step / 1000)
+    assert len(sent_of(Sums, again)) <= 4 * (1 / SUMS_PAUSE + 1)
 
 
 def test_sums_wait_until_nothing_waits_to_be_told() -> None:

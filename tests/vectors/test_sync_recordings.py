@@ -89,6 +89,8 @@ class Actor:
             pace=Pace(
                 # What 0.1.0 did not do yet is not done here.
                 snapshot_datagrams_per_tick=rest["snapshot_datagrams_per_tick"],
+                eager_datagrams_per_tick=64,
+                live_datagrams_per_tick=64,
                 tail_waits=(),
             ),
         )
@@ -163,7 +165,9 @@ def recorded_of(recording: Recording, name: str) -> list[bytes]:
 
 
 def numbered(datagrams: list[bytes]) -> list[bytes]:
-    return [datagram for datagram in datagrams if body(datagram)[0] in COUNTED]
+    """Those with a number of their own, once each: 0.1.0 did not know why to say one again."""
+    once = dict.fromkeys(datagrams)
+    return [datagram for datagram in once if body(datagram)[0] in COUNTED]
 
 
 @pytest.mark.parametrize("name", ["east", "west"])
