@@ -37,8 +37,6 @@ from lvsha.tally import SUM_MASK
 UINT32 = st.integers(0, 2**32 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
 PORTS = st.integers(0, 65_535)
-BYTE = st.integers(0, 255)
-PLAIN_METHODS = [method for method in ForwardMethod if method is not ForwardMethod.BYPASS]
 NAMES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=63)
 DIGESTS = st.binary(min_size=16, max_size=16)
 

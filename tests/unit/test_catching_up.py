@@ -279,10 +279,28 @@ def test_sums_that_are_ahead_of_what_was_sent_are_not_compared() -> None:
     east, _ = follower(1)
     leader_has(east, 1)
     east.heartbeat()
-    for first in range(0, BUCKETS, SUMS_MAX):
-        sums = tuple(east.tally.sums[first : first + SUMS_MAX])
-        assert events(east.say(Sums(east.origin(), first, sums, is_current=False))) == []
+    assert events(east.sums(is_current=False)) == []
     assert PeerChanged("east", PeerState.REPLICATE, "all sums agree") in east.sums()
+
+
+def test_sums_that_are_not_current_count_as_inexact() -> None:
+    east, _ = follower(1)
+    leader_has(east, 1, 2)
+    east.heartbeat()
+    assert INEXACT_MAX % 4 == 0
+    for _ in range(INEXACT_MAX // 4 - 1):
+        assert events(east.sums(is_current=False)) == []
+    assert events(east.sums(is_current=False, parts=(0, 1, 2))) == []
+    assert PeerChanged("east", PeerState.SNAPSHOT, "1 of 511 sums differ") in east.sums()
+
+
+def test_sums_that_are_never_current_are_compared_all_the_same() -> None:
+    east, _ = follower(1)
+    leader_has(east, 1, 2)
+    east.heartbeat()
+    for _ in range(INEXACT_MAX // 4 + 1):
+        east.sums(is_current=False)
+    assert east.state() == "SNAPSHOT"
 
 
 def test_what_agreed_before_a_loss_is_compared_again() -> None:

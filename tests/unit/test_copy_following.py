@@ -382,17 +382,51 @@ def test_a_new_leader_takes_no_older_state_after_a_newer_one() -> None:
     assert told(east.changes(connection(1, 1), connection(2), sequence=first)) == [connection(2)]
 
 
-def test_a_new_leader_asks_the_old_one_for_what_it_misses_of_it() -> None:
+def test_a_new_leader_asks_the_one_that_drains_for_what_it_misses() -> None:
     east = replicating()
     east.replica.lead(START)
     east.role = Role.DRAIN
-    missed = east.sequence + 1
-    east.changes(connection(2), sequence=missed + 1)
-    assert gaps(expire_until(east.replica, START + REORDER_WAIT)) == [((missed, 1),)]
-    actions = east.changes(connection(1), sequence=missed, now=START + 0.01)
-    assert told(actions) == [connection(1)]
-    east.changes(connection(3), sequence=missed + 3, now=START + OVERLAP)
-    assert gaps(expire_until(east.replica, START + OVERLAP + 0.2)) == []
+    first = east.sequence + 1
+    east.changes(connection(2), sequence=first + 1)
+    assert gaps(expire_until(east.replica, START + REORDER_WAIT)) == [((first, 1),)]
+    assert told(east.changes(connection(1), sequence=first)) == [connection(1)]
+
+
+def test_a_new_leader_asks_nobody_who_has_drained() -> None:
+    east = replicating()
+    east.replica.lead(START)
+    east.role = Role.FOLLOW
+    first = east.sequence + 1
+    east.changes(connection(2), sequence=first + 1)
+    assert gaps(expire_until(east.replica, START + PATIENCE)) == []
+    assert events(east.changes(connection(1), sequence=first, now=START + PATIENCE)) == []
+
+
+def test_a_leader_asks_for_nothing_after_the_overlap() -> None:
+    east = replicating()
+    east.replica.lead(START)
+    east.heartbeat(START + OVERLAP)
+    east.changes(connection(2), sequence=east.sequence + 2, now=START + OVERLAP)
+    assert gaps(expire_until(east.replica, START + OVERLAP + PATIENCE)) == []
+
+
+def test_what_a_draining_node_tells_reaches_the_next_leader_though_a_datagram_is_lost() -> None:
+    group = Group()
+    east, west = group.join("east", [connection(1)]), group.join("west")
+    group.lead(east)
+    group.run(5)
+    group.follow(east)
+    group.lead(west)
+    group.lost = lambda message, _to: isinstance(message, Changes)
+    group.change(east, changed(9))
+    group.lost = lambda _message, _to: False
+    group.change(east, changed(10))
+    assert connection(9).key not in west.table.content
+    group.run(0.1)
+    assert connection(9).key in west.table.content
+    group.run(10)
+    assert west.table.content == east.table.content
+    assert connection(9).key in east.table.content
 
 
 def test_a_leader_takes_nothing_after_the_overlap() -> None:

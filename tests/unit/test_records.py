@@ -1,5 +1,6 @@
 """Connections as entries of a datagram, of both levels."""
 
+from dataclasses import replace
 from itertools import islice
 
 import msgpack
@@ -85,13 +86,9 @@ def test_a_group_is_laid_out_as_described() -> None:
         IPV6._replace(details=DETAILS),
         IPV6._replace(key=template_key(IPV6.key, b"c" * 255)),
         template(1, b"call")._replace(details=ConnectionDetails(mark=2**32 - 1)),
-        IPV6._replace(
-            details=ConnectionDetails(parent=template_key(IPV6.key, b"c" * 255), dialogue=())
-        ),
         IPV4._replace(details=ConnectionDetails(dialogue=(7,))),
         IPV4._replace(server=bytes(16), method=ForwardMethod.TUNNEL),
         IPV4._replace(timeout=0.01),
-        IPV4._replace(details=ConnectionDetails(dialogue=(0,))),
         IPV4._replace(details=ConnectionDetails(dialogue=(1, 0, 0))),
         IPV4._replace(details=ConnectionDetails(others=((9, bytes(295)),))),
         IPV4._replace(details=ConnectionDetails(others=tuple((n, b"x") for n in range(9, 33)))),
@@ -178,20 +175,33 @@ def test_the_longest_entry_fits_the_smallest_datagram_between_the_longest_names(
 
 
 def test_details_that_would_fit_in_no_datagram_are_refused() -> None:
-    fields = [9, bytes(250), 10, bytes(40)]
-    decode(datagram_of(14, 1, [[ENDS, ENTRY, [[0, *fields]]]]))
-    fields[3] = bytes(41)
+    fields: list[object] = [0, 9, bytes(250), 10, bytes(40)]
+    decode(datagram_of(12, [[ENDS, ENTRY, [fields]]], [], []))
+    fields[-1] = bytes(41)
     with pytest.raises(SyncError, match="too long"):
-        decode(datagram_of(14, 1, [[ENDS, ENTRY, [[0, *fields]]]]))
+        decode(datagram_of(12, [[ENDS, ENTRY, [fields]]], [], []))
 
 
-def test_fields_that_are_too_long_together_are_left_out_from_the_end() -> None:
-    others = ((9, bytes(200)), (10, bytes(90)), (11, b"x"))
-    (record,) = told(IPV4._replace(details=ConnectionDetails(mark=7, others=others))).records
-    assert record.details == ConnectionDetails(mark=7, others=others[:1])
-    many = tuple((100 + number, b"x") for number in range(50))
-    (record,) = told(IPV4._replace(details=ConnectionDetails(others=many))).records
-    assert record.details == ConnectionDetails(others=many[:FIELDS_MAX])
+@pytest.mark.parametrize("length", [1, 2, 7, 60, 150, 255, 300])
+def test_of_details_that_are_too_long_the_last_fields_are_left_out_and_nothing_else(
+    length: int,
+) -> None:
+    others = tuple((number, bytes(length)) for number in range(9, 60))
+    record = IPV4._replace(details=replace(DETAILS, others=others))
+    (came,) = told(record).records
+    assert came.details is not None
+    left = came.details.others
+    assert came == record._replace(details=replace(DETAILS, others=left))
+    assert left == others[: len(left)]
+    room = DETAILS_BYTES_MAX - 9 - 29 - 8 - 11 - 43
+    assert len(left) == min(room // (5 + length), FIELDS_MAX - 5)
+    assert told(came).records == [came], "what was read can be told again"
+
+
+def test_a_field_that_does_not_fit_takes_all_behind_it_along() -> None:
+    details = ConnectionDetails(others=((9, b"first"), (10, bytes(290)), (11, b"last")))
+    (came,) = told(IPV4._replace(details=details)).records
+    assert came == IPV4._replace(details=ConnectionDetails(others=((9, b"first"),)))
 
 
 BAD_GROUPS: dict[str, object] = {
@@ -227,7 +237,6 @@ BAD_GROUPS: dict[str, object] = {
     "a dialogue cut short": [[ENDS, ENTRY, [[0, 6, bytes(5)]]]],
     "a parent that is no key": [[ENDS, ENTRY, [[0, 5, bytes(14)]]]],
     "a dialogue of 2 bytes": [[ENDS, ENTRY, [[0, 6, bytes(2)]]]],
-    "a dialogue of 5 bytes": [[ENDS, ENTRY, [[0, 6, bytes(5)]]]],
     "a dialogue of 7 bytes": [[ENDS, ENTRY, [[0, 6, bytes(7)]]]],
 }
 
@@ -337,10 +346,13 @@ def test_level_1_leaves_details_out() -> None:
     assert packing.encoded == [entries.encode_plain(IPV4)]
 
 
-def test_level_1_has_no_word_for_a_bypass() -> None:
+def test_level_1_leaves_out_what_bypasses_as_version_0_1_0_knows_no_such_method() -> None:
+    bypass = IPV4._replace(method=ForwardMethod.BYPASS)
+    assert told(bypass).records == [bypass]
     packing = PlainPacking(1000)
-    assert packing.add(IPV4._replace(method=ForwardMethod.BYPASS))
-    assert packing.count == 0
+    assert packing.add(bypass)
+    assert packing.add(IPV6)
+    assert packing.encoded == [entries.encode_plain(IPV6)]
 
 
 def test_level_1_bounds_time_outs_as_version_0_1_0_does() -> None:

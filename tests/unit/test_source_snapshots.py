@@ -26,6 +26,7 @@ from lvsha.sync.source import (
     WINDOW_STALL,
 )
 from lvsha.tally import Tally
+from tests.replica_group import Group
 from tests.replicas import (
     START,
     East,
@@ -38,6 +39,7 @@ from tests.replicas import (
     leading,
     make_replica,
     members,
+    peers,
     sent,
     sent_of,
 )
@@ -346,13 +348,15 @@ def test_a_window_that_stays_shut_lets_one_ticks_share_through() -> None:
 def test_a_window_that_stays_shut_lets_one_through_while_live_changes_wait() -> None:
     replica, _ = asked(Pace(window=10, live_datagrams_per_tick=1, snapshot_datagrams_per_tick=5))
     replica.snapshot(table_of(range(20_000)), START)
-    now = START
+    now, actions = START, []
     while now < START + WINDOW_STALL + 0.02:
         replica.tell([changed(30_000 + n) for n in range(500)], now)
-        replica.expire(now)
+        actions += replica.expire(now)
+        if now < START + WINDOW_STALL:
+            actions.clear()
         now += 0.001
     assert replica._source.queued
-    assert len(replica._source._ahead) == 10
+    assert len(sent_of(SnapshotChunk, actions)) == 1
 
 
 def test_a_listener_that_has_all_does_not_hold_a_snapshot_up() -> None:
@@ -366,19 +370,49 @@ def test_a_listener_that_has_all_does_not_hold_a_snapshot_up() -> None:
     assert replica._source.sequence == 20
 
 
-def test_a_listener_that_tells_nothing_does_not_hold_a_snapshot_up_for_long() -> None:
-    replica, east = asked(Pace(window=10, snapshot_datagrams_per_tick=100))
+def test_a_listener_that_tells_no_progress_does_not_hold_a_snapshot_up_for_long() -> None:
+    replica, east = asked(Pace(window=10, snapshot_datagrams_per_tick=2))
     ask(follower(replica, "north"))
     replica.snapshot(table_of(range(20_000)), START)
-    east.say(Progress(east.origin(), "west", 77, 10), START + 0.01)
-    expire_until(replica, START + 0.02)
-    assert replica._source.sequence == 10
-    later = START + PROGRESS_PATIENCE
-    expire_until(replica, later)
-    before = replica._source.sequence
-    east.say(Progress(east.origin(), "west", 77, before), later)
-    expire_until(replica, later + 0.01)
-    assert replica._source.sequence == before + 10
+
+    def go_on(until: float) -> int:
+        """East tells its progress every 2 ms; how many chunks it was sent."""
+        before = replica._source.sequence
+        while now[0] < until:
+            now[0] += 0.002
+            east.say(Progress(east.origin(), "west", 77, replica._source.sequence), now[0])
+            expire_until(replica, now[0])
+        return replica._source.sequence - before
+
+    now = [START]
+    assert go_on(START + PROGRESS_PATIENCE - 0.01) <= 10 + 2 * 2
+    assert go_on(START + PROGRESS_PATIENCE) <= 2
+    assert go_on(START + PROGRESS_PATIENCE + 0.1) == 2 * 50
+
+
+def test_one_that_dies_in_the_middle_of_a_snapshot_does_not_slow_another_for_long() -> None:
+    group = Group()
+    pace = Pace(tick=0.01, snapshot_datagrams_per_tick=1, window=4)
+    west = group.join("west", table_of(range(SNAPSHOT_CONNECTIONS)), pace=pace)
+    east, _ = group.join("east"), group.join("north")
+    group.lead(west)
+    group.run(0.1)
+    del group.members["north"]
+    died = group.now
+    group.run(0.7)
+
+    def rate(since: float, until: float) -> float:
+        times = [at for at, message in group.said if isinstance(message, SnapshotChunk)]
+        return sum(died + since <= at < died + until for at in times) / (until - since)
+
+    full = 1 / pace.tick
+    assert rate(-0.08, 0) == pytest.approx(full, rel=0.2)
+    assert rate(0.05, PROGRESS_PATIENCE - 0.03) < 0.2 * full
+    assert rate(PROGRESS_PATIENCE + 0.02, PROGRESS_PATIENCE + 0.32) == pytest.approx(full, rel=0.1)
+    assert peers(west.replica, "north")[0]["silent"] is False
+    group.run(0.5)
+    assert east.table.content == west.table.content
+    assert east.replica.complete
 
 
 def test_progress_beyond_what_was_sent_counts_as_what_was_sent() -> None:
