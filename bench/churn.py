@@ -65,7 +65,9 @@ class _Client:
     def run_until(self, end_at: float) -> float:
         """Go on until a time; returns when it was over."""
         while True:
-            while len(self._open) < IN_FLIGHT and self._is_due():
+            # At a pace, those that fail must not hold up the others.
+            limit = max(IN_FLIGHT, int(self._end.pace * ATTEMPT_TIME_MAX))
+            while len(self._open) < limit and self._is_due():
                 self._begin()
             for number, _ in self._poll.poll(_PACED_WAIT if self._end.pace else 0.1, _EVENTS):
                 self._finish(number)

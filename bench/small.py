@@ -1,7 +1,7 @@
 """Small UDP datagrams, more than can be carried: datagrams that arrive in a second.
 
-The source sends without pause over several flows, and says how many it sent, so that a
-reader sees that the load was above what arrived. The sink must not take from the
+The source sends without pause, or at a pace, over several flows, and says how many it sent, so
+that a reader sees that the load was above what arrived. The sink must not take from the
 director the processor time that is measured, so it reads nothing: a filter on its socket
 refuses every datagram, which the kernel does only after it has found the checksum right,
 and it is the kernel's counter of what it refused there that is read.
@@ -21,6 +21,8 @@ PAYLOAD: Final = bytes(22)
 """With UDP, IPv4 and Ethernet headers a frame of 64 bytes."""
 FLOWS: Final = 64
 POLL: Final = 0.01
+PAUSE: Final = 0.0002
+"""Between two rounds of all flows, at a pace."""
 _SO_ATTACH_FILTER: Final = 26
 _REFUSE: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)
 """Classic BPF: return 0."""
@@ -65,10 +67,14 @@ def source(end: End) -> None:
         sender = socket.socket(end.address_family, socket.SOCK_DGRAM)
         sender.connect((end.address, end.port))
         senders.append(sender.send)
-    sent = 0
+    sent, pace = 0, end.pace
     begin_at = now = time.monotonic()
     end_at = begin_at + end.warm_up + end.window + 0.3
     while now < end_at:
+        if pace and sent > (now - begin_at) * pace:
+            time.sleep(PAUSE)
+            now = time.monotonic()
+            continue
         try:
             for send in senders:
                 send(PAYLOAD)

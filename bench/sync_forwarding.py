@@ -1,12 +1,15 @@
 """What the sync takes from a director's forwarding: with it and without, in turns.
 
-Each turn starts the director anew. First comes a flood of small datagrams while new TCP
-connections are opened at a pace, and the datagrams that arrive are counted; then connections
-as fast as they come. Without sync the peer does not run. Both ends of both kinds of traffic,
-and the peer, share what processors the director leaves.
+Each turn starts the director anew. First come small datagrams at a pace, while new TCP
+connections are opened at another, and the datagrams that arrive are counted; then connections
+as fast as they come. The pace of the datagrams is what a director without sync can carry, as
+was measured before, less what the connections take: more would only have frames of handshakes
+be lost. Without sync the peer does not run. Both ends of both kinds of traffic, and the peer,
+share what processors the director leaves.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import trio
@@ -25,6 +28,8 @@ PACE: Final = 2000
 """New connections a second, beside the flood."""
 FLOOD: Final = Port("flood", 5012, Protocol.UDP)
 CONNECTIONS: Final = Port("connections", 5013, Protocol.TCP)
+FLOOD_SHARE: Final = 0.85
+"""Of what a director carries that has nothing else to do."""
 
 
 class Forwarding:
@@ -50,6 +55,7 @@ class Forwarding:
         self._note = note
         self._director_on = director_on
         self._others_on = others_on
+        self._pace = 0.0
         self._flood = SyncForwarding(f"packets, at {PACE:,} new connections a second", KEPT_MIN)
         self._connections = SyncForwarding("new connections, as many as go", None)
 
@@ -72,6 +78,9 @@ class Forwarding:
                     director_on=self._director_on,
                     peer_on=self._others_on,
                 ) as director:
+                    if not self._pace:
+                        rate, _ = await self._flooded(director, 0.0)
+                        self._pace = FLOOD_SHARE * rate
                     await self._take_turn(director, synced=synced)
         laboratory.restore_virtual(self._plan)
         return [self._flood, self._connections]
@@ -88,7 +97,7 @@ class Forwarding:
         """Flood while connections are opened at a pace; what is said of these."""
         options = self._options
         # Connections are opened for a while before and behind what is counted of the flood.
-        longer = 2 * options.warm_up + options.window
+        longer = 3 * options.warm_up + options.window
         paced: dict[str, float] = {}
 
         async def open_meanwhile() -> None:
@@ -97,20 +106,24 @@ class Forwarding:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(open_meanwhile)
             await trio.sleep(options.warm_up)
-            end = self._end(FLOOD)
-            limit = END_TIME_MAX + longer
-            async with (
-                program("server", _arguments("small", "sink", end), self._others_on) as sink,
-            ):
-                await numbers_of(sink, limit)
-                async with program("client", _arguments("small", "source", end), self._others_on):
-                    await numbers_of(sink, limit)
-                    own_at, begin_at = processor_time(director), trio.current_time()
-                    counted = await numbers_of(sink, limit)
-                    own = processor_time(director) - own_at
-                    share = own / (trio.current_time() - begin_at)
-            self._flood.add(counted["rate"], share, synced=synced)
+            rate, share = await self._flooded(director, self._pace)
+            self._flood.add(rate, share, synced=synced)
         return paced
+
+    async def _flooded(self, director: int, pace: float) -> tuple[float, float]:
+        """Send datagrams; how many a second arrive, and the director's share of a processor."""
+        end = self._end(FLOOD, pace)
+        limit = END_TIME_MAX + end.warm_up + end.window
+        sink_arguments = _arguments("small", "sink", end)
+        source_arguments = _arguments("small", "source", end)
+        async with self._traffic("server", sink_arguments) as sink:
+            await numbers_of(sink, limit)
+            async with self._traffic("client", source_arguments):
+                await numbers_of(sink, limit)
+                own_at, begin_at = processor_time(director), trio.current_time()
+                counted = await numbers_of(sink, limit)
+                own = processor_time(director) - own_at
+        return counted["rate"], own / (trio.current_time() - begin_at)
 
     async def _opened(
         self, director: int, *, pace: float, window: float | None = None
@@ -118,15 +131,22 @@ class Forwarding:
         """Open connections, at a pace or as fast as it goes; what the client says."""
         end = self._end(CONNECTIONS, pace, window)
         limit = END_TIME_MAX + end.warm_up + end.window
-        async with program("server", _arguments("churn", "sink", end), self._others_on) as sink:
+        sink_arguments = _arguments("churn", "sink", end)
+        source_arguments = _arguments("churn", "source", end)
+        async with self._traffic("server", sink_arguments) as sink:
             await numbers_of(sink, limit)
-            source_arguments = _arguments("churn", "source", end)
-            async with program("client", source_arguments, self._others_on) as source:
+            async with self._traffic("client", source_arguments) as source:
                 await numbers_of(source, limit)
                 own_at, begin_at = processor_time(director), trio.current_time()
                 counted = await numbers_of(source, limit)
                 own = processor_time(director) - own_at
         return {**counted, "share": own / (trio.current_time() - begin_at)}
+
+    def _traffic(
+        self, namespace: str, arguments: list[str]
+    ) -> AbstractAsyncContextManager[trio.Process]:
+        """An end of traffic, which goes first as the directors do: else they had nothing to do."""
+        return program(namespace, arguments, self._others_on, goes_first=True)
 
     def _end(self, port: Port, pace: float = 0.0, window: float | None = None) -> End:
         options = self._options
