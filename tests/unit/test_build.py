@@ -2,7 +2,7 @@
 
 import pytest
 
-from lvsha.build import build_director
+from lvsha.build import build_director, mark_sync_ids, sync_ids
 from lvsha.config import Pair, parse_pair
 from lvsha.datapath.marks import MarkRule
 from lvsha.datapath.service_policy import NEVER, ServicePolicy, TellRule, TellWhen, Unknown
@@ -158,3 +158,47 @@ DEFAULT = ServicePolicy(TellRule(), Unknown.ASK)
 def test_where_nobody_is_told_unknown_packets_are_reset() -> None:
     for service in build_director(pair()).services:
         assert service.policy == ServicePolicy(NEVER, Unknown.RESET, asked=False)
+
+
+ROUTERS = """
+[nodes.east]
+interfaces = { outside = "eth0" }
+
+[[virtual_routers]]
+name = "web"
+vrid = 7
+interface = "outside"
+addresses = ["192.0.2.1/24", "192.0.2.2/24"]
+
+[[virtual_routers]]
+name = "mail"
+vrid = 8
+sync_id = 80
+interface = "outside"
+addresses = ["198.51.100.1/24"]
+"""
+
+
+def mark(number: int, *destinations: str) -> str:
+    """The table of a mark."""
+    return f"\n[[marks]]\nmark = {number}\ndestinations = {list(destinations)}\n"
+
+
+def test_each_virtual_address_has_the_sync_id_of_its_router() -> None:
+    assert sync_ids(pair(ROUTERS)) == {
+        parse_address("192.0.2.1"): 7,
+        parse_address("192.0.2.2"): 7,
+        parse_address("198.51.100.1"): 80,
+    }
+
+
+def test_a_mark_has_the_sync_id_of_the_first_router_that_its_rules_name() -> None:
+    text = ROUTERS + mark(1, "192.0.2.2") + mark(2, "203.0.113.0/24", "198.51.100.0/24")
+    text += mark(3, "198.51.100.1", "192.0.2.1") + mark(4, "0.0.0.0/0") + mark(5, "203.0.113.7")
+    assert mark_sync_ids(pair(text)) == {1: 7, 2: 80, 3: 80, 4: 7}
+
+
+def test_where_there_is_one_router_all_marks_have_its_sync_id() -> None:
+    assert mark_sync_ids(pair()) == {7: 7}
+    one = ROUTERS[: ROUTERS.rindex("[[virtual_routers]]")]
+    assert mark_sync_ids(pair(one + mark(1, "192.0.2.1") + mark(2, "203.0.113.7"))) == {1: 7, 2: 7}
