@@ -377,7 +377,8 @@ class Copy:
         elif peer is not self._leader:
             self._counters.add("refused_not_leader")
         else:
-            self._unacknowledged += 1
+            # Only a snapshot waits for word of it; who has all tells it now and then.
+            self._unacknowledged += peer.state is not PeerState.REPLICATE
             if self._progress_at is None:
                 self._progress_at = now + PROGRESS_WAIT
             match message:

@@ -214,8 +214,9 @@ class Courier:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._refresh)
+                nursery.start_soon(self._keep_time)
                 task_status.started()
-                await self._carry()
+                await self._listen()
         finally:
             self._is_running = False
             for replica in self._replicas.values():
@@ -223,11 +224,19 @@ class Courier:
 
     # --- tasks ---------------------------------------------------------------------
 
-    async def _carry(self) -> None:
+    # Two tasks, for time passes far more often than anything comes: who only waits for time
+    # leaves the socket's registration with the kernel as it is.
+
+    async def _listen(self) -> None:
+        while True:
+            await self._transport.wait_readable()
+            self._read()
+            self._wake_in_time()
+
+    async def _keep_time(self) -> None:
         while True:
             with trio.CancelScope(deadline=self._deadline()) as self._waiting:
-                await self._transport.wait_readable()
-            self._read()
+                await trio.sleep_forever()
             now = trio.current_time()
             for replica in self._replicas.values():
                 if (deadline := replica.deadline) is not None and deadline <= now:

@@ -41,6 +41,7 @@ from tests.replicas import (
     peers,
     replicating,
     sent_of,
+    started,
     template,
 )
 
@@ -242,16 +243,23 @@ def test_a_false_number_does_not_shut_out_the_true_ones_for_ever() -> None:
 # --- progress ---------------------------------------------------------------------------------
 
 
-def test_progress_is_told_after_some_datagrams_and_after_a_short_time() -> None:
-    east = replicating()
+def test_who_lacks_something_tells_progress_after_some_datagrams() -> None:
+    east = East(started())
+    east.heartbeat()
+    assert east.state() == "PROBE"
     told = [sent_of(Progress, east.changes(connection(n))) for n in range(8)]
     assert [len(progress) for progress in told] == [0] * 7 + [1]
     assert told[-1][0].position == east.sequence
     assert (told[-1][0].leader, told[-1][0].leader_epoch) == ("east", 5)
-    assert sent_of(Progress, expire_until(east.replica, START + 0.4)) == []
-    east.changes(connection(1), now=START + 0.4)
-    (progress,) = sent_of(Progress, expire_until(east.replica, START + 0.43))
+
+
+def test_who_has_all_tells_progress_after_a_short_time_only() -> None:
+    east = replicating()
+    actions = [action for n in range(20) for action in east.changes(connection(n))]
+    assert sent_of(Progress, actions) == []
+    (progress,) = sent_of(Progress, expire_until(east.replica, START + 0.03))
     assert progress.position == east.sequence
+    assert sent_of(Progress, expire_until(east.replica, START + 0.4)) == []
 
 
 def test_a_leader_of_level_1_is_told_no_progress() -> None:
