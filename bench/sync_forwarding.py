@@ -30,6 +30,8 @@ FLOOD: Final = Port("flood", 5012, Protocol.UDP)
 CONNECTIONS: Final = Port("connections", 5013, Protocol.TCP)
 FLOOD_SHARE: Final = 0.85
 """Of what a director carries that has nothing else to do."""
+FLOODS: Final = 3
+"""Counted in each turn: a machine that others share is not as fast in every second."""
 
 
 class Forwarding:
@@ -86,9 +88,10 @@ class Forwarding:
         return [self._flood, self._connections]
 
     async def _take_turn(self, director: int, *, synced: bool) -> None:
-        paced = await self._beside(director, synced=synced)
-        self._flood.opened.append(paced["rate"])
-        self._flood.failed += paced["failed"]
+        for _ in range(FLOODS):
+            paced = await self._beside(director, synced=synced)
+            self._flood.opened.append(paced["rate"])
+            self._flood.failed += paced["failed"]
         counted = await self._opened(director, pace=0.0)
         self._connections.add(counted["rate"], counted["share"], synced=synced)
         self._connections.failed += counted["failed"]

@@ -307,7 +307,8 @@ class Replica:
             if self._home.leading:
                 self._home.overlap.own(keys, now)
         sent = self._source.tell(changes, now)
-        self.counters.add("datagrams_sent", len(sent))
+        if sent:
+            self.counters.add("datagrams_sent", len(sent))
         return sent
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:

@@ -13,10 +13,11 @@ What always holds:
   read, encoded and numbered in one step, except that one record may wait for the next
   datagram, and that one is dropped when the connection is told of meanwhile. A connection
   that is in the queue is left out of the snapshot: it will be told anyway, and later.
-* When nothing waits, a change leaves at once, but for no more than
-  ``eager_datagrams_per_tick``: what comes behind these in one tick leaves together at its
-  end, so that many changes cost few datagrams. In each tick at most
-  ``live_datagrams_per_tick`` of live changes leave, and at most
+* When no other waits, a change leaves at once, if a datagram was saved up for it: each
+  ``gather`` gives one, and ``eager_datagrams_max`` are kept. If none was, it waits for
+  ``gather``, or for the next tick of a snapshot, and what comes meanwhile leaves with it, so
+  that many changes cost few datagrams.
+* In each tick at most ``live_datagrams_per_tick`` of live changes leave, and at most
   ``snapshot_datagrams_per_tick`` of a snapshot: one if live changes wait, so that neither
   keeps the other from advancing. What was sent before and is asked for again goes first.
 * A snapshot is never more than ``window`` datagrams ahead of the slowest listener that tells
@@ -103,7 +104,8 @@ class Pace:
 
     queue_max: int = 200_000
     tick: float = 0.002
-    eager_datagrams_per_tick: int = 2
+    eager_datagrams_max: int = 8
+    gather: float = 0.005
     live_datagrams_per_tick: int = 32
     snapshot_datagrams_per_tick: int = 5
     window: int = 32
@@ -154,6 +156,8 @@ class Source:
         self._turn_at = float("-inf")
         self._live_sent = 0
         self._snapshot_sent = 0
+        self._saved = float(pace.eager_datagrams_max)
+        self._saved_at = float("-inf")
         self._resend: dict[int, None] = {}
         self._resent: dict[int, float] = {}
         self._allowance = 0.0
@@ -252,7 +256,7 @@ class Source:
     def tell(self, changes: Sequence[ConnectionChange], now: float) -> list[Action]:
         """Queue changes, and send at once what the pace allows."""
         assert self.role is not Role.FOLLOW
-        queue, was_busy = self._queue, self._is_busy
+        queue, was_waiting, was_busy = self._queue, bool(self._queue), self._is_busy
         for change in changes:
             key = change.record.key if isinstance(change, ConnectionChanged) else change.key
             if self._held is not None and self._held.key == key:
@@ -265,11 +269,11 @@ class Source:
             else:
                 self._overflowed = True
                 self._counters.add("queue_overflow")
-        pace = self._pace
-        limit = min(pace.eager_datagrams_per_tick, pace.live_datagrams_per_tick)
-        actions = self._send_live(limit, now)
+        if was_waiting:
+            return []
+        actions = self._send_eagerly(now)
         if not was_busy:
-            self._turn_at = self._tick_end
+            self._turn_at = max(self._tick_end, now + self._pace.gather)
         return actions
 
     def flush(self, now: float) -> list[Action]:
@@ -323,13 +327,17 @@ class Source:
         buckets, self._offered = self._offered, 0
         self._wanted &= ~buckets
         self._number()
+        was_busy = self._is_busy
         self._records = records
         self._snapshot_begin = self.sequence
         self._snapshots.append((self.sequence, buckets))
         self._moved_at = now
         self._snapshot_records = 0
         begin = encode(SnapshotBegin(self.origin, buckets), self.level)
-        return [self._sent(begin, 0, now), *self._send_snapshot(now)]
+        actions = [self._sent(begin, 0, now), *self._send_snapshot(now)]
+        if not was_busy:
+            self._turn_at = self._tick_end
+        return actions
 
     def progressed(self, now: float) -> list[Action]:
         """A listener has told its progress, which is in `progress` now."""
@@ -402,6 +410,18 @@ class Source:
             self._live_sent += 1
             self._is_snapshots_turn = True
             actions.append(self._live_datagram(now))
+        return actions
+
+    def _send_eagerly(self, now: float) -> list[Action]:
+        """Send what was saved up for."""
+        self._renew(now)
+        pace = self._pace
+        earned = (now - self._saved_at) / pace.gather
+        self._saved = min(self._saved + earned, pace.eager_datagrams_max)
+        self._saved_at = now
+        limit = min(self._live_sent + int(self._saved), pace.live_datagrams_per_tick)
+        actions = self._send_live(limit, now)
+        self._saved -= len(actions)
         return actions
 
     def _yields(self, now: float) -> bool:

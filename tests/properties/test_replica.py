@@ -242,7 +242,7 @@ def used(table: Table, actions: list[Action]) -> None:
 
 
 def pair(level: int) -> tuple[Replica, Replica, Table]:
-    pace = Pace(eager_datagrams_per_tick=1000, live_datagrams_per_tick=1000)
+    pace = Pace(eager_datagrams_max=1000, live_datagrams_per_tick=1000)
     source = make_replica("east", epoch=1, datagram_max=500, pace=pace, level=level)
     table = Table()
     copy = make_replica("west", epoch=2, datagram_max=500, tally=table.tally)

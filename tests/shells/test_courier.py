@@ -74,7 +74,7 @@ def test_a_pause_asked_for_by_another_task_ends_in_time() -> None:
 def test_what_a_full_socket_does_not_take_waits_in_order() -> None:
     async def main() -> None:
         group = LoopbackGroup()
-        pace = Pace(eager_datagrams_per_tick=100, tail_waits=())
+        pace = Pace(eager_datagrams_max=100, tail_waits=())
         east, listener = Site(group, "east", pace=pace), group.join()
         async with running(east):
             east.courier.lead(1)
@@ -97,7 +97,7 @@ def test_what_a_full_socket_does_not_take_waits_in_order() -> None:
 def test_a_socket_that_stays_full_costs_a_bounded_memory_and_followers_recover() -> None:
     async def main() -> None:
         group = LoopbackGroup()
-        pace = Pace(live_datagrams_per_tick=10**6, eager_datagrams_per_tick=10**6)
+        pace = Pace(live_datagrams_per_tick=10**6, eager_datagrams_max=10**6)
         east, west = Site(group, "east", pace=pace), Site(group, "west")
         async with running(east, west):
             east.courier.lead(1)

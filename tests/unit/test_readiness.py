@@ -134,7 +134,7 @@ def test_a_word_of_progress_that_is_lost_is_made_up_for_by_the_next_heartbeat() 
 
 
 def test_numbers_that_a_peer_misses_count_as_so_many_changes_as_the_others_told() -> None:
-    replica = leader_of(tally_of(100), Pace(eager_datagrams_per_tick=3))
+    replica = leader_of(tally_of(100), Pace(eager_datagrams_max=3))
     for first in (0, 20):
         replica.tell([changed(n) for n in range(first, first + 10)], START)
     replica.tell([changed(40)], START + 0.01)

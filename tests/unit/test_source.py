@@ -105,7 +105,7 @@ def test_many_changes_leave_in_full_datagrams_at_the_stated_pace() -> None:
 
 
 def test_changes_that_come_in_a_moment_leave_together_behind_the_first() -> None:
-    replica = leading(pace=Pace(tick=0.01, eager_datagrams_per_tick=2))
+    replica = leading(pace=Pace(tick=0.01, eager_datagrams_max=2))
     at_once = [told(replica.tell([changed(n)], START + n / 1000)) for n in range(5)]
     assert [len(messages) for messages in at_once] == [1, 1, 0, 0, 0]
     (last,) = told(expire_until(replica, START + 0.0101))
@@ -269,7 +269,7 @@ def test_changes_that_a_node_leaves_untold_when_it_leads_again_are_counted() -> 
 
 def with_history(count: int = 20, pace: Pace | None = None) -> tuple[Replica, East, list[bytes]]:
     """A leader that has sent so many datagrams, and a follower; what was sent."""
-    replica = leading(pace=pace or Pace(eager_datagrams_per_tick=count))
+    replica = leading(pace=pace or Pace(eager_datagrams_max=count))
     east = follower(replica)
     datagrams = []
     for number in range(count):
@@ -338,7 +338,7 @@ def test_what_was_forgotten_is_not_sent_again() -> None:
 
 def test_a_request_for_everything_costs_a_bounded_time_and_memory() -> None:
     replica, east, _ = with_history(
-        5000, Pace(live_datagrams_per_tick=10**6, eager_datagrams_per_tick=10**6)
+        5000, Pace(live_datagrams_per_tick=10**6, eager_datagrams_max=10**6)
     )
     replica._pace = Pace()
     looked: list[int] = []

@@ -82,11 +82,30 @@ def test_changes_that_come_all_the_time_do_not_keep_a_snapshot_from_its_turn() -
     assert not source.is_snapshotting
 
 
-def test_the_first_changes_of_a_tick_leave_at_once_and_the_others_together() -> None:
-    pace = Pace(eager_datagrams_per_tick=2, tick=0.01)
+def test_changes_leave_at_once_while_something_is_saved_up_and_the_others_together() -> None:
+    pace = Pace(eager_datagrams_max=2, gather=0.01)
     source = made(pace)
     left = [len(source.tell([ConnectionChanged(record(n))], 0.001 * n)) for n in range(8)]
     assert left == [1, 1, 0, 0, 0, 0, 0, 0]
-    assert source.deadline == pace.tick
-    assert len(source.expire(pace.tick)) == 1
+    assert source.deadline == 0.002 + pace.gather
+    assert len(source.expire(source.deadline)) == 1
     assert not source.queued
+
+
+def test_what_is_saved_up_comes_back_with_time_but_has_an_end() -> None:
+    pace = Pace(eager_datagrams_max=3, gather=0.01, tail_waits=())
+    source = made(pace)
+
+    def at_once(now: float) -> int:
+        changes = [[ConnectionChanged(record(number))] for number in range(10)]
+        sent = sum(len(source.tell(change, now)) for change in changes)
+        source.expire(now + 1)
+        return sent
+
+    assert at_once(10.0) == 3
+    assert at_once(20.0) == 3, "a long silence saves up no more"
+    source = made(pace)
+    # One in each pause, which is what a calm director tells, never waits.
+    for step in range(100):
+        now = step * pace.gather * 1.01
+        assert len(source.tell([ConnectionChanged(record(step))], now)) == 1

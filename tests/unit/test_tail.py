@@ -39,7 +39,7 @@ def test_what_is_followed_by_another_is_not_repeated() -> None:
 
 
 def test_nothing_is_repeated_while_something_waits_to_follow() -> None:
-    replica = leading(pace=Pace(live_datagrams_per_tick=1, tick=WAITS[0] * 1.5))
+    replica = leading(pace=Pace(eager_datagrams_max=1, gather=WAITS[0] * 1.5))
     replica.tell([changed(1)], START)
     replica.tell([changed(2)], START)
     assert told(replica, START + WAITS[0] * 1.6) == [2]

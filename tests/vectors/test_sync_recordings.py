@@ -89,7 +89,7 @@ class Actor:
             pace=Pace(
                 # What 0.1.0 did not do yet is not done here.
                 snapshot_datagrams_per_tick=rest["snapshot_datagrams_per_tick"],
-                eager_datagrams_per_tick=64,
+                eager_datagrams_max=64,
                 live_datagrams_per_tick=64,
                 tail_waits=(),
             ),
