@@ -23,7 +23,8 @@ from lvsha.model import BUCKETS, ConnectionRecord, Protocol
 from lvsha.settings import MODE_ALWAYS, Settings
 from lvsha.sync.actions import ProvideSnapshot
 from lvsha.sync.messages import ALL_BUCKETS
-from lvsha.sync.source import Pace, Source
+from lvsha.sync.pace import Pace
+from lvsha.sync.source import Source
 from lvsha.tally import UNTOLD
 
 BEGIN: Final = 1000.0

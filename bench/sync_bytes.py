@@ -23,8 +23,9 @@ from lvsha.datapath.service_policy import ESTABLISHED
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionRecord, ForwardMethod
 from lvsha.sync.actions import Action, ProvideSnapshot, Send
 from lvsha.sync.messages import ALL_BUCKETS
+from lvsha.sync.pace import Pace
 from lvsha.sync.seal import Seal
-from lvsha.sync.source import Pace, Source
+from lvsha.sync.source import Source
 
 NOW: Final = 1000.0
 

@@ -32,7 +32,8 @@ from lvsha.sync.actions import Alarm, ConfigurationAgrees, ConfigurationDiffers,
 from lvsha.sync.courier import Courier, SyncEvent
 from lvsha.sync.key_file import KeyFile
 from lvsha.sync.messages import DIGEST_BYTES
-from lvsha.sync.replica import Pace, Replica
+from lvsha.sync.pace import Pace
+from lvsha.sync.replica import Replica
 from lvsha.sync.seal import Seal
 from lvsha.sync_daemons import make_daemons
 from lvsha.tally import NO_SYNC_ID

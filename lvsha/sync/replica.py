@@ -47,7 +47,7 @@ from lvsha.sync.actions import (
 )
 from lvsha.sync.configuration import Comparison
 from lvsha.sync.copy import Copy
-from lvsha.sync.datagrams import decode, encode, encode_answers, entries_room
+from lvsha.sync.datagrams import decode, encode, encode_answers
 from lvsha.sync.messages import (
     DATAGRAM_BYTES_MAX,
     DIGEST_BYTES,
@@ -67,10 +67,11 @@ from lvsha.sync.messages import (
     Unknown,
 )
 from lvsha.sync.overlap import DRAIN
+from lvsha.sync.pace import Pace
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
 from lvsha.sync.readiness import lacking, peer_status, readiness, standing
-from lvsha.sync.source import Pace, Source
+from lvsha.sync.source import Source
 from lvsha.tally import Tally
 
 __all__ = [
@@ -156,7 +157,7 @@ class Replica:
         self._datagram_max = datagram_max
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
-        self._questions = Questions()
+        self._questions = Questions(datagram_max)
         self._source = Source(
             tally=tally,
             node=node,
@@ -282,6 +283,7 @@ class Replica:
         if not self._running or self._source.role is not Role.LEAD:
             return []
         self._source.drain()
+        self._questions.forget()
         self._drained_at = now + DRAIN
         return self._performed(self._home.follow(now), now, heartbeat=True)
 
@@ -307,8 +309,7 @@ class Replica:
             if self._home.leading:
                 self._home.overlap.own(keys, now)
         sent = self._source.tell(changes, now)
-        if sent:
-            self.counters.add("datagrams_sent", len(sent))
+        self.counters.add("datagrams_sent", len(sent))
         return sent
 
     def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
@@ -328,9 +329,7 @@ class Replica:
         if not self._running or self._source.role is not Role.LEAD:
             return []
         listeners = {peer.node for peer in self._home.peers if not peer.silent}
-        origin = self._source.origin
-        room = entries_room(origin, self._datagram_max)
-        messages = self._questions.ask(keys, listeners, origin, room, now)
+        messages = self._questions.ask(keys, listeners, self._source.origin, now)
         return self._performed([Send(encode(message)) for message in messages], now)
 
     def answer(
@@ -397,7 +396,8 @@ class Replica:
         actions += self._home.expire(self._source.origin, now)
         for sync_id, copy in self._others.items():
             actions += copy.expire(self._origin(sync_id), now)
-        self._questions.expire(now)
+        again = self._questions.expire(self._source.origin, now)
+        actions += [Send(encode(question)) for question in again]
         self._adapt(now)
         return self._performed(actions, now, heartbeat=now >= self._heartbeat_at)
 

@@ -35,7 +35,6 @@ Times are seconds on a monotonic clock.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Final
 
@@ -63,9 +62,10 @@ from lvsha.sync.messages import (
     SnapshotEnd,
     Sums,
 )
+from lvsha.sync.pace import Meter, Pace
 from lvsha.sync.records import Packing, PlainPacking
 from lvsha.sync.stream import Range
-from lvsha.sync.tail import WAITS, Tail
+from lvsha.sync.tail import Tail
 from lvsha.tally import Tally
 
 # When all that was wanted was sent, the next snapshot waits as long as that took, but no
@@ -90,27 +90,6 @@ RESEND_PAUSE: Final = 0.01
 SUMS_PATIENCE: Final = 0.25
 # Four datagrams for a request of twenty bytes: listeners that ask within this share them.
 SUMS_PAUSE: Final = 0.02
-# What a limit of bytes lets through at once after an idle time, in seconds of its rate.
-BURST: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How much may wait, and how much may leave in one tick.
-
-    The defaults let some million live changes a second and 200,000 snapshot records a second
-    leave in datagrams of 1,400 bytes; a snapshot then costs a core some 50 %.
-    """
-
-    queue_max: int = 200_000
-    tick: float = 0.002
-    eager_datagrams_max: int = 8
-    gather: float = 0.005
-    live_datagrams_per_tick: int = 32
-    snapshot_datagrams_per_tick: int = 5
-    window: int = 32
-    bytes_per_second: int = 0
-    tail_waits: tuple[float, ...] = WAITS
 
 
 class Source:
@@ -150,18 +129,12 @@ class Source:
         self._queue: dict[bytes, tuple[float, ConnectionChange]] = {}
         self._overflowed = False
         self._tail = Tail(pace.tail_waits)
-        self._tick_end = float("-inf")
+        self._meter = Meter(pace)
         # When what waits has its turn. A tick may also begin with a call of `tell`; that must
         # not put the turn off, or who tells often enough would keep all else waiting for ever.
         self._turn_at = float("-inf")
-        self._live_sent = 0
-        self._snapshot_sent = 0
-        self._saved = float(pace.eager_datagrams_max)
-        self._saved_at = float("-inf")
         self._resend: dict[int, None] = {}
         self._resent: dict[int, float] = {}
-        self._allowance = 0.0
-        self._allowance_at = float("-inf")
         self._is_snapshots_turn = False
         self._records: Iterator[ConnectionRecord | None] | None = None
         self._held: ConnectionRecord | None = None
@@ -190,7 +163,7 @@ class Source:
         """When `expire` has something to do."""
         times = []
         if self._is_busy:
-            times.append(max(self._turn_at, self._allowed_at()))
+            times.append(max(self._turn_at, self._meter.allowed_at()))
         if self._wanted and self._records is None:
             times.append(self._provide_at)
         if self._sums_by is not None:
@@ -203,7 +176,7 @@ class Source:
     def tell_deadline(self) -> float:
         """As `deadline`, but only because of what was told; infinity for never."""
         if self._queue:
-            return max(self._turn_at, self._allowed_at())
+            return max(self._turn_at, self._meter.allowed_at())
         return float("inf") if self._tail.at is None else self._tail.at
 
     @property
@@ -271,9 +244,10 @@ class Source:
                 self._counters.add("queue_overflow")
         if was_waiting:
             return []
-        actions = self._send_eagerly(now)
+        actions = self._send_live(self._meter.eager_limit(now), now)
+        self._meter.left_eagerly(len(actions))
         if not was_busy:
-            self._turn_at = max(self._tick_end, now + self._pace.gather)
+            self._turn_at = max(self._meter.tick_end, now + self._pace.gather)
         return actions
 
     def flush(self, now: float) -> list[Action]:
@@ -301,6 +275,8 @@ class Source:
         asked = chain.from_iterable(
             range(first, min(first + count, self.sequence + 1)) for first, count in ranges
         )
+        if len(self._resent) > RESEND_MAX:
+            self._resent.clear()
         # However often the same is asked for, no more is looked at.
         for number in islice(asked, RESEND_MAX):
             if len(self._resend) >= RESEND_MAX:
@@ -336,7 +312,7 @@ class Source:
         begin = encode(SnapshotBegin(self.origin, buckets), self.level)
         actions = [self._sent(begin, 0, now), *self._send_snapshot(now)]
         if not was_busy:
-            self._turn_at = self._tick_end
+            self._turn_at = self._meter.tick_end
         return actions
 
     def progressed(self, now: float) -> list[Action]:
@@ -352,10 +328,10 @@ class Source:
         actions += self._send_sums(now)
         actions += self._send_snapshot(now)
         actions += self._provide(now)
-        self._turn_at = self._tick_end
+        self._turn_at = self._meter.tick_end
         return actions
 
-    # Numbers, ticks and bytes
+    # Numbers
 
     def _number(self) -> None:
         """Take the next number, and leave one out if a change could not be queued."""
@@ -373,55 +349,23 @@ class Source:
             self._tail.left(self.sequence, now)
         else:
             self._ahead.append(self.sequence)
-        self._allowance -= len(datagram)
+        self._meter.left(len(datagram))
         return Send(datagram)
-
-    def _renew(self, now: float) -> None:
-        """Begin the next tick when it is time, and take in what the limit of bytes gives."""
-        if now >= self._tick_end:
-            self._tick_end = now + self._pace.tick
-            self._live_sent = self._snapshot_sent = 0
-            if len(self._resent) > RESEND_MAX:
-                self._resent.clear()
-        rate = self._pace.bytes_per_second
-        if rate and now > self._allowance_at:
-            earned = rate * (now - self._allowance_at)
-            self._allowance = min(self._allowance + earned, rate * BURST)
-            self._allowance_at = now
-
-    @property
-    def _may_send(self) -> bool:
-        """Whether the limit of bytes lets another datagram leave."""
-        return self._allowance >= 0 or not self._pace.bytes_per_second
-
-    def _allowed_at(self) -> float:
-        """When it does."""
-        if self._may_send:
-            return float("-inf")
-        # A byte more than is needed, so that no rounding makes it too early.
-        return self._allowance_at + (1 - self._allowance) / self._pace.bytes_per_second
 
     # Live changes
 
     def _send_live(self, limit: int, now: float) -> list[Action]:
-        self._renew(now)
+        self._meter.renew(now)
         actions: list[Action] = []
-        while self._queue and self._live_sent < limit and self._may_send and not self._yields(now):
-            self._live_sent += 1
+        while (
+            self._queue
+            and self._meter.live_sent < limit
+            and self._meter.may_send
+            and not self._yields(now)
+        ):
+            self._meter.live_sent += 1
             self._is_snapshots_turn = True
             actions.append(self._live_datagram(now))
-        return actions
-
-    def _send_eagerly(self, now: float) -> list[Action]:
-        """Send what was saved up for."""
-        self._renew(now)
-        pace = self._pace
-        earned = (now - self._saved_at) / pace.gather
-        self._saved = min(self._saved + earned, pace.eager_datagrams_max)
-        self._saved_at = now
-        limit = min(self._live_sent + int(self._saved), pace.live_datagrams_per_tick)
-        actions = self._send_live(limit, now)
-        self._saved -= len(actions)
         return actions
 
     def _yields(self, now: float) -> bool:
@@ -458,10 +402,12 @@ class Source:
         return self._sent(datagram, len(sent), now)
 
     def _send_again(self, now: float) -> list[Action]:
-        self._renew(now)
+        self._meter.renew(now)
         actions: list[Action] = []
         while (
-            self._resend and self._live_sent < self._pace.live_datagrams_per_tick and self._may_send
+            self._resend
+            and self._meter.live_sent < self._pace.live_datagrams_per_tick
+            and self._meter.may_send
         ):
             number = next(iter(self._resend))
             del self._resend[number]
@@ -469,9 +415,9 @@ class Source:
             if datagram is None:
                 self._counters.add("resends_too_old")
                 continue
-            self._live_sent += 1
+            self._meter.live_sent += 1
             self._resent[number] = now
-            self._allowance -= len(datagram)
+            self._meter.left(len(datagram))
             self._counters.add("datagrams_sent_again")
             actions.append(Send(datagram))
         return actions
@@ -481,9 +427,9 @@ class Source:
             return []  # something follows
         number = self._tail.due(now)
         datagram = None if number is None else self.history.find(number)
-        if datagram is None or not self._may_send:
+        if datagram is None or not self._meter.may_send:
             return []
-        self._allowance -= len(datagram)
+        self._meter.left(len(datagram))
         self._counters.add("datagrams_repeated")
         return [Send(datagram)]
 
@@ -536,15 +482,15 @@ class Source:
         return self._is_far_ahead() and now < self._moved_at + WINDOW_STALL
 
     def _send_snapshot(self, now: float) -> list[Action]:
-        self._renew(now)
+        self._meter.renew(now)
         actions: list[Action] = []
         reads = SNAPSHOT_READS_PER_TICK
         limit = 1 if self._queue else self._pace.snapshot_datagrams_per_tick
         is_stalled = False
         while (
             self._records is not None
-            and self._snapshot_sent < limit
-            and self._may_send
+            and self._meter.snapshot_sent < limit
+            and self._meter.may_send
             and (is_stalled or not self._is_window_shut(now))
         ):
             self._is_snapshots_turn = False
@@ -558,7 +504,7 @@ class Source:
             reads, ended = self._read(self._records, packing, reads)
             if packing.count:
                 self._number()
-                self._snapshot_sent += 1
+                self._meter.snapshot_sent += 1
                 self._snapshot_records += packing.count
                 actions.append(self._sent(self._chunk(packing), 0, now))
             if ended:

@@ -324,10 +324,10 @@ def test_a_history_has_the_newest_and_no_more_than_it_may(
 def test_a_question_is_denied_once_and_by_all_or_not_at_all(
     answers: list[tuple[int, str]],
 ) -> None:
-    questions = Questions()
+    questions = Questions(1400)
     me = Origin(1, "west", 7, Role.LEAD, 1, 0)
     asked = [connection(number).key for number in range(20)]
-    list(questions.ask(asked, "abc", me, 1000, 0.0))
+    list(questions.ask(asked, "abc", me, 0.0))
     said: dict[bytes, set[str]] = {}
     denied: list[bytes] = []
     for number, node in answers:

@@ -16,7 +16,8 @@ from lvsha.sync.messages import (
     SnapshotRequest,
     SumsRequest,
 )
-from lvsha.sync.replica import Apply, Pace, Send
+from lvsha.sync.pace import Pace
+from lvsha.sync.replica import Apply, Send
 from tests.replica_group import Group, Member
 from tests.replicas import (
     SILENCE,

@@ -1,9 +1,12 @@
 """Questions about connections that a node does not know."""
 
+import pytest
+
 from lvsha.model import ConnectionEnded
+from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import KEYS_MAX, Answer, Origin, Question, Role
-from lvsha.sync.questions import OPEN_MAX, PATIENCE, Questions
-from lvsha.sync.replica import Apply, Deny, LookUp
+from lvsha.sync.questions import OPEN_MAX, PATIENCE, WAITS, Questions
+from lvsha.sync.replica import Apply, Deny, LookUp, Replica
 from tests.replica_group import Group
 from tests.replicas import (
     HEARTBEAT,
@@ -12,6 +15,7 @@ from tests.replicas import (
     changed,
     connection,
     events,
+    expire_until,
     leading,
     replicating,
     sent_of,
@@ -20,7 +24,7 @@ from tests.replicas import (
 )
 
 WEST = Origin(1, "west", 77, Role.LEAD, 1, 0)
-ROOM = 1300
+DATAGRAM_MAX = 1400
 
 
 def key(number: int) -> bytes:
@@ -31,10 +35,9 @@ def asked(
     questions: Questions,
     *keys: bytes,
     listeners: tuple[str, ...] = ("east", "north"),
-    room: int = ROOM,
     now: float = 0.0,
 ) -> list[tuple[bytes, ...]]:
-    return [question.keys for question in questions.ask(keys, listeners, WEST, room, now)]
+    return [question.keys for question in questions.ask(keys, listeners, WEST, now)]
 
 
 def answer(node: str, known: tuple[int, ...] = (), unknown: tuple[int, ...] = ()) -> Answer:
@@ -44,55 +47,56 @@ def answer(node: str, known: tuple[int, ...] = (), unknown: tuple[int, ...] = ()
 
 
 def test_a_question_is_asked_once_while_it_is_open() -> None:
-    questions = Questions()
+    questions = Questions(DATAGRAM_MAX)
     assert asked(questions, key(1), key(2)) == [(key(1), key(2))]
     assert asked(questions, key(2), key(3)) == [(key(3),)]
-    questions.expire(PATIENCE)
+    assert not list(questions.expire(WEST, PATIENCE))
     assert not questions
     assert asked(questions, key(2), now=PATIENCE) == [(key(2),)]
 
 
 def test_nobody_is_asked_when_nobody_listens() -> None:
-    questions = Questions()
+    questions = Questions(DATAGRAM_MAX)
     assert asked(questions, key(1), listeners=()) == []
     assert not questions
 
 
 def test_many_keys_take_several_datagrams() -> None:
-    parts = asked(Questions(), *map(key, range(100)))
+    parts = asked(Questions(DATAGRAM_MAX), *map(key, range(100)))
     assert [len(part) for part in parts] == [KEYS_MAX, KEYS_MAX, KEYS_MAX, 4]
-    parts = asked(Questions(), *map(key, range(100)), room=100)
-    assert max(map(len, parts)) * (14 + 3) <= 100
+    parts = asked(Questions(150), *map(key, range(100)))
+    assert max(len(encode(Question(WEST, part))) for part in parts) <= 150
     assert [k for part in parts for k in part] == list(map(key, range(100)))
 
 
 def test_a_key_longer_than_the_room_is_asked_alone() -> None:
     long = template(1, b"c" * 255).key
-    assert asked(Questions(), key(1), long, key(2), room=200) == [(key(1),), (long,), (key(2),)]
+    parts = asked(Questions(300), key(1), long, key(2))
+    assert parts == [(key(1),), (long,), (key(2),)]
 
 
 def test_no_more_questions_are_open_than_there_is_room_for() -> None:
-    questions = Questions()
+    questions = Questions(DATAGRAM_MAX)
     parts = asked(questions, *map(key, range(OPEN_MAX + 50)))
     assert sum(map(len, parts)) == OPEN_MAX
     assert asked(questions, key(OPEN_MAX + 1)) == []
 
 
 def test_the_first_who_knows_a_connection_answers() -> None:
-    questions = Questions()
+    questions = Questions(DATAGRAM_MAX)
     asked(questions, key(1))
     assert questions.answered(answer("east", known=(1,)), ("east",)) == ([connection(1)], ())
     assert questions.answered(answer("north", known=(1,)), ("east",)) == ([], ())
 
 
 def test_what_was_not_asked_is_not_brought_in() -> None:
-    questions = Questions()
+    questions = Questions(DATAGRAM_MAX)
     asked(questions, key(1))
     assert questions.answered(answer("east", (2,), (3,)), ("east",)) == ([], ())
 
 
 def test_all_who_are_heard_must_deny_a_connection() -> None:
-    questions = Questions()
+    questions = Questions(DATAGRAM_MAX)
     asked(questions, key(1))
     assert questions.answered(answer("east", (), (1,)), ("east", "north")) == ([], ())
     assert questions.answered(answer("east", (), (1,)), ("east", "north")) == ([], ())
@@ -101,20 +105,50 @@ def test_all_who_are_heard_must_deny_a_connection() -> None:
 
 
 def test_a_question_that_something_newer_has_answered_is_closed() -> None:
-    questions = Questions()
+    questions = Questions(DATAGRAM_MAX)
     asked(questions, key(1))
     questions.close([key(1), key(2)])
     assert questions.answered(answer("east", known=(1,)), ("east",)) == ([], ())
 
 
 def test_questions_are_closed_when_their_time_is_over() -> None:
-    assert Questions().deadline is None
-    questions = Questions()
+    assert Questions(DATAGRAM_MAX).deadline is None
+    questions = Questions(DATAGRAM_MAX)
     asked(questions, key(1))
     asked(questions, key(2), now=0.2)
+    again(questions, until=0.4)
     assert questions.deadline == PATIENCE
-    questions.expire(PATIENCE)
+    assert not list(questions.expire(WEST, PATIENCE))
     assert questions.deadline == 0.2 + PATIENCE
+
+
+def again(questions: Questions, until: float) -> list[tuple[float, tuple[bytes, ...]]]:
+    """What is asked again, and when."""
+    found: list[tuple[float, tuple[bytes, ...]]] = []
+    while (now := questions.deadline) is not None and now <= until:
+        found += [(now, question.keys) for question in questions.expire(WEST, now)]
+    return found
+
+
+def test_a_question_that_nobody_answers_is_asked_again_a_few_times() -> None:
+    questions = Questions(DATAGRAM_MAX)
+    asked(questions, key(1), key(2))
+    asked(questions, key(3), now=WAITS[0] / 2)
+    questions.close([key(2)])
+    at = [sum(WAITS[:count]) for count in range(1, len(WAITS) + 1)]
+    expected = [(each, (key(1),)) for each in at]
+    expected += [(WAITS[0] / 2 + each, (key(3),)) for each in at]
+    found = again(questions, until=PATIENCE * 2)
+    assert [keys for _, keys in found] == [keys for _, keys in sorted(expected)]
+    assert [now for now, _ in found] == pytest.approx([now for now, _ in sorted(expected)])
+
+
+def test_who_leads_no_more_asks_nothing_again() -> None:
+    questions = Questions(DATAGRAM_MAX)
+    asked(questions, key(1))
+    questions.forget()
+    assert questions.deadline is None
+    assert not questions
 
 
 # --- between replicas -------------------------------------------------------------------------
@@ -224,6 +258,16 @@ def test_a_peer_that_is_silent_is_not_waited_for() -> None:
     assert replica.ask([key(3)], later) == []
     east.heartbeat(later)
     assert len(sent_of(Question, replica.ask([key(3)], later))) == 1
+
+
+def test_a_leader_asks_again_until_it_leads_no_more() -> None:
+    def asked_later(replica: Replica) -> int:
+        return len(sent_of(Question, expire_until(replica, START + PATIENCE)))
+
+    assert asked_later(asking().replica) == len(WAITS)
+    replica = asking().replica
+    replica.follow(START)
+    assert asked_later(replica) == 0
 
 
 def test_a_question_is_looked_up_by_any_node() -> None:

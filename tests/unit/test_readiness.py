@@ -6,7 +6,8 @@ import pytest
 
 from lvsha.model import BUCKETS
 from lvsha.sync.messages import Changes, PeerState, Progress, Role, SnapshotChunk, Standing
-from lvsha.sync.replica import Pace, Replica
+from lvsha.sync.pace import Pace
+from lvsha.sync.replica import Replica
 from lvsha.tally import Tally
 from tests.replica_group import Group
 from tests.replicas import (

@@ -17,7 +17,8 @@ from lvsha.sync.messages import (
     SumsRequest,
 )
 from lvsha.sync.overlap import DRAIN
-from lvsha.sync.replica import Apply, BeginSnapshot, Pace, PeerChanged, Send
+from lvsha.sync.pace import Pace
+from lvsha.sync.replica import Apply, BeginSnapshot, PeerChanged, Send
 from lvsha.tally import Tally
 from tests.replica_group import Group
 from tests.replicas import (

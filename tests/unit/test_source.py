@@ -16,8 +16,9 @@ from lvsha.sync.messages import (
     SumsRequest,
 )
 from lvsha.sync.overlap import DRAIN
-from lvsha.sync.replica import Action, Pace, Replica, Send
-from lvsha.sync.source import BURST, RESEND_MAX, RESEND_PAUSE, SUMS_PATIENCE, SUMS_PAUSE
+from lvsha.sync.pace import BURST, Pace
+from lvsha.sync.replica import Action, Replica, Send
+from lvsha.sync.source import RESEND_MAX, RESEND_PAUSE, SUMS_PATIENCE, SUMS_PAUSE
 from tests.replicas import (
     HEARTBEAT,
     START,

@@ -7,7 +7,8 @@ from lvsha.model import ConnectionChanged, ConnectionRecord, ForwardMethod
 from lvsha.sync.actions import Action, ProvideSnapshot, Send
 from lvsha.sync.datagrams import decode
 from lvsha.sync.messages import ALL_BUCKETS, SnapshotChunk
-from lvsha.sync.source import Pace, Source
+from lvsha.sync.pace import Pace
+from lvsha.sync.source import Source
 from lvsha.tally import Tally
 
 CONNECTIONS = 2000

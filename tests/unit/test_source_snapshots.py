@@ -17,7 +17,8 @@ from lvsha.sync.messages import (
     SnapshotEnd,
     SnapshotRequest,
 )
-from lvsha.sync.replica import PROGRESS_PATIENCE, Action, Pace, ProvideSnapshot, Replica, Role
+from lvsha.sync.pace import Pace
+from lvsha.sync.replica import PROGRESS_PATIENCE, Action, ProvideSnapshot, Replica, Role
 from lvsha.sync.source import (
     PROVIDE_PATIENCE,
     SLICE_READS,

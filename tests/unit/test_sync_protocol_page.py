@@ -16,7 +16,7 @@ from lvsha.datapath.tcp_states import TcpState
 from lvsha.model import BUCKETS, ConnectionFlag
 from lvsha.sync.datagrams import decode, encode
 from lvsha.sync.messages import Message, MessageType, Numbered, PeerState, Role
-from lvsha.sync.source import Pace
+from lvsha.sync.pace import Pace
 from tests.sync_examples import MESSAGES, SEALED, TALLY, TOLD
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sync-protocol.md").read_text("utf-8")
@@ -27,6 +27,7 @@ BEHAVIOUR = (
     "copy",
     "history",
     "overlap",
+    "pace",
     "peers",
     "questions",
     "replica",
@@ -137,7 +138,7 @@ def test_every_number_that_decides_on_behaviour_is_in_the_table() -> None:
             if isinstance(getattr(module, constant), int | float):
                 assert full in described | NOT_OF_THE_PROTOCOL, full
     for field in Pace.__dataclass_fields__:
-        assert f"source.Pace.{field}" in described
+        assert f"pace.Pace.{field}" in described
 
 
 def test_the_types_are_those_of_the_code() -> None:

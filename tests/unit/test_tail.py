@@ -1,7 +1,8 @@
 """What was told last is said again while nothing follows it."""
 
 from lvsha.sync.messages import Changes
-from lvsha.sync.replica import Pace, Replica
+from lvsha.sync.pace import Pace
+from lvsha.sync.replica import Replica
 from lvsha.sync.tail import WAITS, Tail
 from tests.replicas import START, changed, expire_until, leading, sent_of
 
