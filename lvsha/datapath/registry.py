@@ -165,9 +165,11 @@ class Registry:
         It is looked at when its time-out is over all the same, since its own next packet may
         have it end then.
         """
-        connection.expires = now + connection.timeout
-        self.table.hasten(connection)
-        connection.expires = copy_ends(now, connection.timeout)
+        timeout = connection.timeout
+        connection.expires = expires = now + timeout
+        if expires < connection.second - 1:  # spares a call
+            self.table.hasten(connection)
+        connection.expires = copy_ends(now, timeout)
 
     def open_alike(self, first: Connection, keys: Sequence[bytes]) -> list[bytes]:
         """Connections of which another director has told just as of one that is in the table.
@@ -516,17 +518,24 @@ class Registry:
     def copied(self, connection: Connection, now: float) -> None:
         """A peer has told of a connection as it is now; from here on it is told from here."""
         if connection.tally is not None:
-            self.teller.retell(connection, connection.state)
+            if connection.told_state != connection.state:
+                self.teller.retell(connection, connection.state)
             self.teller.copied(connection, now)
 
     def become(self, connection: Connection, state: int, now: float) -> None:
         """Take over the state that another director tells of a connection."""
-        self._change_state(connection, state)
+        if connection.state != state:
+            self._change_state(connection, state)
         self.copied(connection, now)
 
     def _change_state(self, connection: Connection, state: int) -> None:
         """Change a state and nothing else but whether the connection counts as established."""
-        was = connection.is_established
+        established = connection.machine.established
+        was = connection.state == established
         connection.state = state
-        if connection.tally is not None and connection.is_established != was:
+        if (
+            was != (state == established)
+            and connection.tally is not None
+            and not connection.flags & _TEMPLATE
+        ):
             self._count_established(connection, -1 if was else 1)

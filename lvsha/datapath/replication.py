@@ -199,18 +199,16 @@ class Replication:
             return Refusal.MALFORMED
         if flags & (_ONE_PACKET | _TEMPLATE):
             return Refusal.FLAGS
+        timeout = timeout or machine.timeouts[state]
         connection = self._table.find(key)
-        if connection is not None and (
-            connection.server.address != address or connection.binding.port != port
-        ):
+        if connection is not None:
+            binding = connection.binding
+            if binding.server.address == address and binding.port == port:
+                self._change(connection, record, timeout, now)
+                return None
             if flags & _INACTIVE and self._opens_like(connection):
                 return Refusal.LATE
             self._end(connection)
-            connection = None
-        timeout = timeout or machine.timeouts[state]
-        if connection is not None:
-            self._change(connection, record, timeout, now)
-            return None
         if self._table.full:
             return Refusal.TABLE_FULL
         mark = self._destinations.mark_of(key)
@@ -296,19 +294,21 @@ class Replication:
         self, connection: Connection, record: ConnectionRecord, timeout: float, now: float
     ) -> None:
         """Take over what is told of a connection or template that is there."""
-        registry = self._registry
-        flags = record.flags
-        active = not flags & _INACTIVE
-        if connection.active != active and not connection.flags & _TEMPLATE:
-            registry.count_as(connection, active=active)
-        connection.flags = connection.flags & ~_SEQUENCE | flags & _SEQUENCE
-        if connection.dialogue is not None or record.details is not None:
-            self._take_details(connection, flags, record.details)
+        flags, own, details = record.flags, connection.flags, record.details
+        is_template = own & _TEMPLATE
+        if (flags ^ own) & _INACTIVE and not is_template:
+            self._registry.count_as(connection, active=not flags & _INACTIVE)
+            own = connection.flags
+        connection.flags = own & ~_SEQUENCE | flags & _SEQUENCE
+        if connection.dialogue is not None or details is not None:
+            self._take_details(connection, flags, details)
         self._go_on(connection, record.state, timeout, now)
-        if isinstance(connection.server, StandIn):
+        server = connection.binding.server
+        if isinstance(server, StandIn):
             self._bind(connection)
-        if not connection.flags & _TEMPLATE:
-            self._join(connection, record.details)
+            server = connection.binding.server
+        if not is_template and (details is not None or server.service.options.persistence):
+            self._join(connection, details)
 
     def _go_on(self, connection: Connection, state: int, timeout: float, now: float) -> None:
         """Let a connection or template be as it was told, and live on."""

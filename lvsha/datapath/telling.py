@@ -268,7 +268,8 @@ class Teller:
         """Put a connection on the list of what backups are told next, if it is synced."""
         if connection.tally is not None:
             self.retell(connection, connection.state)
-            self.untold[connection.record_key] = connection
+            plain = connection.dialogue is None  # spares a call
+            self.untold[connection.key if plain else connection.record_key] = connection
 
     def retell(self, connection: Connection, state: int) -> None:
         """Note which state backups know of a connection from now on; `UNTOLD` for none."""
@@ -291,7 +292,8 @@ class Teller:
             if isinstance(change, Connection):
                 tally = change.tally
                 assert tally is not None, "what ends is on the list no more"
-                self.retell(change, change.state)  # it may have changed since
+                if change.told_state != change.state:  # it has changed since
+                    self.retell(change, change.state)
                 told: ConnectionChange = ConnectionChanged(change.record())
             else:
                 tally, told = change, ConnectionEnded(key)

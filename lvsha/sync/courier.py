@@ -155,7 +155,9 @@ class Courier:
     def tell(self, sync_id: int, changes: Sequence[ConnectionChange]) -> None:
         """Tell the peers of changes; they leave in this turn of the loop."""
         replica = self._replicas[sync_id]
-        self._perform(replica, replica.tell(changes, trio.current_time()))
+        actions = replica.tell(changes, trio.current_time())
+        if actions:
+            self._perform(replica, actions)
         deadline = replica.tell_deadline
         if deadline < self._waiting.deadline:
             self._waiting.deadline = deadline
