@@ -32,6 +32,7 @@ the suffix ``_cs``.
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,6 +51,9 @@ ANNOUNCE_GAP: Final = 0.1
 
 # Three advertisements may be lost (RFC 9568, section 6.1, Active_Down_Interval).
 DOWN_ADVERTISEMENTS: Final = 3
+# A master that dies is last heard of at times that differ by up to an interval among the
+# virtual routers that move together; who is heard of for this much longer is alive.
+COMPANION_INTERVALS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,8 @@ REASONS: Final = frozenset(
         "stalled",
         "fault",
         "recovered",
+        "group_took_over",
+        "group_gave_way",
     }
 )
 
@@ -124,6 +130,7 @@ class Election:
         peer: who was heard last; None before that.
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
+        companions: the virtual routers of this node that move together with this one.
         transitions: state changes counted by reason, a word of `REASONS`.
         counters: other events.
     """
@@ -154,6 +161,7 @@ class Election:
         self.peer: Peer | None = None
         self.fault_reason: str | None = None
         self.preemption_permitted = False
+        self.companions: Sequence[Election] = ()
         self.transitions = Counters()
         self.counters = Counters()
         self._started = False
@@ -233,6 +241,10 @@ class Election:
             case VrrpState.BACKUP:
                 if now < self._down_at:
                     return stalled
+                if self._companions_obey(now):
+                    self.counters.add("stood_back_for_the_group")
+                    self._down_at = now + self.interval
+                    return stalled
                 return stalled + self._become_master(now)
             case VrrpState.MASTER:
                 return stalled + self._expire_as_master(now)
@@ -284,6 +296,70 @@ class Election:
             self._down_at = max(self._down_at, self._yielded_at + self.down_interval)
             self._down_reason = "master_silent"
         return stalled
+
+    def change_priority(self, priority: int, now: float) -> Actions:
+        """Take part with another priority from now on.
+
+        A master says so at once, as far as `_answer` lets it, so that a better backup need
+        not wait for its next advertisement. A backup's timer moves with its skew.
+        """
+        assert PRIORITY_RESIGN < priority < PRIORITY_OWNER
+        stalled = self._give_way_after_stall(now)
+        if priority == self.priority:
+            return stalled
+        skew, self.priority = self.skew, priority
+        match self.state:
+            case VrrpState.INIT | VrrpState.FAULT:
+                return stalled
+            case VrrpState.BACKUP:
+                self._down_at += self.skew - skew
+                if (
+                    self._down_reason == "preempted_lower_priority"
+                    and self.peer is not None
+                    and self.peer.priority >= priority
+                ):
+                    # The master that was to be displaced is now the better one.
+                    self._down_at = max(self._down_at, self._yielded_at + self.down_interval)
+                    self._down_reason = "master_silent"
+                return stalled
+            case VrrpState.MASTER:
+                return stalled + self._answer(now)
+
+    def join_masters(self, now: float) -> Actions:
+        """Become MASTER at once, as a companion has; only a backup can."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.BACKUP or stalled:
+            return stalled
+        self._down_reason = "group_took_over"
+        return self._become_master(now)
+
+    def join_backups(self, now: float) -> Actions:
+        """Stop being MASTER, as a companion has, and call the successor."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.MASTER:
+            return stalled
+        release, *others = self._leave(VrrpState.BACKUP, "group_gave_way", now)
+        self._listen(now)
+        # Who took the companion over may not have noticed that this one is to be had, too.
+        return (release, Advertise(PRIORITY_RESIGN), *others)
+
+    def _companions_obey(self, now: float) -> bool:
+        """Whether a companion still obeys a master, after this one's fell silent.
+
+        Then the master lives and only this router's link is cut. To take over here would
+        be to take over everywhere, to be told off there, and so on for ever.
+        """
+        heard_at = -math.inf if self.peer is None else self.peer.heard_at
+        return any(one._obeys_later_than(heard_at, now) for one in self.companions)
+
+    def _obeys_later_than(self, heard_at: float, now: float) -> bool:
+        """Whether a master is obeyed now that was alive some time after ``heard_at``."""
+        peer = self.peer
+        if self.state is not VrrpState.BACKUP or peer is None or peer.priority == PRIORITY_RESIGN:
+            return False
+        displaces = self.preempt and self.preemption_permitted and peer.priority < self.priority
+        since = heard_at + COMPANION_INTERVALS * self._master_interval
+        return not displaces and peer.heard_at > max(since, now - self.down_interval)
 
     def _note(self, advertisement: Advertisement, source: bytes, now: float) -> None:
         self.peer = Peer(
