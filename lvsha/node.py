@@ -11,7 +11,8 @@ Forwarding, sync and failover do not know of each other. They meet here:
   director.
 * A node may displace a master of lower priority only while its copy of the connection
   table is complete.
-* An interface that a virtual router needs and that is down means FAULT.
+* Trackers change priorities and mean FAULT, and routers of a group follow each other
+  (`lvsha.node_tracking`).
 
 One nursery holds everything. A part that fails takes the node down, and the peer takes
 over.
@@ -38,6 +39,7 @@ from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
 from lvsha.node_sync import NodeSync
+from lvsha.node_tracking import NodeTracking
 from lvsha.sync_daemons import SyncDaemons
 
 TRANSITION: Final = 2.0
@@ -80,6 +82,7 @@ class Node:
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
+        self.tracking = NodeTracking(pair, name, self.director, host)
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._masters: set[str] = set()
@@ -127,13 +130,15 @@ class Node:
                 await nursery.start(self._host.serve_control, self._commands())
                 await nursery.start(self._forwarder.run)
                 await self.sync.start(nursery, resources)
+                await self.tracking.start(nursery, self._forwarder)
                 await self._let_a_backup_go_first(stop)
+                await self.tracking.settle(stop)
                 await self._start_speakers(nursery, resources)
-                nursery.start_soon(self._watch_interfaces)
                 nursery.start_soon(self._watch_readiness)
                 _log.info("director started", node=self.name, version=lvsha.__version__)
                 await stop.wait()
                 await self._hand_over()
+                await self.tracking.finish()
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await self.clean()
@@ -202,8 +207,10 @@ class Node:
                     if placed.interface == router.interface
                 ],
                 pseudo_header=router.checksum == "keepalived",
+                on_change=self.tracking.state_changed,
             )
             self._speakers[router.name] = speaker
+            self.tracking.adopt(router.name, speaker)
             if not self.sync.is_on:
                 speaker.permit_preemption(permitted=True)
             await nursery.start(speaker.run)
@@ -290,36 +297,16 @@ class Node:
         permitted = dict.fromkeys(self._speakers, False)
         while True:
             for name, speaker in self._speakers.items():
-                complete = self.sync.complete(self._routers[name].sync_id)
+                complete = all(
+                    self.sync.complete(self._routers[one].sync_id)
+                    for one in self.tracking.together(name)
+                )
                 if complete != permitted[name] or (
                     complete and not speaker.election.preemption_permitted
                 ):
                     permitted[name] = complete
                     speaker.permit_preemption(complete)
             await trio.sleep(READINESS_INTERVAL)
-
-    async def _watch_interfaces(self) -> None:
-        """Declare a fault where a virtual router needs an interface that is down."""
-        faults: dict[str, str | None] = dict.fromkeys(self._speakers)
-        while True:
-            for name, speaker in self._speakers.items():
-                fault = self._fault(self._routers[name])
-                if fault == faults[name]:
-                    continue
-                faults[name] = fault
-                if fault is None:
-                    speaker.recover()
-                else:
-                    speaker.fault(fault)
-            await self._forwarder.network_changed()
-
-    def _fault(self, router: VirtualRouter) -> str | None:
-        roles = [router.interface, *(placed.interface for placed in router.addresses)]
-        for interface in dict.fromkeys(self._own.interfaces[role] for role in roles):
-            link = self.director.network.link_named(interface)
-            if link is None or not link.up:
-                return f"interface {interface} is {'down' if link is not None else 'missing'}"
-        return None
 
     # Observation
 
@@ -331,7 +318,11 @@ class Node:
             "version": lvsha.__version__,
             "uptime_seconds": trio.current_time() - self._started_at,
             "configuration": self.pair.digest().hex(),
-            "routers": {name: speaker.status() for name, speaker in self._speakers.items()},
+            "routers": {
+                name: {**speaker.status(), **self.tracking.router_status(name)}
+                for name, speaker in self._speakers.items()
+            },
+            "tracking": self.tracking.status(),
             "sync": self.sync.status(),
             "daemons": self.sync.daemons.status(),
             "services": {

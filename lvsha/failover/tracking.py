@@ -121,7 +121,7 @@ class _Tracker:
 
     rule: TrackerRule
     up: bool | None
-    since: float
+    since: float = 0.0
     detail: str = ""
     number: int = 0
     in_a_row: int = 0
@@ -142,7 +142,6 @@ class Tracking:
         trackers: of different names.
         routers: of different names; every tracker they name is among ``trackers``.
         groups: names of routers that move together; a router is in one group at most.
-        now: the current time.
     """
 
     def __init__(
@@ -150,10 +149,9 @@ class Tracking:
         trackers: Iterable[TrackerRule],
         routers: Sequence[RouterRule],
         groups: Iterable[Sequence[str]],
-        now: float,
     ) -> None:
         self._trackers = {
-            rule.name: _Tracker(rule, False if rule.init_fail else None, now) for rule in trackers
+            rule.name: _Tracker(rule, False if rule.init_fail else None) for rule in trackers
         }
         together = {name: tuple(group) for group in groups for name in group}
         own = {rule.name: rule.tracked for rule in routers}
@@ -174,13 +172,15 @@ class Tracking:
             assert all(one.tracker in self._trackers for one in router.tracked)
             router.priority, router.fault = self._priority(router), self._fault(router)
 
-    def start(self) -> Actions:
-        """The priorities and faults to begin with."""
-        return tuple(
-            action
-            for name, router in self._routers.items()
-            for action in (PriorityChanged(name, router.priority), FaultChanged(name, router.fault))
-        )
+    def start(self, now: float) -> None:
+        """Begin; until now nothing was known."""
+        for state in self._trackers.values():
+            state.since = now
+
+    def standing(self, router: str) -> Actions:
+        """The priority of a virtual router and what keeps it from its addresses, as they are."""
+        state = self._routers[router]
+        return (PriorityChanged(router, state.priority), FaultChanged(router, state.fault))
 
     def report(
         self, tracker: str, reading: Reading, now: float, *, in_turn: bool = True

@@ -43,6 +43,7 @@ from lvsha.datapath.network import (
 from lvsha.failover.addresses import LIFETIME
 from lvsha.model import VrrpState
 from lvsha.node import Node
+from lvsha.tracking.probes import Probe
 from tests.packets import NO_VNET
 from tests.simulation.pair_host import SimulatedHost
 from tests.simulation.tasks import Process, current_process
@@ -188,6 +189,8 @@ class Machine:
     Attributes:
         held: virtual addresses and when their lifetime ends.
         powered: False answers nobody.
+        probes: what looks at trackers, by their names.
+        programs: the commands that were run, and when.
     """
 
     def __init__(self, world: World, name: str, number: int) -> None:
@@ -195,6 +198,8 @@ class Machine:
         self.name = name
         self.held: dict[bytes, float] = {}
         self.powered = True
+        self.probes: dict[str, Probe] = {}
+        self.programs: list[tuple[float, tuple[str, ...]]] = []
         self.life: Life | None = None
         roles = world.pair.nodes[name].interfaces
         self.wires = {

@@ -21,7 +21,7 @@ UP, DOWN = Reading(up=True), Reading(up=False, detail="no answer")
 
 def tracking(*tracked: Tracked, rule: TrackerRule | None = None, priority: int = 100) -> Tracking:
     rules = [rule or TrackerRule("gw")]
-    return Tracking(rules, [RouterRule("web", priority, tracked)], [], 0.0)
+    return Tracking(rules, [RouterRule("web", priority, tracked)], [])
 
 
 def consequences(actions: tuple[Action, ...]) -> list[Action]:
@@ -30,7 +30,7 @@ def consequences(actions: tuple[Action, ...]) -> list[Action]:
 
 def test_what_nobody_has_looked_at_is_a_fault_until_it_is_up() -> None:
     made = tracking(Tracked("gw"))
-    assert made.start() == (
+    assert made.standing("web") == (
         PriorityChanged("web", 100),
         FaultChanged("web", "gw has not been looked at yet"),
     )
@@ -113,7 +113,7 @@ def test_a_fault_may_be_meant_the_other_way_round() -> None:
 def test_weights_add_up_before_they_are_clamped() -> None:
     rules = [TrackerRule(name) for name in "abc"]
     tracked = (Tracked("a", 200), Tracked("b", 100), Tracked("c", -200))
-    made = Tracking(rules, [RouterRule("web", 100, tracked)], [], 0.0)
+    made = Tracking(rules, [RouterRule("web", 100, tracked)], [])
     assert consequences(made.report("a", UP, 1.0)) == [PriorityChanged("web", 254)]
     assert consequences(made.report("b", UP, 1.0)) == []
     assert consequences(made.report("c", DOWN, 1.0)) == [PriorityChanged("web", 200)]
@@ -121,7 +121,7 @@ def test_weights_add_up_before_they_are_clamped() -> None:
 
 def test_faults_are_all_named_and_end_with_the_last() -> None:
     rules = [TrackerRule("a"), TrackerRule("b")]
-    made = Tracking(rules, [RouterRule("web", 100, (Tracked("a"), Tracked("b")))], [], 0.0)
+    made = Tracking(rules, [RouterRule("web", 100, (Tracked("a"), Tracked("b")))], [])
     made.report("a", Reading(up=False, detail="cable"), 1.0)
     made.report("b", DOWN, 1.0)
     assert made.fault_of("web") == "cable; no answer"
@@ -175,7 +175,7 @@ def test_a_group_shares_faults_and_weights_and_counts_them_once() -> None:
         RouterRule("inside", 90, (Tracked("b", -30),)),
         RouterRule("alone", 80, ()),
     ]
-    made = Tracking(rules, routers, [("web", "inside")], 0.0)
+    made = Tracking(rules, routers, [("web", "inside")])
     made.report("a", UP, 0.0)
     assert consequences(made.report("b", DOWN, 1.0)) == [
         PriorityChanged("web", 70),
