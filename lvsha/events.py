@@ -200,6 +200,7 @@ def _listener(path: Path, group: str | None) -> socket.socket:
         made.listen(READERS_MAX)
     except KeyError as error:
         made.close()
+        _remove(path)
         raise HostError(f"this machine has no group {group!r}, which is to read events") from error
     except OSError as error:
         made.close()

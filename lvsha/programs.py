@@ -16,8 +16,8 @@ What escapes is a program that leaves its session, closes all files and clears i
 environment on purpose.
 
 A user is changed by ``setpriv`` (util-linux), not between fork and exec of this process: that
-would copy the page tables of a director with a million connections first. It also takes the
-director's ambient capabilities away. No shell is asked.
+would copy the page tables of a director with a million connections first. It also takes
+ambient capabilities away. No shell is asked.
 """
 
 import os
@@ -99,11 +99,16 @@ def check_user(user: str | None) -> None:
 
 
 def _may_change_users() -> bool:
-    status = (_PROC / "self" / "status").read_text("ascii", errors="replace")
-    line = next((line for line in status.splitlines() if line.startswith("CapEff:")), "")
-    held = int(line.partition(":")[2] or "0", 16)
     # linux/capability.h: KILL 5, SETGID 6, SETUID 7.
+    held = _capabilities("CapEff")
     return all(held >> number & 1 for number in (5, 6, 7))
+
+
+def _capabilities(which: str) -> int:
+    """One of the capability sets of this process (proc(5), status)."""
+    lines = (_PROC / "self" / "status").read_text("ascii", errors="replace").splitlines()
+    line = next((line for line in lines if line.startswith(f"{which}:")), "")
+    return int(line.partition(":")[2] or "0", 16)
 
 
 async def run_program(
@@ -137,6 +142,8 @@ async def run_program(
             )
         except OSError as error:
             return Outcome(None, f"cannot be run: {error.strerror}")
+        except KeyError:
+            return Outcome(None, f"cannot be run: there is no user {user}")
         finally:
             os.close(writer)
         return await _follow(process, _Family(process, mark, reader), seconds_max)
@@ -145,11 +152,12 @@ async def run_program(
 
 
 def _as_user(user: str | None) -> list[str]:
-    words = ["setpriv", "--ambient-caps=-all"]
+    """What stands before a command, so that it runs as a user and without capabilities."""
+    words = ["--ambient-caps=-all"] if _capabilities("CapAmb") else []
     if user is not None and user != pwd.getpwuid(os.geteuid()).pw_name:
         entry = pwd.getpwnam(user)
         words += [f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups"]
-    return [*words, "--"]
+    return ["setpriv", *words, "--"] if words else []
 
 
 async def _follow(process: trio.Process, family: "_Family", seconds_max: float) -> Outcome:
