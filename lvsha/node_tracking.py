@@ -78,6 +78,7 @@ class NodeTracking:
         self._states: dict[str, VrrpState] = {}
         self._group_states = dict.fromkeys((group.name for group in self._groups), "INIT")
         self._needs = {router.name: self._needed(router) for router in pair.virtual_routers}
+        self._settled_at = 0.0
         self._core = self._make_core()
         self._reads: dict[str, Read] = dict(self._own_readings())
         self.events = EventStream(self._present)
@@ -181,6 +182,7 @@ class NodeTracking:
         Raises:
             HostError: a user or a group is missing on this machine.
         """
+        self._settled_at = trio.current_time() + FIRST_READINGS_MAX
         self._core.start(trio.current_time())
         for user in self.notifications.users:
             self._host.check_user(user)
@@ -201,8 +203,7 @@ class NodeTracking:
 
     async def settle(self, stop: trio.Event) -> None:
         """Wait until something is known of every tracker, for a bounded time."""
-        end = trio.current_time() + FIRST_READINGS_MAX
-        while not stop.is_set() and trio.current_time() < end:
+        while not stop.is_set() and trio.current_time() < self._settled_at:
             if all(self._core.is_known(tracker.name) for tracker in self._pair.trackers):
                 return
             await trio.sleep(_POLL)
@@ -272,18 +273,18 @@ class NodeTracking:
         if speaker is None or speaker.election.priority == priority:
             return
         _log.info("priority changed", router=router, priority=priority)
-        speaker.change_priority(priority)
         self.events.publish("priority", router=router, priority=priority)
+        speaker.change_priority(priority)
 
     def _change_fault(self, router: str, fault: str | None) -> None:
         speaker = self._speakers.get(router)
         if speaker is None or speaker.election.fault_reason == fault:
             return
+        self.events.publish("fault", router=router, fault=fault)
         if fault is None:
             speaker.recover()
         else:
             speaker.fault(fault)
-        self.events.publish("fault", router=router, fault=fault)
 
     # States
 

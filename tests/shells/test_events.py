@@ -102,7 +102,7 @@ def test_a_reader_that_never_reads_holds_nothing_up() -> None:
                 events.publish("number", number=number, filling="x" * 500)
                 assert (await reader.next())["number"] == number
             await idle.next()
-            seen = []
+            seen: list[dict[str, object]] = []
             while not seen or seen[-1].get("number") != 2999:
                 seen.append(await idle.next())
             lost = [event["count"] for event in seen if event["event"] == "lost"]
