@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,7 +231,7 @@ class World:
                         stderr=log,
                     )
                 )
-            until(f"{name} tells events", lambda name=name: bool(self._sockets(name)), WAIT)
+            until(f"{name} tells events", partial(self._tells, name), WAIT)
             self.events[name] = Events(self._sockets(name)[0])
         self.events["east"].wait(event="group", new="MASTER")
         self.events["west"].wait(event="group", new="BACKUP")
@@ -240,11 +242,14 @@ class World:
     def _sockets(self, name: str) -> list[Path]:
         return list(self._directory(name).glob("events-*.sock"))
 
+    def _tells(self, name: str) -> bool:
+        return bool(self._sockets(name))
+
     def mode(self, name: str, mode: str) -> None:
         inode = Path(f"/run/netns/{self.space(name)}").stat().st_ino
         (self.folder / f"mode-net:[{inode}]").write_text(mode)
 
-    def status(self, name: str) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+    def status(self, name: str) -> dict[str, Any]:
         done = subprocess.run(
             ["ip", "netns", "exec", self.space(name), sys.executable, "-m", "lvsha", "status",
              "--json"],

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -146,6 +148,37 @@ def test_a_program_finds_a_small_environment(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 def test_a_program_runs_as_its_user() -> None:
     assert run("id -un; id -Gn", user="nobody").output == "nobody nogroup"
+
+
+AMBIENT = "+net_admin,+setuid,+setgid,+kill"
+LOOK = """
+import sys, trio
+from lvsha.programs import check_user, run_program
+check_user("daemon")
+for user in (None, "daemon"):
+    command = ["/bin/sh", "-c", "id -un; grep -E 'Cap(Eff|Prm|Amb)' /proc/self/status"]
+    print(trio.run(lambda: run_program(command, user=user, seconds_max=10)).output)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give capabilities")
+def test_a_program_has_none_of_the_directors_capabilities() -> None:
+    caps = [f"--inh-caps={AMBIENT}", f"--ambient-caps={AMBIENT}"]
+    who = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *caps]
+    done = subprocess.run(
+        [*who, "--", sys.executable, "-c", LOOK],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if "Permission denied" in done.stderr:
+        pytest.skip("others may not read this Python")
+    none = "0000000000000000"
+    assert done.stdout.splitlines() == [
+        f"{user} CapPrm: {none} CapEff: {none} CapAmb: {none}" for user in ("nobody", "daemon")
+    ], done.stderr
 
 
 def test_a_user_that_is_not_there_is_refused() -> None:
