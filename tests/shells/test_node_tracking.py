@@ -208,6 +208,9 @@ def test_a_group_does_not_flap_where_one_of_its_links_is_cut() -> None:
             await trio.sleep(0.1)
             seen.add((states(east), states(west)))
         assert seen == {((MASTER, MASTER), (BACKUP, BACKUP))}
+        # Not even for a moment.
+        assert router(west)["transitions"] == router(west, "gateway")["transitions"]
+        assert router(west)["transitions"] == {"started": 1}
         # Where nothing is heard any more the other takes over, all of it.
         world.segments["outside"].cuts |= both
         await trio.sleep(DOWN + 0.2)
