@@ -76,6 +76,7 @@ class NodeTracking:
         self._group_of = {router: group for group in self._groups for router in group.routers}
         self._speakers: dict[str, Speaker] = {}
         self._states: dict[str, VrrpState] = {}
+        self._stopped: set[str] = set()
         self._group_states = dict.fromkeys((group.name for group in self._groups), "INIT")
         self._needs = {router.name: self._needed(router) for router in pair.virtual_routers}
         self._settled_at = 0.0
@@ -241,7 +242,9 @@ class NodeTracking:
     async def _keep_reading(self, tracker: Tracker, read: Read) -> None:
         while True:
             await trio.sleep(tracker.seconds_between)
-            self._report(tracker.name, read())
+            # Without any link the mirror is just being read anew, and says nothing.
+            if self._director.network.links:
+                self._report(tracker.name, read())
 
     async def _follow_network(self, forwarder: FrameForwarder) -> None:
         while True:
@@ -269,7 +272,7 @@ class NodeTracking:
                     assert_never(action)
 
     def _change_priority(self, router: str, priority: int) -> None:
-        speaker = self._speakers.get(router)
+        speaker = self._running(router)
         if speaker is None or speaker.election.priority == priority:
             return
         _log.info("priority changed", router=router, priority=priority)
@@ -277,7 +280,7 @@ class NodeTracking:
         speaker.change_priority(priority)
 
     def _change_fault(self, router: str, fault: str | None) -> None:
-        speaker = self._speakers.get(router)
+        speaker = self._running(router)
         if speaker is None or speaker.election.fault_reason == fault:
             return
         self.events.publish("fault", router=router, fault=fault)
@@ -286,11 +289,17 @@ class NodeTracking:
         else:
             speaker.fault(fault)
 
+    def _running(self, router: str) -> Speaker | None:
+        """A speaker that still takes part; one that has stopped is left alone."""
+        return None if router in self._stopped else self._speakers.get(router)
+
     # States
 
     def state_changed(self, change: RouterStateChanged) -> None:
         """Called by a speaker in the step in which its state changes; never waits."""
         self._states[change.router] = change.new
+        if change.reason == "stopped":
+            self._stopped.add(change.router)
         self.events.publish(
             "state",
             router=change.router,

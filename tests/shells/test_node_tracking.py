@@ -288,6 +288,45 @@ def test_programs_hear_of_routers_and_groups_in_keepaliveds_words() -> None:
     play(scenario, of('"check"', GROUP))
 
 
+def test_what_happens_after_the_stop_changes_nothing_any_more() -> None:
+    async def scenario(world: World) -> None:
+        east, west, dial = await started(world)
+        life = living(east)
+        life.stop.set()
+        await trio.sleep(0.1)
+        assert states(east) == (INIT, INIT)
+        dial.up = False
+        east.plug("inside", up=False)
+        await trio.sleep(1.0)
+        assert states(east) == (INIT, INIT)
+        assert states(west) == (MASTER, MASTER)
+
+    play(scenario, of('"check"', GROUP))
+
+
+def test_a_mirror_that_is_read_anew_says_nothing() -> None:
+    uplink = '[[trackers]]\nname = "uplink"\nkind = "interface"\ninterface = "sync"\nrise = 3\n'
+
+    async def scenario(world: World) -> None:
+        east, _, _ = await started(world)
+        network = living(east).node.director.network
+        links = dict(network.links)
+        network.links.clear()
+        await trio.sleep(1.5)
+        assert state(east) is MASTER
+        network.links.update(links)
+        east.plug("sync", up=False)
+        await trio.sleep(0.02)
+        assert router(east)["fault"] == "interface eth2 is down"
+        east.plug("sync", up=True)
+        await trio.sleep(2.0)
+        assert state(east) is FAULT
+        await trio.sleep(2.0)
+        assert state(east) is not FAULT
+
+    play(scenario, of('"uplink"', uplink))
+
+
 def test_the_end_waits_for_programs_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(world: World) -> None:
         east = world.machines["east"]
