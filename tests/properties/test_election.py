@@ -35,6 +35,9 @@ events = st.tuples(
             "recover",
             "stop",
             "start",
+            "priority",
+            "join masters",
+            "join backups",
         ]
     ),
     # How long after the deadline (or the event before) it happens.
@@ -61,6 +64,12 @@ def happen(election: Election, event: Event, now: float, started: bool) -> Actio
             return election.recover(now)
         case "stop":
             return election.stop(now)
+        case "priority":
+            return election.change_priority(min(max(priority, 1), 254), now)
+        case "join masters":
+            return election.join_masters(now)
+        case "join backups":
+            return election.join_backups(now)
         case _:
             return () if started else election.start(now)
 
