@@ -91,6 +91,7 @@ do
   add(u8, "speaks", "Keeps to level")
   add(u64, "oldest", "Oldest number")
   add(u64, "heard", "Hears epoch")
+  add(ProtoField.string, "successor", "Successor")
   add(u64, "standing.told", "Told")
   add(u64, "standing.total", "Sum of all buckets", base.HEX)
   add(ProtoField.bool, "standing.current", "Current")
@@ -656,6 +657,11 @@ local function heartbeat(tvb, tree, body)
   for number, field in ipairs(STANDING) do
     local add = field == "current" and add_boolean or add_integer
     add(tvb, tree, f["standing." .. field], standing[number])
+  end
+  local successor = body[18]
+  if successor and not (successor.kind == "str" and successor.length == 0) then
+    add_name(tvb, tree, f["successor"], successor)
+    return text .. ", calls " .. successor.value
   end
   return text
 end

@@ -241,7 +241,7 @@ def _heartbeat_fields(message: Heartbeat) -> tuple[object, ...]:
     if message.level <= LEVEL_PLAIN and not message.heard:
         return alive
     standing = message.standing
-    return (
+    fields = (
         *alive,
         message.level,
         message.speaks,
@@ -254,6 +254,7 @@ def _heartbeat_fields(message: Heartbeat) -> tuple[object, ...]:
             *(standing.lost, standing.repaired),
         ),
     )
+    return (*fields, message.successor) if message.successor else fields
 
 
 def _packed(records: Iterable[ConnectionRecord], ended: Iterable[bytes]) -> Packing:
@@ -345,6 +346,7 @@ def _heartbeat(origin: Origin, body: list[Any]) -> Heartbeat:
         oldest=_integer(body[14], UINT64_MAX, "sequence number"),
         heard=tuple(_integer(epoch, UINT64_MAX, "epoch") for epoch in heard),
         standing=_standing(body[16]),
+        successor=_node(body[17]) if len(body) > 17 and body[17] != "" else "",
     )
 
 

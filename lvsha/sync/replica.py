@@ -33,17 +33,13 @@ from lvsha.sync.actions import (
     Action,
     Alarm,
     Apply,
-    BeginSnapshot,
-    ConfigurationAgrees,
-    ConfigurationDiffers,
     Deny,
-    EndSnapshot,
     Forget,
     LookUp,
     PeerChanged,
-    ProvideSnapshot,
     Refused,
     Send,
+    TakeOver,
 )
 from lvsha.sync.configuration import Comparison
 from lvsha.sync.copy import Copy
@@ -70,35 +66,16 @@ from lvsha.sync.overlap import DRAIN
 from lvsha.sync.pace import Pace
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
-from lvsha.sync.readiness import lacking, peer_status, readiness, standing
+from lvsha.sync.readiness import lacking, replica_status, standing, unready
 from lvsha.sync.source import Source
 from lvsha.tally import Tally
-
-__all__ = [
-    "Action",
-    "Alarm",
-    "Apply",
-    "BeginSnapshot",
-    "ConfigurationAgrees",
-    "ConfigurationDiffers",
-    "Deny",
-    "EndSnapshot",
-    "Forget",
-    "LookUp",
-    "Pace",
-    "PeerChanged",
-    "PeerState",
-    "ProvideSnapshot",
-    "Refused",
-    "Replica",
-    "Role",
-    "Send",
-]
 
 DATAGRAM_BYTES_MIN: Final = 500
 # A change of a peer's state is told at once, but not more often than this part of the
 # heartbeat interval.
 HEARTBEAT_SPACING: Final = 0.1
+# While a successor is wanted, a heartbeat that says so may be lost.
+HAND_OVER_INTERVAL: Final = 0.02
 # A listener that is sent a snapshot tells its progress every few datagrams.
 PROGRESS_PATIENCE: Final = 0.3
 SYNC_ID_ANY: Final = 0
@@ -158,6 +135,7 @@ class Replica:
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
         self._questions = Questions(datagram_max)
+        self._successor = ""
         self._source = Source(
             tally=tally,
             node=node,
@@ -204,43 +182,29 @@ class Replica:
 
     def status(self, now: float) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
-        source, leader, tally = self._source, self._home.leader, self._tally
         return {
             "sync_id": self.sync_id,
             "node": self.node,
             "epoch": self.epoch,
-            "role": source.role.name,
-            "term": source.term,
-            "sequence": source.sequence,
-            "level": source.level,
             "complete": self.complete,
-            "leader": None if leader is None else leader.node,
-            "connections": tally.connections,
-            "told": tally.told,
-            "established": tally.established,
-            "at_risk": tally.exposed,
-            "lag": {
-                "changes_queued": source.queued,
-                "oldest_ms": round(1000 * source.age_of_oldest(now), 3),
-            },
-            "snapshotting": source.is_snapshotting,
-            "readiness": readiness(self._followers(), source, tally, now),
+            "successor": self._successor or None,
+            **replica_status(self._home, self._others, self._source, self._tally, now),
             "configuration_differs": {
                 node: list(names) for node, names in sorted(self._comparison.differing.items())
             },
-            "peers": [
-                peer_status(peer, sync_id, source, tally, now)
-                for sync_id, copy in ((self.sync_id, self._home), *sorted(self._others.items()))
-                for peer in copy.peers
-            ],
             "counters": self.counters.snapshot(),
         }
 
-    def _followers(self) -> list[Peer]:
-        """The peers that keep a copy of what this node leads."""
-        if self._source.role is not Role.LEAD:
-            return []
-        return [p for p in self._home.peers if p.leader == self.node and not p.silent]
+    def unready(self) -> dict[str, str]:
+        """Of each peer, why it cannot lead next without a loss; empty words if it can."""
+        known = (self.node, self._tally, self._comparison.differing)
+        return {peer.node: unready(peer, *known) for peer in self._home.peers}
+
+    @property
+    def leader(self) -> str | None:
+        """The node that is followed."""
+        leader = self._home.leader
+        return None if leader is None else leader.node
 
     # --- what happens --------------------------------------------------------------
 
@@ -284,8 +248,16 @@ class Replica:
             return []
         self._source.drain()
         self._questions.forget()
+        self._successor = ""
         self._drained_at = now + DRAIN
         return self._performed(self._home.follow(now), now, heartbeat=True)
+
+    def hand_over(self, successor: str, now: float) -> list[Action]:
+        """Say who shall lead next, until this node leads no longer; empty for nobody."""
+        if not self._running or self._source.role is not Role.LEAD:
+            return []
+        self._successor = successor
+        return self._performed(self._source.flush(now), now, heartbeat=True)
 
     def resync(self, now: float) -> list[Action]:
         """The process was stalled: believe nothing until the leader's sums have agreed."""
@@ -483,7 +455,9 @@ class Replica:
                 if message.leader == self.node:
                     return self._serve(peer, message, now)
             case Heartbeat():
-                return self._comparison.heard(origin.node, message.digest)
+                called = message.successor == self.node and peer is self._home.leader
+                called_for = [TakeOver(origin.node)] if called and self.complete else []
+                return [*self._comparison.heard(origin.node, message.digest), *called_for]
             case Configuration():
                 return self._comparison.described(origin.node, message)
             case Question() if message.keys:
@@ -554,7 +528,8 @@ class Replica:
 
     def _heartbeat(self, now: float) -> list[Action]:
         self._heartbeat_last = now
-        self._heartbeat_at = now + self._heartbeat_interval
+        urgent = HAND_OVER_INTERVAL if self._successor else self._heartbeat_interval
+        self._heartbeat_at = now + min(urgent, self._heartbeat_interval)
         source, leader = self._source, self._home.leader
         origin = source.origin
         message = Heartbeat(
@@ -570,6 +545,7 @@ class Replica:
             oldest=source.history.oldest or source.sequence + 1,
             heard=self._home.peers.heard_epochs(now),
             standing=standing(self._home, source, self._tally),
+            successor=self._successor,
         )
         for node in self._comparison.differing:
             if node not in self._home.peers:

@@ -174,6 +174,7 @@ def heartbeat_fields(message: Heartbeat) -> Expected:
         "speaks": [message.speaks],
         "oldest": [message.oldest],
         "heard": list(message.heard),
+        "successor": [message.successor] if message.successor else [],
         "standing.told": [standing.told],
         "standing.total": [standing.total],
         "standing.current": [int(standing.is_current)],

@@ -4,6 +4,7 @@ import msgpack
 import pytest
 
 from lvsha.model import ConnectionChanged
+from lvsha.sync.actions import Apply, BeginSnapshot, PeerChanged, Send, TakeOver
 from lvsha.sync.copy import REQUEST_INTERVAL
 from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
@@ -18,7 +19,7 @@ from lvsha.sync.messages import (
 )
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.pace import Pace
-from lvsha.sync.replica import Apply, BeginSnapshot, PeerChanged, Send
+from lvsha.sync.replica import HAND_OVER_INTERVAL
 from lvsha.tally import Tally
 from tests.replica_group import Group
 from tests.replicas import (
@@ -362,3 +363,45 @@ def test_a_leader_in_a_group_of_16_serves_all() -> None:
         assert other.replica.complete
         assert other.table.content == east.table.content
     assert east.replica.counters["snapshots_sent"] <= 15
+
+
+# --- handover ---------------------------------------------------------------------------------
+
+
+def test_a_leader_names_its_successor_until_it_leads_no_more() -> None:
+    replica = leading()
+    (first,) = sent_of(Heartbeat, replica.hand_over("east", START))
+    assert first.successor == "east"
+    later = sent_of(Heartbeat, expire_until(replica, START + 5 * HAND_OVER_INTERVAL))
+    assert [heartbeat.successor for heartbeat in later] == ["east"] * 5
+    (last,) = sent_of(Heartbeat, replica.follow(START + 6 * HAND_OVER_INTERVAL))
+    assert last.successor == ""
+    assert replica.hand_over("east", START + 1) == []
+
+
+def test_all_that_waits_leaves_before_the_successor_is_called() -> None:
+    replica = leading(pace=Pace(eager_datagrams_max=0))
+    replica.tell([changed(1)], START)
+    messages = sent(replica.hand_over("east", START))
+    assert [type(message) for message in messages] == [Changes, Heartbeat]
+    assert messages[1].origin.sequence == messages[0].origin.sequence
+
+
+def test_who_is_called_takes_over_when_it_has_all_that_the_leader_has() -> None:
+    replica = started()
+    east = replicating(replica)
+
+    def is_called(successor: str) -> bool:
+        return TakeOver("east") in east.heartbeat(successor=successor)
+
+    assert is_called("west")
+    assert not is_called("north")
+    assert not is_called("")
+    # A change that is missing here must come first.
+    east.sequence += 1
+    assert not is_called("west")
+    east.changes(connection(1), sequence=1)
+    assert is_called("west")
+    # Only whom this node follows can call it.
+    north = East(replica, node="north", epoch=9)
+    assert TakeOver("north") not in north.heartbeat(successor="west")

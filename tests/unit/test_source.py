@@ -3,6 +3,7 @@
 import pytest
 
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionChanged
+from lvsha.sync.actions import Action, Send
 from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
     Changes,
@@ -17,7 +18,7 @@ from lvsha.sync.messages import (
 )
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.pace import BURST, Pace
-from lvsha.sync.replica import Action, Replica, Send
+from lvsha.sync.replica import Replica
 from lvsha.sync.source import RESEND_MAX, RESEND_PAUSE, SUMS_PATIENCE, SUMS_PAUSE
 from tests.replicas import (
     HEARTBEAT,
