@@ -297,7 +297,7 @@ class East:
         position: int = 0,
         heard: tuple[int, ...] = (),
         standing: Standing | None = None,
-        successor: str = "",
+        successor: int = 0,
     ) -> list[Action]:
         told = Standing(self.tally.told, self.tally.total, is_current=True)
         message = Heartbeat(

@@ -142,7 +142,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         oldest=UINT64,
         heard=st.lists(UINT64, max_size=16).map(tuple),
         standing=STANDINGS,
-        successor=st.just("") | NAMES,
+        successor=UINT64,
     ),
     st.builds(Changes, ORIGINS, st.lists(records(), max_size=5), st.lists(keys(), max_size=5)),
     st.builds(SnapshotRequest, ORIGINS, NAMES, UINT64, UINT64, BUCKETS),

@@ -91,7 +91,7 @@ do
   add(u8, "speaks", "Keeps to level")
   add(u64, "oldest", "Oldest number")
   add(u64, "heard", "Hears epoch")
-  add(ProtoField.string, "successor", "Successor")
+  add(u64, "successor", "Calls epoch")
   add(u64, "standing.told", "Told")
   add(u64, "standing.total", "Sum of all buckets", base.HEX)
   add(ProtoField.bool, "standing.current", "Current")
@@ -658,11 +658,7 @@ local function heartbeat(tvb, tree, body)
     local add = field == "current" and add_boolean or add_integer
     add(tvb, tree, f["standing." .. field], standing[number])
   end
-  local successor = body[18]
-  if successor and not (successor.kind == "str" and successor.length == 0) then
-    add_name(tvb, tree, f["successor"], successor)
-    return text .. ", calls " .. successor.value
-  end
+  if #body > 17 then add_integer(tvb, tree, f["successor"], body[18]) end
   return text
 end
 

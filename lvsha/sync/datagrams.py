@@ -346,7 +346,7 @@ def _heartbeat(origin: Origin, body: list[Any]) -> Heartbeat:
         oldest=_integer(body[14], UINT64_MAX, "sequence number"),
         heard=tuple(_integer(epoch, UINT64_MAX, "epoch") for epoch in heard),
         standing=_standing(body[16]),
-        successor=_node(body[17]) if len(body) > 17 and body[17] != "" else "",
+        successor=_integer(body[17], UINT64_MAX, "epoch") if len(body) > 17 else 0,
     )
 
 

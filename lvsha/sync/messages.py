@@ -145,8 +145,8 @@ class Heartbeat:
         oldest: the oldest number that it can send again.
         heard: the epochs of the senders that it hears.
         standing: of level 2.
-        successor: of a leader: who shall lead as soon as it has all up to this number; empty
-            for nobody.
+        successor: of a leader: the epoch of who shall lead as soon as it has all up to this
+            number; 0 for nobody.
     """
 
     origin: Origin
@@ -161,7 +161,7 @@ class Heartbeat:
     oldest: int = 0
     heard: tuple[int, ...] = ()
     standing: Standing = field(default_factory=Standing)
-    successor: str = ""
+    successor: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ class Replica:
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
         self._questions = Questions(datagram_max)
-        self._successor = ""
+        self._successor = 0
         self._source = Source(
             tally=tally,
             node=node,
@@ -187,7 +187,6 @@ class Replica:
             "node": self.node,
             "epoch": self.epoch,
             "complete": self.complete,
-            "successor": self._successor or None,
             **replica_status(self._home, self._others, self._source, self._tally, now),
             "configuration_differs": {
                 node: list(names) for node, names in sorted(self._comparison.differing.items())
@@ -248,7 +247,7 @@ class Replica:
             return []
         self._source.drain()
         self._questions.forget()
-        self._successor = ""
+        self._successor = 0
         self._drained_at = now + DRAIN
         return self._performed(self._home.follow(now), now, heartbeat=True)
 
@@ -256,7 +255,8 @@ class Replica:
         """Say who shall lead next, until this node leads no longer; empty for nobody."""
         if not self._running or self._source.role is not Role.LEAD:
             return []
-        self._successor = successor
+        peer = self._home.peers.get(successor)
+        self._successor = 0 if peer is None else peer.epoch
         return self._performed(self._source.flush(now), now, heartbeat=True)
 
     def resync(self, now: float) -> list[Action]:
@@ -455,7 +455,7 @@ class Replica:
                 if message.leader == self.node:
                     return self._serve(peer, message, now)
             case Heartbeat():
-                called = message.successor == self.node and peer is self._home.leader
+                called = message.successor == self.epoch and peer is self._home.leader
                 called_for = [TakeOver(origin.node)] if called and self.complete else []
                 return [*self._comparison.heard(origin.node, message.digest), *called_for]
             case Configuration():

@@ -370,12 +370,15 @@ def test_a_leader_in_a_group_of_16_serves_all() -> None:
 
 def test_a_leader_names_its_successor_until_it_leads_no_more() -> None:
     replica = leading()
+    east = East(replica)
+    east.role = Role.FOLLOW
+    east.heartbeat(leader="west", state=PeerState.REPLICATE)
     (first,) = sent_of(Heartbeat, replica.hand_over("east", START))
-    assert first.successor == "east"
+    assert first.successor == east.epoch
     later = sent_of(Heartbeat, expire_until(replica, START + 5 * HAND_OVER_INTERVAL))
-    assert [heartbeat.successor for heartbeat in later] == ["east"] * 5
+    assert [heartbeat.successor for heartbeat in later] == [first.successor] * 5
     (last,) = sent_of(Heartbeat, replica.follow(START + 6 * HAND_OVER_INTERVAL))
-    assert last.successor == ""
+    assert last.successor == 0
     assert replica.hand_over("east", START + 1) == []
 
 
@@ -391,17 +394,17 @@ def test_who_is_called_takes_over_when_it_has_all_that_the_leader_has() -> None:
     replica = started()
     east = replicating(replica)
 
-    def is_called(successor: str) -> bool:
-        return TakeOver("east") in east.heartbeat(successor=successor)
+    def is_called(epoch: int) -> bool:
+        return TakeOver("east") in east.heartbeat(successor=epoch)
 
-    assert is_called("west")
-    assert not is_called("north")
-    assert not is_called("")
+    assert is_called(replica.epoch)
+    assert not is_called(replica.epoch + 1)
+    assert not is_called(0)
     # A change that is missing here must come first.
     east.sequence += 1
-    assert not is_called("west")
+    assert not is_called(replica.epoch)
     east.changes(connection(1), sequence=1)
-    assert is_called("west")
+    assert is_called(replica.epoch)
     # Only whom this node follows can call it.
     north = East(replica, node="north", epoch=9)
-    assert TakeOver("north") not in north.heartbeat(successor="west")
+    assert TakeOver("north") not in north.heartbeat(successor=replica.epoch)
