@@ -297,7 +297,6 @@ class East:
         position: int = 0,
         heard: tuple[int, ...] = (),
         standing: Standing | None = None,
-        successor: int = 0,
     ) -> list[Action]:
         told = Standing(self.tally.told, self.tally.total, is_current=True)
         message = Heartbeat(
@@ -313,7 +312,6 @@ class East:
             oldest=self.oldest,
             heard=heard,
             standing=told if standing is None else standing,
-            successor=successor,
         )
         return self.say(message, now)
 

@@ -17,6 +17,7 @@ from lvsha.sync.messages import (
     Changes,
     Configuration,
     GapRequest,
+    Handover,
     Heartbeat,
     Message,
     Origin,
@@ -142,7 +143,6 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         oldest=UINT64,
         heard=st.lists(UINT64, max_size=16).map(tuple),
         standing=STANDINGS,
-        successor=UINT64,
     ),
     st.builds(Changes, ORIGINS, st.lists(records(), max_size=5), st.lists(keys(), max_size=5)),
     st.builds(SnapshotRequest, ORIGINS, NAMES, UINT64, UINT64, BUCKETS),
@@ -164,6 +164,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.booleans(),
     ),
     st.builds(Progress, ORIGINS, NAMES, UINT64, UINT64),
+    st.builds(Handover, ORIGINS, NAMES, UINT64),
     st.builds(Question, ORIGINS, st.lists(keys(), max_size=32).map(tuple)),
     st.builds(
         Answer,

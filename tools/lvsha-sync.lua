@@ -84,6 +84,8 @@ do
   add(ProtoField.bytes, "digest", "Digest of the configuration")
   add(ProtoField.string, "leader", "Leader")
   add(u64, "leader_epoch", "Leader's epoch")
+  add(ProtoField.string, "successor", "Successor")
+  add(u64, "successor_epoch", "Successor's epoch")
   add(u8, "state", "State", base.DEC, PEER_STATES)
   add(u64, "position", "Position")
   add(ProtoField.bool, "complete", "Complete")
@@ -91,7 +93,6 @@ do
   add(u8, "speaks", "Keeps to level")
   add(u64, "oldest", "Oldest number")
   add(u64, "heard", "Hears epoch")
-  add(u64, "successor", "Calls epoch")
   add(u64, "standing.told", "Told")
   add(u64, "standing.total", "Sum of all buckets", base.HEX)
   add(ProtoField.bool, "standing.current", "Current")
@@ -658,7 +659,6 @@ local function heartbeat(tvb, tree, body)
     local add = field == "current" and add_boolean or add_integer
     add(tvb, tree, f["standing." .. field], standing[number])
   end
-  if #body > 17 then add_integer(tvb, tree, f["successor"], body[18]) end
   return text
 end
 
@@ -737,6 +737,11 @@ local READERS = {
   [7] = { 4, 4, configuration },
   [8] = { 3, 3, gap_request },
   [9] = { 2, 3, sums },
+  [10] = { 2, 2, function(tvb, tree, body)
+    local successor = add_name(tvb, tree, f["successor"], body[7])
+    add_integer(tvb, tree, f["successor_epoch"], body[8])
+    return "calls " .. successor
+  end },
   [12] = { 3, 3, function(tvb, tree, body)
     local records = add_groups(tvb, tree, body[7])
     local ended = add_ended_groups(tvb, tree, body[8])

@@ -51,7 +51,6 @@ class MessageType(IntEnum):
     CONFIGURATION = 7
     GAP_REQUEST = 8
     SUMS = 9
-    # Reserved: the number is taken, and a node that does not know it ignores it.
     HANDOVER = 10
     # Never sent: a sealed datagram is known by its version.
     SEALED = 11
@@ -145,8 +144,6 @@ class Heartbeat:
         oldest: the oldest number that it can send again.
         heard: the epochs of the senders that it hears.
         standing: of level 2.
-        successor: of a leader: the epoch of who shall lead as soon as it has all up to this
-            number; 0 for nobody.
     """
 
     origin: Origin
@@ -161,7 +158,6 @@ class Heartbeat:
     oldest: int = 0
     heard: tuple[int, ...] = ()
     standing: Standing = field(default_factory=Standing)
-    successor: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +261,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Handover:
+    """The leader wants a peer to lead next, as soon as it has all up to this number."""
+
+    origin: Origin
+    successor: str
+    successor_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """Who knows these connections?"""
 
@@ -302,6 +307,7 @@ Message = (
     | SumsRequest
     | Sums
     | Progress
+    | Handover
     | Question
     | Answer
     | Unknown

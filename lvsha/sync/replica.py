@@ -51,6 +51,7 @@ from lvsha.sync.messages import (
     Answer,
     Configuration,
     GapRequest,
+    Handover,
     Heartbeat,
     Message,
     Origin,
@@ -74,7 +75,7 @@ DATAGRAM_BYTES_MIN: Final = 500
 # A change of a peer's state is told at once, but not more often than this part of the
 # heartbeat interval.
 HEARTBEAT_SPACING: Final = 0.1
-# While a successor is wanted, a heartbeat that says so may be lost.
+# A call may be lost, or come before what the successor misses.
 HAND_OVER_INTERVAL: Final = 0.02
 # A listener that is sent a snapshot tells its progress every few datagrams.
 PROGRESS_PATIENCE: Final = 0.3
@@ -135,7 +136,8 @@ class Replica:
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
         self._questions = Questions(datagram_max)
-        self._successor = 0
+        self._called: tuple[str, int] | None = None
+        self._call_at = float("inf")
         self._source = Source(
             tally=tally,
             node=node,
@@ -172,7 +174,7 @@ class Replica:
             return None
         times = [self._source.deadline, self._home.deadline, self._questions.deadline]
         times += [copy.deadline for copy in self._others.values()]
-        first = min(self._heartbeat_at, self._drained_at)
+        first = min(self._heartbeat_at, self._drained_at, self._call_at)
         return min([first, *(time for time in times if time is not None)])
 
     @property
@@ -247,7 +249,7 @@ class Replica:
             return []
         self._source.drain()
         self._questions.forget()
-        self._successor = 0
+        self._called = None
         self._drained_at = now + DRAIN
         return self._performed(self._home.follow(now), now, heartbeat=True)
 
@@ -256,8 +258,16 @@ class Replica:
         if not self._running or self._source.role is not Role.LEAD:
             return []
         peer = self._home.peers.get(successor)
-        self._successor = 0 if peer is None else peer.epoch
-        return self._performed(self._source.flush(now), now, heartbeat=True)
+        self._called = None if peer is None else (successor, peer.epoch)
+        return self._performed([*self._source.flush(now), *self._call(now)], now)
+
+    def _call(self, now: float) -> list[Action]:
+        """Call the successor, for what was said before may be lost."""
+        if self._called is None:
+            self._call_at = float("inf")
+            return []
+        self._call_at = now + HAND_OVER_INTERVAL
+        return [Send(encode(Handover(self._source.origin, *self._called)))]
 
     def resync(self, now: float) -> list[Action]:
         """The process was stalled: believe nothing until the leader's sums have agreed."""
@@ -272,7 +282,10 @@ class Replica:
         """The datapath's connections have changed; ignored unless this node tells."""
         if self._source.role is Role.FOLLOW or not self._running:
             return []
-        if self._questions or self._home.overlap.is_on(now):
+        # The packets of one connection come to either node while the addresses move.
+        role, overlaps = self._source.role, self._home.overlap.is_on(now)
+        in_haste = overlaps or role is Role.DRAIN or self._called is not None
+        if self._questions or overlaps:
             keys = [
                 change.record.key if isinstance(change, ConnectionChanged) else change.key
                 for change in changes
@@ -280,7 +293,7 @@ class Replica:
             self._questions.close(keys)
             if self._home.leading:
                 self._home.overlap.own(keys, now)
-        sent = self._source.tell(changes, now)
+        sent = self._source.tell(changes, now, in_haste=in_haste)
         self.counters.add("datagrams_sent", len(sent))
         return sent
 
@@ -370,6 +383,8 @@ class Replica:
             actions += copy.expire(self._origin(sync_id), now)
         again = self._questions.expire(self._source.origin, now)
         actions += [Send(encode(question)) for question in again]
+        if now >= self._call_at:
+            actions += self._call(now)
         self._adapt(now)
         return self._performed(actions, now, heartbeat=now >= self._heartbeat_at)
 
@@ -455,9 +470,11 @@ class Replica:
                 if message.leader == self.node:
                     return self._serve(peer, message, now)
             case Heartbeat():
-                called = message.successor == self.epoch and peer is self._home.leader
-                called_for = [TakeOver(origin.node)] if called and self.complete else []
-                return [*self._comparison.heard(origin.node, message.digest), *called_for]
+                return self._comparison.heard(origin.node, message.digest)
+            case Handover() if message.successor_epoch == self.epoch:
+                # Complete means that it has all up to the number that this was said with.
+                if peer is self._home.leader and peer.leads and self.complete:
+                    return [TakeOver(origin.node)]
             case Configuration():
                 return self._comparison.described(origin.node, message)
             case Question() if message.keys:
@@ -528,8 +545,7 @@ class Replica:
 
     def _heartbeat(self, now: float) -> list[Action]:
         self._heartbeat_last = now
-        urgent = HAND_OVER_INTERVAL if self._successor else self._heartbeat_interval
-        self._heartbeat_at = now + min(urgent, self._heartbeat_interval)
+        self._heartbeat_at = now + self._heartbeat_interval
         source, leader = self._source, self._home.leader
         origin = source.origin
         message = Heartbeat(
@@ -545,7 +561,6 @@ class Replica:
             oldest=source.history.oldest or source.sequence + 1,
             heard=self._home.peers.heard_epochs(now),
             standing=standing(self._home, source, self._tally),
-            successor=self._successor,
         )
         for node in self._comparison.differing:
             if node not in self._home.peers:

@@ -33,6 +33,7 @@ from lvsha.sync.messages import (
     Changes,
     Configuration,
     GapRequest,
+    Handover,
     Heartbeat,
     Message,
     Progress,
@@ -174,7 +175,6 @@ def heartbeat_fields(message: Heartbeat) -> Expected:
         "speaks": [message.speaks],
         "oldest": [message.oldest],
         "heard": list(message.heard),
-        "successor": [message.successor] if message.successor else [],
         "standing.told": [standing.told],
         "standing.total": [standing.total],
         "standing.current": [int(standing.is_current)],
@@ -236,6 +236,8 @@ def fields_of(message: Message, level: int) -> Expected:
             }
         case Progress():
             return addressed_fields(message) | {"position": [message.position]}
+        case Handover():
+            return {"successor": [message.successor], "successor_epoch": [message.successor_epoch]}
         case Question():
             return together([{"key": list(message.keys)}, *map(key_fields, message.keys)])
         case Answer():

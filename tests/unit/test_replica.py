@@ -10,6 +10,7 @@ from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
     ALL_BUCKETS,
     Changes,
+    Handover,
     Heartbeat,
     Origin,
     PeerState,
@@ -17,9 +18,9 @@ from lvsha.sync.messages import (
     SnapshotRequest,
     SumsRequest,
 )
-from lvsha.sync.overlap import DRAIN
+from lvsha.sync.overlap import DRAIN, OVERLAP
 from lvsha.sync.pace import Pace
-from lvsha.sync.replica import HAND_OVER_INTERVAL
+from lvsha.sync.replica import HAND_OVER_INTERVAL, Replica
 from lvsha.tally import Tally
 from tests.replica_group import Group
 from tests.replicas import (
@@ -368,25 +369,35 @@ def test_a_leader_in_a_group_of_16_serves_all() -> None:
 # --- handover ---------------------------------------------------------------------------------
 
 
-def test_a_leader_names_its_successor_until_it_leads_no_more() -> None:
+def test_a_leader_calls_its_successor_until_it_leads_no_more() -> None:
     replica = leading()
     east = East(replica)
     east.role = Role.FOLLOW
     east.heartbeat(leader="west", state=PeerState.REPLICATE)
-    (first,) = sent_of(Heartbeat, replica.hand_over("east", START))
-    assert first.successor == east.epoch
-    later = sent_of(Heartbeat, expire_until(replica, START + 5 * HAND_OVER_INTERVAL))
-    assert [heartbeat.successor for heartbeat in later] == [first.successor] * 5
-    (last,) = sent_of(Heartbeat, replica.follow(START + 6 * HAND_OVER_INTERVAL))
-    assert last.successor == 0
+    (first,) = sent_of(Handover, replica.hand_over("east", START))
+    assert (first.successor, first.successor_epoch) == ("east", east.epoch)
+    later = sent_of(Handover, expire_until(replica, START + 5 * HAND_OVER_INTERVAL))
+    assert later == [first] * 5
+    replica.follow(START + 5 * HAND_OVER_INTERVAL)
+    assert sent_of(Handover, expire_until(replica, START + 1)) == []
     assert replica.hand_over("east", START + 1) == []
+
+
+def test_a_call_ends_when_nobody_is_wanted_any_more_and_calls_no_stranger() -> None:
+    replica = leading()
+    East(replica).heartbeat(leader="west")
+    replica.hand_over("east", START)
+    replica.hand_over("", START)
+    assert sent_of(Handover, expire_until(replica, START + 1)) == []
+    assert sent_of(Handover, replica.hand_over("north", START + 1)) == []
 
 
 def test_all_that_waits_leaves_before_the_successor_is_called() -> None:
     replica = leading(pace=Pace(eager_datagrams_max=0))
-    replica.tell([changed(1)], START)
-    messages = sent(replica.hand_over("east", START))
-    assert [type(message) for message in messages] == [Changes, Heartbeat]
+    East(replica).heartbeat(leader="west")
+    replica.tell([changed(1)], START + OVERLAP)
+    messages = sent(replica.hand_over("east", START + OVERLAP))
+    assert [type(message) for message in messages] == [Changes, Handover]
     assert messages[1].origin.sequence == messages[0].origin.sequence
 
 
@@ -395,16 +406,30 @@ def test_who_is_called_takes_over_when_it_has_all_that_the_leader_has() -> None:
     east = replicating(replica)
 
     def is_called(epoch: int) -> bool:
-        return TakeOver("east") in east.heartbeat(successor=epoch)
+        return TakeOver("east") in east.say(Handover(east.origin(), "west", epoch))
 
     assert is_called(replica.epoch)
     assert not is_called(replica.epoch + 1)
-    assert not is_called(0)
     # A change that is missing here must come first.
     east.sequence += 1
     assert not is_called(replica.epoch)
     east.changes(connection(1), sequence=1)
     assert is_called(replica.epoch)
-    # Only whom this node follows can call it.
+    # Only whom this node follows can call it, while it leads.
     north = East(replica, node="north", epoch=9)
-    assert TakeOver("north") not in north.heartbeat(successor=replica.epoch)
+    assert TakeOver("north") not in north.say(Handover(north.origin(), "west", replica.epoch))
+    east.role = Role.DRAIN
+    assert not is_called(replica.epoch)
+
+
+def test_changes_leave_at_once_while_the_addresses_move() -> None:
+    def at_once(replica: Replica, now: float = START) -> bool:
+        return bool(replica.tell([changed(1)], now))
+
+    pace = Pace(eager_datagrams_max=0, gather=1.0)
+    assert at_once(leading(pace=pace)), "for a while behind a takeover"
+    settled = leading(pace=pace)
+    assert not at_once(settled, START + OVERLAP)
+    settled = leading(pace=pace)
+    settled.follow(START + OVERLAP)
+    assert at_once(settled, START + OVERLAP), "while it drains"
