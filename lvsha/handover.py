@@ -95,7 +95,11 @@ class Handover:
         masters: those of which this node is MASTER; always the same object.
         sync: of this node.
         tally: what is counted of a sync id.
-        tell_everything: has the backups told what they do not know of a virtual router.
+        begin: has the backups told all of a virtual router that they do not know, and from
+            then on each connection from its first packet on, because its replies may come to
+            the successor.
+        abandon: the virtual router stays after all.
+        priority: of a node in a virtual router.
     """
 
     def __init__(
@@ -105,14 +109,18 @@ class Handover:
         masters: Collection[str],
         sync: Sync,
         tally: Callable[[int], Tally],
-        tell_everything: Callable[[str], Awaitable[None]],
+        begin: Callable[[str], Awaitable[None]],
+        abandon: Callable[[str], None],
+        priority: Callable[[str, str], int],
     ) -> None:
         self._routers = routers
         self._speakers = speakers
         self._masters = masters
         self._sync = sync
         self._tally = tally
-        self._tell_everything = tell_everything
+        self._begin = begin
+        self._abandon = abandon
+        self._priority = priority
         self._left = trio.Event()
         self._under_way: set[int] = set()
 
@@ -156,16 +164,18 @@ class Handover:
         if sync_id in self._under_way:
             raise HandoverError(f"sync id {sync_id}: a handover is under way already")
         self._under_way.add(sync_id)
+        names = self._names(sync_id)
         try:
-            names = self._names(sync_id)
             for name in names:
-                await self._tell_everything(name)
+                await self._begin(name)
             if force:
                 receipt = self._resign(sync_id, names)
             else:
                 receipt = await self._call(sync_id, names, self._successor(sync_id))
         finally:
             self._under_way.discard(sync_id)
+            for name in self._masters_among(names):
+                self._abandon(name)
         _log.info("handed over", **asdict(receipt))
         return receipt
 
@@ -179,13 +189,15 @@ class Handover:
             HandoverError: nobody can.
         """
         unready = self._sync.unready(sync_id)
-        ready = sorted(node for node, reason in unready.items() if not reason)
+        names = self._names(sync_id)
+        ready = [node for node, reason in unready.items() if not reason]
         if ready:
-            return ready[0]
-        names = ", ".join(self._names(sync_id))
+            # Any other would be displaced by this one.
+            return max(ready, key=lambda node: (self._priority(node, names[0]), node))
         reasons = "; ".join(f"{node} {reason}" for node, reason in sorted(unready.items()))
         raise HandoverError(
-            f"{names}: {reasons or 'no other node is heard'} (--force resigns all the same)"
+            f"{', '.join(names)}: {reasons or 'no other node is heard'} "
+            "(--force resigns all the same)"
         )
 
     def _resign(self, sync_id: int, names: tuple[str, ...]) -> Receipt:

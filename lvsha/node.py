@@ -90,7 +90,9 @@ class Node:
             self._masters,
             self.sync,
             self._store.tally,
-            self._tell_everything,
+            self._begin_handover,
+            lambda router: self._hold(router, held=True),
+            self._priority,
         )
         self._settling: dict[str, trio.CancelScope] = {}
         self._started_at = 0.0
@@ -245,6 +247,15 @@ class Node:
             self.sync.tell()
             await trio.lowlevel.checkpoint()
         self.sync.tell()
+
+    def _priority(self, node: str, router: str) -> int:
+        known = self.pair.nodes.get(node)
+        return 0 if known is None else known.priority_of(router)
+
+    async def _begin_handover(self, router: str) -> None:
+        """Let both nodes know each connection from now on, half-open ones too."""
+        self._hold(router, held=True, in_transition=True)
+        await self._tell_everything(router)
 
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}

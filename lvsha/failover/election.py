@@ -175,6 +175,7 @@ class Election:
         # MASTER: until when a backup that was chosen may displace it, and until when one that
         # was chosen does not yield to the master before it.
         self._handing_over_until = -math.inf
+        self._called_by: bytes | None = None
         self._called_until = -math.inf
         # MASTER: the next advertisement, the announcements to come, and when the last
         # announcement and the last answer to another master were made.
@@ -299,6 +300,8 @@ class Election:
         if self.state is not VrrpState.BACKUP:
             return stalled
         self._down_reason = "handed_over"
+        self._called_by = None if self.peer is None else self.peer.address
+        self._called_until = now + HAND_OVER_TIME
         return stalled + self._become_master(now)
 
     def step_aside(self, now: float) -> Actions:
@@ -371,7 +374,7 @@ class Election:
         if now < self._handing_over_until:
             self.stepped_aside = True
             return self._yield_to(advertisement, "handed_over", now)
-        if now < self._called_until:
+        if source == self._called_by and now < self._called_until:
             # It was on its way when its sender called us.
             return self._assert_mastery(now)
         self.counters.add("two_masters_seen")
@@ -453,8 +456,6 @@ class Election:
         self._announced_at = now
         self._answered_at = -math.inf
         self._handing_over_until = -math.inf
-        is_called = self._down_reason == "handed_over"
-        self._called_until = now + HAND_OVER_TIME if is_called else -math.inf
         self.stepped_aside = False
         return (
             Advertise(self.priority),

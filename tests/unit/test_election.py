@@ -365,6 +365,12 @@ def test_a_backup_that_is_called_takes_over_at_once_and_stays() -> None:
     # On its way when its sender called.
     assert made.receive(heard(200), GREATER, 1.101) == (Advertise(100),)
     assert made.state is MASTER
+    # A third one did not call.
+    other = backup()
+    other.receive(heard(200), GREATER, 1.0)
+    other.take_over(1.1)
+    other.receive(heard(200), SMALLER, 1.2)
+    assert other.state is BACKUP
     # Who still says so after that did not mean it.
     made.expire(1.1 + HAND_OVER_TIME)
     made.receive(heard(200), GREATER, 1.1 + HAND_OVER_TIME)
