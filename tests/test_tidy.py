@@ -89,6 +89,7 @@ LEVELS = (
     ("lvsha.node", 4),
     ("lvsha.node_sync", 4),
     ("lvsha.node_tracking", 4),
+    ("lvsha.handover", 4),
     ("lvsha.drill", 4),
     ("lvsha.drill.*", 4),
     ("lvsha.cli", 5),

@@ -22,6 +22,9 @@ Beyond the RFC:
   backup as with preemption off. Where there is no master it always takes over.
 * Addresses are announced again after a takeover and from time to time, because switches
   and neighbours forget, and after another master was heard.
+* A master that is told to hands over to a backup of its choice, whatever the priorities: it
+  calls that one by another way than VRRP, goes on until it hears it, and displaces it no
+  more. Other speakers are given the priority 0.
 * Answers to another master are limited to one in each advertisement interval, and
   announcements to one in `ANNOUNCE_GAP`, so that a sender of many advertisements cannot
   make this node send as many.
@@ -54,6 +57,9 @@ DOWN_ADVERTISEMENTS: Final = 3
 # A master that dies is last heard of at times that differ by up to an interval among the
 # virtual routers that move together; who is heard of for this much longer is alive.
 COMPANION_INTERVALS: Final = 2
+
+# A successor takes over within milliseconds; its advertisement may be lost a few times.
+HAND_OVER_TIME: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ REASONS: Final = frozenset(
         "preempted_lower_priority",
         "higher_priority_heard",
         "greater_address_heard",
+        "handed_over",
         "stalled",
         "fault",
         "recovered",
@@ -131,6 +138,8 @@ class Election:
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
         companions: the virtual routers of this node that move together with this one.
+        stepped_aside: it has handed the addresses over, and displaces nobody until it was
+            MASTER again.
         transitions: state changes counted by reason, a word of `REASONS`.
         counters: other events.
     """
@@ -162,6 +171,7 @@ class Election:
         self.fault_reason: str | None = None
         self.preemption_permitted = False
         self.companions: Sequence[Election] = ()
+        self.stepped_aside = False
         self.transitions = Counters()
         self.counters = Counters()
         self._started = False
@@ -170,6 +180,11 @@ class Election:
         self._down_reason = "master_silent"
         self._master_interval = interval
         self._yielded_at = -math.inf
+        # MASTER: until when a backup that was chosen may displace it, and until when one that
+        # was chosen does not yield to the master before it.
+        self._handing_over_until = -math.inf
+        self._called_by: bytes | None = None
+        self._called_until = -math.inf
         # MASTER: the next advertisement, the announcements to come, and when the last
         # announcement and the last answer to another master were made.
         self._advertise_at = math.inf
@@ -281,6 +296,42 @@ class Election:
             return self._become_backup(now, "recovered")
         return self._enter(VrrpState.INIT, "recovered", now)
 
+    def hand_over(self, now: float) -> Actions:
+        """Let whoever takes over within `HAND_OVER_TIME` have the addresses, whatever its priority.
+
+        A master goes on until it hears the successor, so that at no time nobody holds them.
+        """
+        stalled = self._give_way_after_stall(now)
+        if self.state is VrrpState.MASTER:
+            # Who takes this one over takes its companions in the same step.
+            for one in (self, *self.companions):
+                one._handing_over_until = now + HAND_OVER_TIME
+        return stalled
+
+    def take_over(self, now: float) -> Actions:
+        """The master wants this backup to hold the addresses: take them at once."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.BACKUP:
+            return stalled
+        self._down_reason = "handed_over"
+        self._called_by = None if self.peer is None else self.peer.address
+        self._called_until = now + HAND_OVER_TIME
+        return stalled + self._become_master(now)
+
+    def step_aside(self, now: float) -> Actions:
+        """Resign with priority 0, for a backup that knows no other way to be handed over to.
+
+        It takes over after its Skew_Time (RFC 9568, section 6.4.2). Should nobody, this node
+        does when the usual time is over.
+        """
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.MASTER:
+            return stalled
+        self.stepped_aside = True
+        actions = self._leave(VrrpState.BACKUP, "handed_over", now, resigns=True)
+        self._listen(now)
+        return stalled + actions
+
     def permit_preemption(self, permitted: bool, now: float) -> Actions:
         """Say whether a master of lower priority may be displaced now.
 
@@ -331,6 +382,10 @@ class Election:
         if self.state is not VrrpState.BACKUP or stalled:
             return stalled
         self._down_reason = "group_took_over"
+        called_until = max((one._called_until for one in self.companions), default=-math.inf)
+        if now < called_until:
+            self._called_by = None if self.peer is None else self.peer.address
+            self._called_until = called_until
         return self._become_master(now)
 
     def join_backups(self, now: float) -> Actions:
@@ -338,10 +393,11 @@ class Election:
         stalled = self._give_way_after_stall(now)
         if self.state is not VrrpState.MASTER:
             return stalled
-        release, *others = self._leave(VrrpState.BACKUP, "group_gave_way", now)
-        self._listen(now)
+        self.stepped_aside = any(one.stepped_aside for one in self.companions)
         # Who took the companion over may not have noticed that this one is to be had, too.
-        return (release, Advertise(PRIORITY_RESIGN), *others)
+        actions = self._leave(VrrpState.BACKUP, "group_gave_way", now, resigns=True)
+        self._listen(now)
+        return actions
 
     def _companions_obey(self, now: float) -> bool:
         """Whether a companion still obeys a master, after this one's fell silent.
@@ -357,7 +413,8 @@ class Election:
         peer = self.peer
         if self.state is not VrrpState.BACKUP or peer is None or peer.priority == PRIORITY_RESIGN:
             return False
-        displaces = self.preempt and self.preemption_permitted and peer.priority < self.priority
+        willing = self.preempt and self.preemption_permitted and not self.stepped_aside
+        displaces = willing and peer.priority < self.priority
         since = heard_at + COMPANION_INTERVALS * self._master_interval
         return not displaces and peer.heard_at > max(since, now - self.down_interval)
 
@@ -376,7 +433,8 @@ class Election:
             self._down_at = now + self.skew
             self._down_reason = "master_resigned"
             return
-        if advertisement.priority < self.priority and self.preempt:
+        displaces = self.preempt and not self.stepped_aside
+        if advertisement.priority < self.priority and displaces:
             self._yielded_at = now
             if self.preemption_permitted:
                 self.counters.add("lower_priority_ignored")
@@ -397,6 +455,12 @@ class Election:
         """Section 6.4.3."""
         if advertisement.priority == PRIORITY_RESIGN:
             return self._answer(now)
+        if now < self._handing_over_until:
+            self.stepped_aside = True
+            return self._yield_to(advertisement, "handed_over", now)
+        if source == self._called_by and now < self._called_until:
+            # It was on its way when its sender called us.
+            return self._assert_mastery(now)
         self.counters.add("two_masters_seen")
         if advertisement.priority > self.priority:
             return self._yield_to(advertisement, "higher_priority_heard", now)
@@ -475,6 +539,8 @@ class Election:
         self._announce_at = self._series(now)
         self._announced_at = now
         self._answered_at = -math.inf
+        self._handing_over_until = -math.inf
+        self.stepped_aside = False
         return (
             Advertise(self.priority),
             AcquireAddresses(),
@@ -483,17 +549,23 @@ class Election:
         )
 
     def _leave(
-        self, new: VrrpState, reason: str, now: float, *, detail: str | None = None
+        self,
+        new: VrrpState,
+        reason: str,
+        now: float,
+        *,
+        detail: str | None = None,
+        resigns: bool = False,
     ) -> Actions:
         """Go to another state; out of MASTER, remove the addresses and then resign.
 
-        Only a state that will not listen resigns: whoever gives way to a better master
-        or finds that it was stalled has no successor to call.
+        Only a state that will not listen resigns, or who is told to: whoever gives way to a
+        better master or finds that it was stalled has no successor to call.
         """
         parting: list[Action] = []
         if self.state is VrrpState.MASTER:
             parting.append(ReleaseAddresses())
-            if new is not VrrpState.BACKUP:
+            if resigns or new is not VrrpState.BACKUP:
                 parting.append(Advertise(PRIORITY_RESIGN))
         return (*parting, *self._enter(new, reason, now, detail=detail))
 

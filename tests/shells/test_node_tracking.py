@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from lvsha.config import Pair
+from lvsha.failover.speaker import Speaker
 from lvsha.failover.tracking import Reading
 from lvsha.model import VrrpState
 from lvsha.node_tracking import FINISH_MAX, FIRST_READINGS_MAX
@@ -364,6 +365,58 @@ def test_readers_hear_of_trackers_priorities_faults_and_states() -> None:
             ("state", "gateway"),
         ]
         assert said[2]["reason"] == "fault: check: exit code 1"
+
+    play(scenario, of('"check"', GROUP))
+
+
+def test_a_handover_of_one_moves_its_group_and_brings_it_back() -> None:
+    async def scenario(world: World) -> None:
+        east, west, _ = await started(world)
+        for giving, taking in ((east, west), (west, east)):
+            before = [dict(transitions(one)) for one in (giving, taking)]
+            (receipt,) = await handed_over(giving, "gateway")
+            assert receipt["successor"] == taking.name
+            await trio.sleep(0.05)
+            assert states(taking) == (MASTER, MASTER)
+            assert states(giving) == (BACKUP, BACKUP)
+            await trio.sleep(DOWN + 2.0)
+            assert states(taking) == (MASTER, MASTER)
+            # One change of each router on each side, and no other.
+            for one, counted in zip((giving, taking), before, strict=True):
+                assert sum(transitions(one).values()) == sum(counted.values()) + 2
+
+    play(scenario, of('"check"', GROUP))
+
+
+def transitions(machine: Machine) -> dict[str, int]:
+    """All changes of state of both routers, by router and reason."""
+    return {
+        f"{name} {reason}": count
+        for name in ("web", "gateway")
+        for reason, count in speaker(machine, name).election.transitions.snapshot().items()
+    }
+
+
+def speaker(machine: Machine, name: str) -> Speaker:
+    return living(machine).node.tracking._speakers[name]
+
+
+async def handed_over(machine: Machine, name: str) -> list[dict[str, object]]:
+    receipts = await living(machine).node._handover.command({"router": name})
+    assert isinstance(receipts, list)
+    return receipts
+
+
+def test_a_group_is_handed_over_at_the_stop_of_its_node() -> None:
+    async def scenario(world: World) -> None:
+        east, west, _ = await started(world)
+        life = living(east)
+        life.stop.set()
+        await trio.sleep(0.2)
+        assert states(west) == (MASTER, MASTER)
+        await life.ended.wait()
+        assert transitions(west)["web started"] == 1
+        assert sum(transitions(west).values()) == 4
 
     play(scenario, of('"check"', GROUP))
 
