@@ -183,3 +183,47 @@ def test_where_displacing_is_not_permitted_a_worse_master_counts_too() -> None:
     whole.permit_preemption(False, 0.0)
     whole.receive(heard(90), OTHER, 3.5)
     assert cut.expire(down(100)) == ()
+
+
+# Handovers
+
+
+def masters() -> tuple[Election, Election]:
+    pair = (master(), master())
+    pair[0].companions, pair[1].companions = (pair[1],), (pair[0],)
+    return pair
+
+
+def test_who_is_handed_over_lets_its_companions_go_as_well() -> None:
+    called, companion = masters()
+    now = down(100) + 0.1
+    called.hand_over(now)
+    # Whichever of the successor's advertisements is heard first.
+    actions = companion.receive(heard(1), OTHER, now + 0.01)
+    assert actions[-1] == StateChanged(MASTER, BACKUP, "handed_over")
+    assert called.join_backups(now + 0.01)[-1] == StateChanged(MASTER, BACKUP, "group_gave_way")
+
+
+def test_who_follows_a_companion_that_stepped_aside_displaces_nobody_either() -> None:
+    called, companion = masters()
+    now = down(100) + 0.1
+    called.step_aside(now)
+    companion.join_backups(now)
+    assert companion.stepped_aside
+    companion.receive(heard(1), OTHER, now + 0.5)
+    assert companion.deadline is not None
+    assert companion.deadline > now + 0.5 + 3
+
+
+def test_who_follows_a_companion_that_was_called_stays_when_the_old_master_is_heard() -> None:
+    called, companion = companions()
+    for one in (called, companion):
+        one.receive(heard(200), OTHER, 1.0)
+    called.take_over(1.1)
+    companion.join_masters(1.1)
+    companion.receive(heard(200), OTHER, 1.11)
+    assert companion.state is MASTER
+    # Not for ever: then the higher priority counts again.
+    companion.expire(2.1)
+    companion.receive(heard(200), OTHER, 2.5)
+    assert companion.state is BACKUP
