@@ -43,6 +43,8 @@ FIRST_READINGS_MAX: Final = 5.0
 FINISH_MAX: Final = 3.0
 """So long a node that stops waits for the programs that it has told."""
 _POLL: Final = 0.02
+_NODE: Final = "the node"
+"""A tracker of every virtual router, for what `NodeTracking.declare` is told."""
 _REST_MIN: Final = 0.01
 """Between two looks, where one took as long as the interval."""
 
@@ -100,6 +102,7 @@ class NodeTracking:
         needed = dict.fromkeys(name for names in self._needs.values() for name in names)
         return Tracking(
             [
+                TrackerRule(_NODE),
                 *(TrackerRule(_link_tracker(name)) for name in needed),
                 *(
                     TrackerRule(one.name, one.rise, one.fall, one.init_fail, one.numeric)
@@ -111,6 +114,7 @@ class NodeTracking:
                     router.name,
                     node.priority_of(router.name),
                     (
+                        Tracked(_NODE),
                         *(Tracked(_link_tracker(name)) for name in self._needs[router.name]),
                         *map(_tracked, router.track),
                         *map(_tracked, group_tracks.get(router.name, ())),
@@ -191,6 +195,7 @@ class NodeTracking:
         if events.socket:
             await nursery.start(self._host.serve_events, self.events, events.socket_group)
         nursery.start_soon(self.notifications.run)
+        self.declare(None)
         for name, read in self._reads.items():
             self._report(name, read())
         for tracker in self._pair.trackers:
@@ -224,6 +229,10 @@ class NodeTracking:
                 others = (one.election for one in members if one is not member)
                 member.election.companions = tuple(others)
         self._perform(self._core.standing(router))
+
+    def declare(self, fault: str | None) -> None:
+        """Say what keeps the whole node from holding any address; None for nothing."""
+        self._report(_NODE, Reading(up=fault is None, detail=fault or ""))
 
     def together(self, router: str) -> tuple[str, ...]:
         """The virtual routers that move with one, itself among them."""
@@ -379,7 +388,10 @@ class NodeTracking:
         kinds = {tracker.name: tracker.kind for tracker in self._pair.trackers}
         return {
             "trackers": {
-                name: {"kind": kinds.get(name, "interface"), **tracker}
+                name: {
+                    "kind": kinds.get(name, "node" if name == _NODE else "interface"),
+                    **tracker,
+                }
                 for name, tracker in self._core.status(trio.current_time()).items()
             },
             "groups": {

@@ -305,6 +305,21 @@ def test_what_happens_after_the_stop_changes_nothing_any_more() -> None:
     play(scenario, of('"check"', GROUP))
 
 
+def test_a_fault_of_the_whole_node_is_one_of_every_router() -> None:
+    async def scenario(world: World) -> None:
+        east, west, _ = await started(world)
+        tracking = living(east).node.tracking
+        tracking.declare("the loop hangs")
+        assert states(east) == (FAULT, FAULT)
+        assert router(east)["fault"] == "the loop hangs"
+        tracking.declare(None)
+        assert states(east) == (BACKUP, BACKUP)
+        await trio.sleep(DOWN)
+        assert states(west) == (MASTER, MASTER)
+
+    play(scenario, of('"check"'))
+
+
 def test_a_mirror_that_is_read_anew_says_nothing() -> None:
     uplink = '[[trackers]]\nname = "uplink"\nkind = "interface"\ninterface = "sync"\nrise = 3\n'
 
