@@ -121,6 +121,7 @@ class Node:
         vrid: int = 7,
         speakers: tuple[bytes, ...] = (),
         pseudo_header: bool | None = False,
+        interval: float = INTERVAL,
     ) -> None:
         self.transport = MemoryTransport(address, network)
         if speakers:
@@ -130,7 +131,7 @@ class Node:
         election = Election(
             vrid=vrid,
             priority=priority,
-            interval=INTERVAL if version == 3 else 1.0,
+            interval=interval if version == 3 else 1.0,
             preempt=True,
             address=address,
             version=version,
@@ -664,6 +665,31 @@ def test_the_checksum_follows_the_peer_unless_it_is_given(
                 for message in node.transport.messages
             ]
             assert sent == conventions
+            nursery.cancel_scope.cancel()
+
+    play(scenario)
+
+
+def test_ten_milliseconds_are_enough_for_an_interval() -> None:
+    async def scenario(_clock: trio.testing.MockClock) -> None:
+        network: list[MemoryTransport] = []
+        east = Node(network, EAST, 200, interval=0.01)
+        west = Node(network, WEST, 100, interval=0.01)
+        async with trio.open_nursery() as nursery:
+            await start(nursery, east)
+            await start(nursery, west)
+            await trio.sleep(1)
+            assert (east.addresses.held, west.addresses.held) == (True, False)
+            peer = west.speaker.election.peer
+            assert peer is not None
+            assert peer.interval_cs == 1
+            assert len(east.transport.sent) == pytest.approx(97, abs=2)
+            last, _ = east.transport.sent[-1]
+            east.transport.connected = False
+            await trio.sleep(1)
+            assert west.addresses.times("acquire") == pytest.approx(
+                [last + 0.03 + 0.0061], abs=1e-3
+            )
             nursery.cancel_scope.cancel()
 
     play(scenario)

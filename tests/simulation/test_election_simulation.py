@@ -117,7 +117,7 @@ class World:
         interval = self.dice.choice([0.01, 0.05, 0.1, 1.0])
         if self.dice.random() < 0.7:
             return [interval] * count
-        return [interval * self.dice.choice([1, 2, 3]) for _ in range(count)]
+        return [interval * self.dice.choice([1, 2, 5]) for _ in range(count)]
 
     def _router(
         self, number: int, priority: int, interval: float, addresses: list[bytes], unicast: bool
