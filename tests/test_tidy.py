@@ -82,6 +82,7 @@ LEVELS = (
     ("lvsha.host", 4),
     ("lvsha.node", 4),
     ("lvsha.node_sync", 4),
+    ("lvsha.handover", 4),
     ("lvsha.drill", 4),
     ("lvsha.drill.*", 4),
     ("lvsha.cli", 5),

@@ -31,6 +31,9 @@ events = st.tuples(
             "expire",
             "permit",
             "forbid",
+            "hand_over",
+            "take_over",
+            "step_aside",
             "fault",
             "recover",
             "stop",
@@ -58,6 +61,12 @@ def happen(election: Election, event: Event, now: float, started: bool) -> Actio
             return election.expire(now)
         case "permit" | "forbid":
             return election.permit_preemption(kind == "permit", now)
+        case "hand_over":
+            return election.hand_over(now)
+        case "take_over":
+            return election.take_over(now)
+        case "step_aside":
+            return election.step_aside(now)
         case "fault":
             return election.fault("a reason", now)
         case "recover":
@@ -109,7 +118,7 @@ def test_promises_hold_whatever_happens(
             match action:
                 case AcquireAddresses():
                     assert not holds
-                    assert now >= quiet_until
+                    assert now >= quiet_until or event[0] == "take_over"
                     holds = True
                 case ReleaseAddresses():
                     assert holds

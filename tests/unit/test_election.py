@@ -4,6 +4,7 @@ import pytest
 
 from lvsha.failover.election import (
     DOWN_ADVERTISEMENTS,
+    HAND_OVER_TIME,
     AcquireAddresses,
     Actions,
     Advertise,
@@ -407,3 +408,97 @@ def test_the_start_of_an_owner_is_told_as_such() -> None:
     made.permit_preemption(True, 0.0)
     assert made.start(0.0)[-1] == StateChanged(BACKUP, MASTER, "owner_started")
     assert made.transitions.snapshot() == {"owner_started": 1, "started": 1}
+
+
+# Handover
+
+
+def is_aside(made: Election) -> bool:
+    return made.stepped_aside
+
+
+def test_a_master_goes_on_until_it_hears_its_successor_and_displaces_it_no_more() -> None:
+    made = master()
+    now = DOWN + 0.1
+    assert made.hand_over(now) == ()
+    assert made.state is MASTER
+    assert made.receive(heard(50), SMALLER, now + 0.01) == (
+        ReleaseAddresses(),
+        StateChanged(MASTER, BACKUP, "handed_over"),
+    )
+    assert is_aside(made)
+    later = now + 0.01
+    for _ in range(20):
+        later += 1.0
+        made.receive(heard(50), SMALLER, later)
+        assert made.expire(later) == ()
+    # The successor dies: then it is as always.
+    assert made.expire(later + DOWN)[-1] == StateChanged(BACKUP, MASTER, "master_silent")
+    assert not is_aside(made)
+    made.receive(heard(50), SMALLER, later + DOWN + 0.1)
+    assert made.state is MASTER
+
+
+def test_a_handover_that_nobody_answers_is_over_after_a_while() -> None:
+    made = master()
+    made.hand_over(DOWN)
+    run_until(made, DOWN + HAND_OVER_TIME)
+    made.receive(heard(50), SMALLER, DOWN + HAND_OVER_TIME)
+    assert made.state is MASTER
+
+
+def test_a_backup_that_is_called_takes_over_at_once_and_stays() -> None:
+    made = backup()
+    made.receive(heard(200), GREATER, 1.0)
+    assert made.take_over(1.1) == (
+        Advertise(100),
+        AcquireAddresses(),
+        AnnounceAddresses(),
+        StateChanged(BACKUP, MASTER, "handed_over"),
+    )
+    # On its way when its sender called.
+    assert made.receive(heard(200), GREATER, 1.101) == (Advertise(100),)
+    assert made.state is MASTER
+    # A third one did not call.
+    other = backup()
+    other.receive(heard(200), GREATER, 1.0)
+    other.take_over(1.1)
+    other.receive(heard(200), SMALLER, 1.2)
+    assert other.state is BACKUP
+    # Who still says so after that did not mean it.
+    made.expire(1.1 + HAND_OVER_TIME)
+    made.receive(heard(200), GREATER, 1.1 + HAND_OVER_TIME)
+    assert made.state is BACKUP
+
+
+def test_nobody_else_hands_over_or_is_called() -> None:
+    for made in (backup(), election()):
+        made.hand_over(0.5)
+        assert made.step_aside(0.5) == ()
+    made = master()
+    assert made.take_over(DOWN + 0.1) == ()
+    idle = election()
+    assert idle.take_over(0.5) == ()
+
+
+def test_who_steps_aside_resigns_and_takes_over_again_only_if_nobody_does() -> None:
+    made = master()
+    assert made.step_aside(DOWN + 0.5) == (
+        ReleaseAddresses(),
+        Advertise(0),
+        StateChanged(MASTER, BACKUP, "handed_over"),
+    )
+    made.receive(heard(50), SMALLER, DOWN + 1.0)
+    assert made.deadline == DOWN + 1.0 + DOWN
+    assert made.expire(DOWN + 1.0 + DOWN)[-1] == StateChanged(BACKUP, MASTER, "master_silent")
+
+
+def test_an_owner_that_has_handed_over_does_not_come_back_by_itself() -> None:
+    made = Election(vrid=7, priority=255, interval=1.0, preempt=True, address=OWN)
+    made.permit_preemption(True, 0.0)
+    made.start(0.0)
+    made.step_aside(1.0)
+    made.fault("eth0 is down", 1.1)
+    assert made.recover(1.2) == (StateChanged(FAULT, BACKUP, "recovered"),)
+    made.receive(heard(50), SMALLER, 1.3)
+    assert made.deadline == pytest.approx(1.3 + made.down_interval)
