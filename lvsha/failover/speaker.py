@@ -271,6 +271,8 @@ class Speaker:
             "virtual_addresses": [format_address(one) for one in self._virtual],
             "addresses_held": self._held,
             "preempt": election.preempt,
+            "preempt_delay_seconds": election.preempt_delay,
+            "startup_delay_seconds": election.startup_delay,
             "preemption_permitted": election.preemption_permitted,
             "stepped_aside": election.stepped_aside,
             "fault": election.fault_reason,
