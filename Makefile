@@ -41,11 +41,12 @@ vectors: ## compare with recordings of a kernel; LVSHA_VECTORS=DIR for others th
 	@tools/prepare.sh test
 	@$(PYTHON) -m tests.vectors $(LVSHA_VECTORS)
 
-interop: ## compare with a live kernel in a user-mode guest; SEEDS=200
+interop: ## compare with a live kernel in a guest, and with keepalived; SEEDS=200
 	@tools/prepare.sh interop
 	@$(PYTHON) -m tests.interop --seeds $(SEEDS)
 	@$(PYTHON) -m tests.interop.sync --seeds $$(( ($(SEEDS) + 4) / 5 ))
 	@$(PYTHON) -m tests.interop.migration
+	@$(PYTHON) -m tests.interop.vrrp
 
 fuzz: ## drive the director with hostile frames, then datagrams; SECONDS=600 FUZZ_ARGS="--seed 7"
 	@tools/prepare.sh test

@@ -26,7 +26,12 @@ from lvsha.failover.addresses import (
     NetlinkAddresses,
     remove_leftovers,
 )
-from lvsha.failover.transport import AdvertisementTransport, MulticastTransport, own_address
+from lvsha.failover.transport import (
+    AdvertisementTransport,
+    RawTransport,
+    own_address,
+    split_speakers,
+)
 from lvsha.settings import Settings
 from lvsha.sync.ipvs.daemons import Socket, open_multicast
 from lvsha.sync.ipvs.roster import Daemon
@@ -97,9 +102,9 @@ class Host(Protocol):
         ...
 
     def advertisement_transport(
-        self, interface: str, router: VirtualRouter
+        self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> AbstractContextManager[AdvertisementTransport]:
-        """What carries VRRP advertisements."""
+        """What carries VRRP advertisements; ``virtual`` are addresses never to speak from."""
         ...
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
@@ -159,11 +164,13 @@ class LinuxHost:
         return open_multicast(daemon, index, settings)
 
     def advertisement_transport(
-        self, interface: str, router: VirtualRouter
+        self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> AbstractContextManager[AdvertisementTransport]:
         """A raw socket for protocol 112."""
-        virtual = [placed.address.ip.packed for placed in router.addresses]
-        return MulticastTransport(interface, own_address(interface, router.family, virtual))
+        if not router.peers:
+            return RawTransport(interface, own_address(interface, router.family, virtual))
+        speakers = [address.packed for address in router.peers]
+        return RawTransport(interface, *split_speakers(interface, speakers))
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """Netlink."""

@@ -56,6 +56,7 @@ LEVELS = (
     ("lvsha.sync.ipvs.daemons", 3),
     ("lvsha.sync.*", 2),
     ("lvsha.failover.election", 2),
+    ("lvsha.failover.reception", 2),
     ("lvsha.failover", 0),
     ("lvsha.failover.*", 3),
     ("lvsha.ipvsadm.client", 3),
