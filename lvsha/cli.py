@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a drill lost an established connection; 2 the configuratio
 command line is wrong; 3 this machine lacks something.
 """
 
+import faulthandler
 import json
 import logging
 import os
@@ -33,6 +34,8 @@ from lvsha.node import Node
 from lvsha.observe.command import GROUPS
 from lvsha.observe.command import observe as watch_link
 from lvsha.observe.display import render
+from lvsha.process import run_in_real_time, stay_in_memory
+from lvsha.reload import compare
 from lvsha.replay import Summary
 from lvsha.replay import replay as replay_capture
 from lvsha.settings import NAMES, Settings
@@ -85,9 +88,14 @@ def run(
 
     def start() -> None:
         pair = load_pair(file)
-        director = _make_node(pair, file, _node_name(pair, file, node))
+        name = _node_name(pair, file, node)
+        director = _make_node(pair, file, name)
+        if pair.nodes[name].lock_memory:
+            stay_in_memory()
+        if pair.nodes[name].realtime_priority:
+            run_in_real_time(pair.nodes[name].realtime_priority)
         try:
-            trio.run(_run_until_told, director)
+            trio.run(_run_until_told, director, file)
         except BaseExceptionGroup as group:
             # Not except*: what that raises leaves it within a group in Python 3.11.2.
             explained, others = group.split((ConfigError, HostError))
@@ -370,12 +378,8 @@ def _advise(path: Path, ring: key_file.Ring) -> str:
     return f"{advice}."
 
 
-async def _run_until_told(node: Node) -> None:
-    """Run a node; SIGTERM and SIGINT ask it to hand over and end, SIGHUP does nothing.
-
-    SIGHUP asks other daemons to read their configuration again. Dying of it, as a process
-    does by default, would be the worst answer.
-    """
+async def _run_until_told(node: Node, file: Path) -> None:
+    """Run a node; SIGTERM and SIGINT ask it to hand over and end, SIGHUP to look at its file."""
     stop = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
@@ -383,7 +387,8 @@ async def _run_until_told(node: Node) -> None:
             async def listen() -> None:
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        structlog.get_logger().warning("SIGHUP ignored; there is no reload")
+                        node.vigil.reloading()
+                        node.vigil.ready(compare(node.pair, file))
                     else:
                         stop.set()
 
@@ -455,4 +460,6 @@ def _configure_logging(log_format: str) -> None:
 
 def main() -> None:
     """The entry point."""
+    # A director that the watchdog ends says where it was.
+    faulthandler.enable()
     app()

@@ -206,6 +206,8 @@ class Node(Table):
     priority: Priority = 100
     priorities: dict[Name, Priority] = Field(default_factory=dict)
     interfaces: dict[Name, InterfaceName]
+    realtime_priority: Annotated[int, Field(ge=0, le=99)] = 0
+    lock_memory: bool = False
 
     def priority_of(self, router: str) -> int:
         """The VRRP priority of this node for a virtual router."""

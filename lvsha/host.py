@@ -5,6 +5,7 @@ address or loads a rule is made here. A node in a simulation gets a host of its 
 network that exists only in memory.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -27,6 +28,7 @@ from lvsha.failover.addresses import (
     remove_leftovers,
 )
 from lvsha.failover.transport import AdvertisementTransport, MulticastTransport, own_address
+from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
 from lvsha.sync.ipvs.daemons import Socket, open_multicast
 from lvsha.sync.ipvs.roster import Daemon
@@ -46,6 +48,10 @@ class FrameForwarder(Protocol):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = ...) -> None:
         """Forward until cancelled; "started" once frames can be handled."""
+        ...
+
+    async def beat(self) -> None:
+        """Return when the loop that carries frames has had a turn."""
         ...
 
     async def network_changed(self) -> None:
@@ -76,6 +82,10 @@ class Host(Protocol):
 
     def epoch(self) -> int:
         """A random number that no earlier run had."""
+        ...
+
+    def service_manager(self) -> ServiceManager:
+        """Who has started the process."""
         ...
 
     def forwarder(
@@ -137,6 +147,10 @@ class LinuxHost:
     def epoch(self) -> int:
         """From the system's random source."""
         return secrets.randbits(_EPOCH_BITS)
+
+    def service_manager(self) -> ServiceManager:
+        """What the environment names."""
+        return Systemd(os.environ)
 
     def forwarder(
         self,

@@ -11,7 +11,8 @@ Forwarding, sync and failover do not know of each other. They meet here:
   director.
 * A node may displace a master of lower priority only while its copy of the connection
   table is complete.
-* An interface that a virtual router needs and that is down means FAULT.
+* An interface that a virtual router needs and that is down means FAULT, and so does a loop
+  that does not forward any more (`lvsha.vigil`).
 
 One nursery holds everything. A part that fails takes the node down, and the peer takes
 over.
@@ -39,6 +40,7 @@ from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
 from lvsha.node_sync import NodeSync
 from lvsha.sync_daemons import SyncDaemons
+from lvsha.vigil import Vigil
 
 TRANSITION: Final = 2.0
 """Seconds after a change of master in which frames may still come to the old one, which
@@ -80,9 +82,16 @@ class Node:
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
+        self.vigil = Vigil(
+            self._forwarder.beat,
+            host.service_manager(),
+            self._stale_after(),
+            self._declare_faults,
+        )
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._masters: set[str] = set()
+        self._faults: dict[str, str | None] = {}
         self._settling: dict[str, trio.CancelScope] = {}
         self._started_at = 0.0
         self._back_up()
@@ -131,8 +140,11 @@ class Node:
                 await self._start_speakers(nursery, resources)
                 nursery.start_soon(self._watch_interfaces)
                 nursery.start_soon(self._watch_readiness)
+                nursery.start_soon(self.vigil.watch, self._line)
+                self.vigil.ready()
                 _log.info("director started", node=self.name, version=lvsha.__version__)
                 await stop.wait()
+                self.vigil.stopping()
                 await self._hand_over()
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
@@ -300,20 +312,24 @@ class Node:
 
     async def _watch_interfaces(self) -> None:
         """Declare a fault where a virtual router needs an interface that is down."""
-        faults: dict[str, str | None] = dict.fromkeys(self._speakers)
         while True:
-            for name, speaker in self._speakers.items():
-                fault = self._fault(self._routers[name])
-                if fault == faults[name]:
-                    continue
-                faults[name] = fault
-                if fault is None:
-                    speaker.recover()
-                else:
-                    speaker.fault(fault)
+            self._declare_faults()
             await self._forwarder.network_changed()
 
+    def _declare_faults(self) -> None:
+        for name, speaker in self._speakers.items():
+            fault = self._fault(self._routers[name])
+            if fault == self._faults.get(name):
+                continue
+            self._faults[name] = fault
+            if fault is None:
+                speaker.recover()
+            else:
+                speaker.fault(fault)
+
     def _fault(self, router: VirtualRouter) -> str | None:
+        if self.vigil.fault is not None:
+            return self.vigil.fault
         roles = [router.interface, *(placed.interface for placed in router.addresses)]
         for interface in dict.fromkeys(self._own.interfaces[role] for role in roles):
             link = self.director.network.link_named(interface)
@@ -322,6 +338,11 @@ class Node:
         return None
 
     # Observation
+
+    def _line(self) -> str:
+        """What this node is, for the service manager."""
+        states = [f"{s.name} {s.election.state.name}" for s in self._speakers.values()]
+        return f"{', '.join(states) or 'no virtual router'}; services: {len(self.pair.services)}"
 
     def status(self) -> dict[str, object]:
         """Everything ``lvsha status`` shows, as JSON-able values."""
@@ -348,6 +369,7 @@ class Node:
                 for service in director.services
             },
             "connections": len(director.registry.table),
+            "life": self.vigil.status(),
             "drops": self._drops(),
             "surprises": self._forwarder.surprises.status(),
             "counters": {

@@ -25,6 +25,7 @@ from lvsha.datapath.surprises import Surprises
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.transport import BATCH_MAX, ReceivedMessage
 from lvsha.model import ConnectionFlag
+from lvsha.service_manager import Nobody
 from lvsha.settings import Settings
 from lvsha.sync.ipvs.daemons import Socket
 from lvsha.sync.ipvs.roster import Daemon
@@ -76,6 +77,9 @@ class SimulatedHost:
 
     def epoch(self) -> int:
         return self.machine.world.dice.getrandbits(64)
+
+    def service_manager(self) -> Nobody:
+        return Nobody()
 
     def forwarder(
         self,
@@ -148,6 +152,9 @@ class SimulatedForwarder:
                 self._note_alive()
                 self._take_news()
                 self._take_frames()
+
+    async def beat(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def network_changed(self) -> None:
         await self._changed.wait()
