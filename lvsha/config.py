@@ -38,6 +38,7 @@ from lvsha.config_fields import (
     Table,
     refuse,
 )
+from lvsha.config_life import SavedStateTable
 from lvsha.config_replay import Replay, check_replay
 from lvsha.config_services import Mark, Server, Service, check_services
 from lvsha.config_telling import Tell, TellOrWord
@@ -226,6 +227,7 @@ class Pair(Table):
     ipvs: Settings = Settings()
     scheduling: Scheduling = Scheduling()
     limits: Limits = Limits()
+    saved_state: SavedStateTable = SavedStateTable()
     replay: Replay | None = None
 
     @property

@@ -9,12 +9,14 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from pathlib import Path
 from typing import Protocol
 
 import structlog
 import trio
 
 from lvsha.config import Sync, VirtualRouter
+from lvsha.config_life import SavedStateTable
 from lvsha.control import ControlServer, Handler, lock_namespace
 from lvsha.counters import Counters
 from lvsha.datapath import interception
@@ -30,6 +32,7 @@ from lvsha.failover.addresses import (
 from lvsha.failover.transport import AdvertisementTransport, MulticastTransport, own_address
 from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
+from lvsha.state_file import StateFile, StateStore
 from lvsha.sync.ipvs.daemons import Socket, open_multicast
 from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.transport import MulticastTransport as SyncMulticastTransport
@@ -86,6 +89,10 @@ class Host(Protocol):
 
     def service_manager(self) -> ServiceManager:
         """Who has started the process."""
+        ...
+
+    def state_store(self, node: str, saved: SavedStateTable) -> StateStore | None:
+        """Where connections are kept over a restart; None for nowhere."""
         ...
 
     def forwarder(
@@ -151,6 +158,14 @@ class LinuxHost:
     def service_manager(self) -> ServiceManager:
         """What the environment names."""
         return Systemd(os.environ)
+
+    def state_store(self, node: str, saved: SavedStateTable) -> StateStore | None:
+        """The file that is named, or one in the state directory of the unit."""
+        if saved.file is not None:
+            return StateFile(saved.file)
+        # Of several directories, with colons between, the first.
+        directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        return StateFile(Path(directory, f"connections-{node}")) if directory else None
 
     def forwarder(
         self,

@@ -38,6 +38,7 @@ from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
+from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.vigil import Vigil
@@ -77,6 +78,9 @@ class Node:
             sync_ids(pair),
             trio.current_time,
             mark_sync_ids(pair),
+        )
+        self._state = NodeState(
+            name, pair.saved_state, self._store, host.state_store(name, pair.saved_state)
         )
         self.sync = NodeSync(pair, name, self.director, self._store, host)
         self._forwarder = host.forwarder(
@@ -132,6 +136,7 @@ class Node:
         with ExitStack() as resources:
             resources.enter_context(self._host.exclusive())
             await self.clean()
+            await self._state.restore()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.serve_control, self._commands())
                 await nursery.start(self._forwarder.run)
@@ -141,6 +146,7 @@ class Node:
                 nursery.start_soon(self._watch_interfaces)
                 nursery.start_soon(self._watch_readiness)
                 nursery.start_soon(self.vigil.watch, self._line)
+                nursery.start_soon(self._state.save_often)
                 self.vigil.ready()
                 _log.info("director started", node=self.name, version=lvsha.__version__)
                 await stop.wait()
@@ -149,6 +155,7 @@ class Node:
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await self.clean()
+        await self._state.save()
         connections = len(self.director.registry.table)
         _log.info("director stopped", connections=connections, drops=self._drops())
 
@@ -375,6 +382,7 @@ class Node:
             "counters": {
                 "forwarder": self._forwarder.counters.snapshot(),
                 "records": self._store.counters.snapshot(),
+                "state": self._state.counters.snapshot(),
                 "sync": self.sync.counters(),
             },
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.mutual_pair import OWN, ROOT, WAIT, World, wait_for_states
+from tests.netns.mutual_pair import OWN, PAIR, ROOT, WAIT, World, speak, wait_for_states
 
 pytestmark = [
     pytest.mark.netns,
@@ -34,8 +34,8 @@ LAPSE_MAX = 6.0
 class Managed(World):
     """Directors that can be made to hang, and what each tells its service manager."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, pair: str = PAIR) -> None:
+        super().__init__(directory, pair)
         self._prefix = f"life{os.getpid()}"
         self.managers: dict[str, socket.socket] = {}
         for name in ("east", "west"):
@@ -47,6 +47,7 @@ class Managed(World):
         manager = {
             "NOTIFY_SOCKET": str(self._directory / f"notify-{name}"),
             "WATCHDOG_USEC": str(int(WATCHDOG * 1e6)),
+            "STATE_DIRECTORY": str(self._directory),
         }
         return super()._environment(name) | (manager if name in self.managers else {})
 
@@ -182,3 +183,20 @@ def test_a_stop_and_a_reload_are_told(world: Managed) -> None:
     assert world.directors["east"].wait(WAIT) == 0
     assert not world.holds("east")
     assert world.rules("east") == ""
+
+
+def test_connections_live_on_when_a_master_without_a_peer_is_restarted(world: Managed) -> None:
+    alone = {"one": "MASTER", "two": "MASTER"}
+    world.start("east")
+    wait_for_states(world, "east", alone)
+    connections = [world.connect(f"10.88.1.{ten}0") for ten in (1, 2) for _ in range(5)]
+    servers = [speak(connection) for connection in connections]
+    for _ in range(2):
+        world.directors["east"].send_signal(signal.SIGTERM)
+        assert world.directors["east"].wait(WAIT) == 0
+        world.start("east")
+        wait_for_states(world, "east", alone)
+        assert [speak(connection) for connection in connections] == servers
+    assert world.status("east")["counters"]["state"] == {"connections_restored": len(connections)}
+    for connection in connections:
+        connection.close()

@@ -25,6 +25,7 @@ from lvsha.model import (
     parse_address,
 )
 from lvsha.node import TRANSITION, Node
+from lvsha.saved_state import Writing
 from lvsha.sync.messages import Role
 from tests.simulation.pair_traffic import Client, Traffic
 from tests.simulation.pair_world import Life, Machine, World
@@ -620,7 +621,7 @@ def test_the_status_says_all_and_is_json() -> None:
         # Its SYN, and its first request, which is the ACK as well.
         assert sum(server["in_packets"] for server in service["servers"]) == 2
         assert said["drops"] == {}
-        assert set(said["counters"]) == {"forwarder", "records", "sync"}
+        assert set(said["counters"]) == {"forwarder", "records", "state", "sync"}
         assert client.server.startswith("server-")
 
     play(scenario)
@@ -648,3 +649,91 @@ def test_two_leaders_are_an_alarm_in_the_log() -> None:
         await trio.sleep(2.0)
 
     assert any("alarm" in line and "second_leader" in line for line in play(scenario).trace)
+
+
+# From one run to the next
+
+
+def saved(machine: Machine) -> bytes:
+    """What a machine has in its state file."""
+    return machine.disk or b""
+
+
+def test_a_lone_master_keeps_its_connections_over_a_restart() -> None:
+    async def scenario(world: World) -> None:
+        (east,) = world.machines.values()
+        traffic = Traffic(world, 2, clients_max=10)
+        traffic.paused = True
+        life = await start(east)
+        client = traffic.open(world.pair.services[0])
+        await trio.sleep(1.0)
+        before = found(east, client)
+        assert client.established
+        assert before is not None
+        life.stop.set()
+        await life.ended.wait()
+        saved_at = trio.current_time()
+        await trio.sleep(10.0)
+        await start(east)
+        after = found(east, client)
+        assert after is not None
+        assert after is not before
+        assert after.server.address == before.server.address
+        # What was left of its time runs on while nobody runs.
+        assert after.expires == pytest.approx(before.expires, abs=0.02)
+        assert after.expires < saved_at + after.timeout
+        client.poke()
+        await trio.sleep(1.0)
+        assert client.established
+        assert client.waits_since is None
+
+    play(scenario, LONE)
+
+
+def test_a_saved_state_of_another_node_is_kept_aside() -> None:
+    async def scenario(world: World) -> None:
+        (east,) = world.machines.values()
+        east.disk = Writing("south", 0.0).begin() + Writing("south", 0.0).end()
+        life = await start(east)
+        assert not saved(east)
+        assert len(life.node.director.registry.table) == 0
+        counters = cast("dict[str, object]", life.node.status()["counters"])
+        assert counters["state"] == {"states_refused": 1}
+
+    play(scenario, LONE)
+
+
+def test_the_word_of_a_peer_with_a_whole_table_wins_over_what_was_saved() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        east, west = world.machines.values()
+        at_west = found(west, client)
+        assert at_west is not None
+        life = living(east)
+        life.stop.set()
+        await life.ended.wait()
+        assert saved(east)
+        # Meanwhile the connection ends, and its client has another server.
+        assert state(west) is VrrpState.MASTER
+        living(west).node.director.registry.end(at_west)
+        await start(east, settle=0.001)
+        assert found(east, client) is not None
+        await trio.sleep(8.0)
+        assert state(east) is VrrpState.MASTER
+        assert found(east, client) is None
+
+    play(scenario)
+
+
+def test_connections_are_saved_from_time_to_time_if_that_is_wanted() -> None:
+    async def scenario(world: World) -> None:
+        (east,) = world.machines.values()
+        await start(east, settle=4.0)
+        assert not saved(east)
+        await trio.sleep(2.0)
+        first = saved(east)
+        assert first
+        await trio.sleep(5.0)
+        assert saved(east) != first
+
+    play(scenario, pair(ROUTER, SERVICE, SYNC, EAST, "[saved_state]\ninterval = 5"))

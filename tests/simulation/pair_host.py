@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from lvsha.config import Sync, VirtualRouter
+from lvsha.config_life import SavedStateTable
 from lvsha.control import Handler
 from lvsha.counters import Counters
 from lvsha.datapath.connections import Connection
@@ -81,6 +82,9 @@ class SimulatedHost:
     def service_manager(self) -> Nobody:
         return Nobody()
 
+    def state_store(self, node: str, saved: SavedStateTable) -> "SimulatedDisk":
+        return SimulatedDisk(self.life)
+
     def forwarder(
         self,
         director: Director,
@@ -109,6 +113,41 @@ class SimulatedHost:
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
+
+
+class SimulatedDisk:
+    """See `lvsha.state_file.StateStore`: what the machine keeps over a process's end."""
+
+    def __init__(self, life: "Life") -> None:
+        self._life = life
+        self._draft = b""
+
+    def time_of_day(self) -> float:
+        return trio.current_time()
+
+    async def read(self, size_max: int) -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        return self._life.machine.disk
+
+    async def set_aside(self) -> str:
+        await trio.lowlevel.checkpoint()
+        self._life.machine.disk = None
+        return "aside"
+
+    def draft(self) -> "SimulatedDisk":
+        return SimulatedDisk(self._life)
+
+    async def write(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self._draft += data
+
+    async def finish(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if not self._life.dead:
+            self._life.machine.disk = self._draft
+
+    def close(self) -> None:
+        self._draft = b""
 
 
 class SimulatedForwarder:
