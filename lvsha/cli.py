@@ -43,6 +43,7 @@ from lvsha.sync import key_file
 from lvsha.sync.ipvs.roster import PORT
 from lvsha.sync.seal import key_id
 from lvsha.view import show_status
+from lvsha.why import ask_why, explain
 
 EXIT_CONFIGURATION: Final = 2
 EXIT_HOST: Final = 3
@@ -162,6 +163,31 @@ def status(
             show_status(answer, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
 
     _explained(show)
+
+
+@app.command()
+def why(
+    router: Annotated[
+        str | None,
+        typer.Argument(help="Which virtual router; default: the one that changed last."),
+    ] = None,
+    peer: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another node: its control socket, or what its why --json has printed."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="All that this node remembers, as JSON.")
+    ] = False,
+) -> None:
+    """Explain the last change of master, event by event."""
+
+    def tell() -> None:
+        if as_json:
+            sys.stdout.write(json.dumps(ask_why(), indent=2) + "\n")
+        else:
+            sys.stdout.write("\n".join(explain(peer or [], router)) + "\n")
+
+    _explained(tell)
 
 
 @app.command(

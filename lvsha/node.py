@@ -40,6 +40,7 @@ from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
 from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
+from lvsha.recorder import Recorder
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.vigil import Vigil
 
@@ -92,6 +93,7 @@ class Node:
             self._stale_after(),
             self._declare_faults,
         )
+        self._recorder = Recorder(name)
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._masters: set[str] = set()
@@ -167,7 +169,7 @@ class Node:
             self._services_changed,
             SyncDaemons(self.sync.daemons, self.director),
         )
-        return {"status": self.status, **administration.commands()}
+        return {"status": self.status, "why": self._why, **administration.commands()}
 
     def _services_changed(self) -> None:
         self._forwarder.services_changed()
@@ -212,7 +214,9 @@ class Node:
             speaker = Speaker(
                 election,
                 transport,
-                self._host.addresses(self._interface_addresses(router)),
+                self._recorder.addresses(
+                    router.name, self._host.addresses(self._interface_addresses(router))
+                ),
                 sender,
                 name=router.name,
                 virtual_addresses=[
@@ -268,6 +272,7 @@ class Node:
     ) -> None:
         async with trio.open_nursery() as nursery:
             async for change in changes:
+                self._recorder.changed(change, self._speakers[change.router].election)
                 if VrrpState.MASTER not in {change.old, change.new}:
                     continue
                 if change.new is VrrpState.MASTER:
@@ -280,7 +285,11 @@ class Node:
         self._masters.add(router)
         self._hold(router, held=True, in_transition=True)
         self._back_up()
-        self.sync.lead(self._routers[router].sync_id)
+        sync_id = self._routers[router].sync_id
+        self._recorder.carried(
+            router, self._store.tally(sync_id), complete=self.sync.complete(sync_id)
+        )
+        self.sync.lead(sync_id)
 
     async def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
@@ -289,6 +298,7 @@ class Node:
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)
         await self._tell_everything(router)
+        self._recorder.told(router, self._store.tally(sync_id))
         self.sync.follow(sync_id, stalled=stalled)
 
     async def _settle(self, change: RouterStateChanged) -> None:
@@ -350,6 +360,9 @@ class Node:
         """What this node is, for the service manager."""
         states = [f"{s.name} {s.election.state.name}" for s in self._speakers.values()]
         return f"{', '.join(states) or 'no virtual router'}; services: {len(self.pair.services)}"
+
+    def _why(self) -> dict[str, object]:
+        return self._recorder.export(self._speakers.values(), self.vigil)
 
     def status(self) -> dict[str, object]:
         """Everything ``lvsha status`` shows, as JSON-able values."""

@@ -18,6 +18,7 @@ stops. Times are Trio's clock.
 
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -35,6 +36,10 @@ ASKING_INTERVAL_MIN: Final = 0.05
 """An idle loop that is asked waits a millisecond for frames before others have their turn."""
 BEATS: Final = 2
 """Questions in the time after which a peer takes over."""
+DISTURBING: Final = 6
+"""A pause of this part of the time after which a peer takes over is remembered; it is half an
+interval."""
+PAUSES_MAX: Final = 64
 SIGNS: Final = 4
 """Signs of life in the time that the watchdog waits, so that some may come late."""
 
@@ -54,6 +59,7 @@ class Vigil:
         fault: what is wrong, for people; None if nothing is.
         counters: questions that were not answered, and pauses of all tasks.
         lateness_max: of the loop of all tasks, the worst so far, in seconds.
+        pauses: when such a lateness ended, and how long it was; the last `PAUSES_MAX`.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Vigil:
         self.fault: str | None = None
         self.counters = Counters()
         self.lateness_max = 0.0
+        self.pauses: deque[tuple[float, float]] = deque(maxlen=PAUSES_MAX)
         self._beat = beat
         self._manager = manager
         self._down_interval = down_interval
@@ -129,10 +136,11 @@ class Vigil:
         self._note_late(trio.current_time() - due)
 
     def _note_late(self, late: float) -> None:
-        """Take note of how late this ran; a pause is what makes a peer take over."""
+        """Take note of how late this ran."""
         self.lateness_max = max(self.lateness_max, late)
-        if late > self._down_interval:
+        if late > self._down_interval / DISTURBING:
             self.counters.add("pauses")
+            self.pauses.append((trio.current_time(), late))
 
     def _judge(self, fault: str | None) -> None:
         if fault == self.fault:

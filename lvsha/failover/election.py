@@ -51,6 +51,10 @@ ANNOUNCE_GAP: Final = 0.1
 # Three advertisements may be lost (RFC 9568, section 6.1, Active_Down_Interval).
 DOWN_ADVERTISEMENTS: Final = 3
 
+# An advertisement that comes after more than so many intervals is late, or another was lost.
+LATE: Final = 1.5
+GAPS_MAX: Final = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Advertise:
@@ -103,6 +107,15 @@ REASONS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """Two advertisements that were further apart than they should be; the second came at ``at``."""
+
+    at: float
+    seconds: float
+    interval: float
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """The router that was heard last, and when."""
 
@@ -122,6 +135,7 @@ class Election:
         priority: of this node, 1 to 254.
         since: when the state was entered.
         peer: who was heard last; None before that.
+        gaps: the last advertisements that came late, at most `GAPS_MAX`.
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
         transitions: state changes counted by reason, a word of `REASONS`.
@@ -152,6 +166,7 @@ class Election:
         self.state = VrrpState.INIT
         self.since: float | None = None
         self.peer: Peer | None = None
+        self.gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
         self.fault_reason: str | None = None
         self.preemption_permitted = False
         self.transitions = Counters()
@@ -286,6 +301,11 @@ class Election:
         return stalled
 
     def _note(self, advertisement: Advertisement, source: bytes, now: float) -> None:
+        before = self.peer
+        if before is not None and before.address == source:
+            interval, seconds = before.interval_cs / 100, now - before.heard_at
+            if seconds > LATE * interval:
+                self.gaps.append(Gap(now, seconds, interval))
         self.peer = Peer(
             source,
             advertisement.priority,

@@ -16,6 +16,7 @@ from lvsha.datapath.network import LinkChange, NetworkChange, Outgoing
 from lvsha.datapath.service_policy import TellWhen, Unknown
 from lvsha.errors import ConfigError, HostError
 from lvsha.failover.addresses import LIFETIME
+from lvsha.failover.black_box import Event, Export
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
 from lvsha.model import (
     ConnectionRecord,
@@ -737,3 +738,52 @@ def test_connections_are_saved_from_time_to_time_if_that_is_wanted() -> None:
         assert saved(east) != first
 
     play(scenario, pair(ROUTER, SERVICE, SYNC, EAST, "[saved_state]\ninterval = 5"))
+
+
+# What is remembered
+
+
+def remembered(life: Life) -> list[Event]:
+    return list(Export.parse(life.host.commands["why"](), "why").events)
+
+
+def test_a_takeover_is_remembered_by_both_nodes() -> None:
+    async def scenario(world: World) -> None:
+        await connected(world)
+        east, west = world.machines.values()
+        old, new = living(east), living(west)
+        old.hang()
+        await trio.sleep(DOWN + 0.1)
+        took_over = {event.kind: event.fields for event in remembered(new)}
+        old.wake()
+        await trio.sleep(1.0)
+        lost = [event for event in remembered(old) if event.fields.get("reason") == "stalled"]
+        assert took_over["state_changed"]["reason"] == "master_silent"
+        assert took_over["state_changed"]["advertisements_missed"] == DOWN_ADVERTISEMENTS
+        assert took_over["connections_carried"]["established"] == 1
+        assert took_over["connections_carried"]["copy_complete"] is True
+        assert took_over["addresses_acquired"]["done"] is True
+        assert "addresses_announced" in took_over
+        assert len(lost) == 1
+        assert [e.fields["untold"] for e in remembered(old) if e.kind == "connections_told"] == [0]
+
+    play(scenario)
+
+
+def test_an_advertisement_that_was_lost_is_remembered() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        life = await start(west)
+        assert not [event for event in remembered(life) if event.kind == "advertisement_late"]
+        west.plug("outside", up=False)
+        await trio.sleep(1.5 * INTERVAL)
+        west.plug("outside", up=True)
+        await trio.sleep(2 * INTERVAL)
+        (late,) = [event for event in remembered(life) if event.kind == "advertisement_late"]
+        assert late.router == "web"
+        assert late.fields["interval_ms"] == INTERVAL * 1000
+        after_ms = cast("float", late.fields["after_ms"])
+        assert round(after_ms / (INTERVAL * 1000)) in {2, 3}
+
+    play(scenario)
