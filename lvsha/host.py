@@ -29,6 +29,7 @@ from lvsha.failover.addresses import (
     NetlinkAddresses,
     remove_leftovers,
 )
+from lvsha.failover.rivals import ClaimListener, PacketClaimListener
 from lvsha.failover.transport import AdvertisementTransport, MulticastTransport, own_address
 from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
@@ -123,6 +124,12 @@ class Host(Protocol):
         """What holds the addresses of a virtual router."""
         ...
 
+    def claim_listener(
+        self, interface: str, addresses: Sequence[bytes]
+    ) -> AbstractContextManager[ClaimListener]:
+        """What hears others who announce addresses of ours."""
+        ...
+
 
 class LinuxHost:
     """This machine."""
@@ -197,3 +204,9 @@ class LinuxHost:
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """Netlink."""
         return NetlinkAddresses(addresses)
+
+    def claim_listener(
+        self, interface: str, addresses: Sequence[bytes]
+    ) -> AbstractContextManager[ClaimListener]:
+        """A packet socket with a filter."""
+        return closing(PacketClaimListener(interface, addresses))

@@ -42,6 +42,7 @@ from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.recorder import Recorder
 from lvsha.sync_daemons import SyncDaemons
+from lvsha.takeover import Takeover
 from lvsha.vigil import Vigil
 
 TRANSITION: Final = 2.0
@@ -96,6 +97,7 @@ class Node:
         self._recorder = Recorder(name)
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
+        self._takeovers: dict[str, Takeover] = {}
         self._masters: set[str] = set()
         self._faults: dict[str, str | None] = {}
         self._settling: dict[str, trio.CancelScope] = {}
@@ -227,9 +229,23 @@ class Node:
                 pseudo_header=router.checksum == "keepalived",
             )
             self._speakers[router.name] = speaker
+            self._takeovers[router.name] = takeover = self._takeover(speaker, router, resources)
+            nursery.start_soon(takeover.run)
             if not self.sync.is_on:
                 speaker.permit_preemption(permitted=True)
             await nursery.start(speaker.run)
+
+    def _takeover(self, speaker: Speaker, router: VirtualRouter, resources: ExitStack) -> Takeover:
+        """What sees a takeover through, with its ears on every interface of the addresses."""
+        on: dict[str, list[bytes]] = {}
+        for one in self._interface_addresses(router):
+            on.setdefault(one.interface, []).append(one.address.ip.packed)
+        listeners = [
+            resources.enter_context(self._host.claim_listener(interface, addresses))
+            for interface, addresses in on.items()
+        ]
+        addresses = self._virtual(router.name)
+        return Takeover(speaker, addresses, self.director, listeners, self._recorder)
 
     async def _hand_over(self) -> None:
         """Resign everywhere, and serve those who have not noticed for a while longer."""
@@ -285,6 +301,7 @@ class Node:
         self._masters.add(router)
         self._hold(router, held=True, in_transition=True)
         self._back_up()
+        self._takeovers[router].begin()
         sync_id = self._routers[router].sync_id
         self._recorder.carried(
             router, self._store.tally(sync_id), complete=self.sync.complete(sync_id)
@@ -294,6 +311,7 @@ class Node:
     async def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
         self._masters.discard(router)
+        self._takeovers[router].end()
         # After a stall the peer has been master for long; what comes here now is a stray.
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)
@@ -390,6 +408,7 @@ class Node:
             },
             "connections": len(director.registry.table),
             "life": self.vigil.status(),
+            "takeovers": {name: one.status() for name, one in self._takeovers.items()},
             "drops": self._drops(),
             "surprises": self._forwarder.surprises.status(),
             "counters": {

@@ -200,6 +200,10 @@ class Speaker:
         """The fault is over."""
         self._perform(self.election.recover(trio.current_time()))
 
+    def announce(self) -> None:
+        """Announce the addresses once more, as far as they are held."""
+        self._jobs.put(AnnounceAddresses())
+
     async def stop(self) -> None:
         """Remove the addresses, resign, and return when `run` is at its end."""
         self._stopping = True

@@ -18,6 +18,7 @@ from lvsha.errors import ConfigError, HostError
 from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.black_box import Event, Export
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
+from lvsha.failover.rivals import Claim
 from lvsha.model import (
     ConnectionRecord,
     ForwardMethod,
@@ -787,3 +788,70 @@ def test_an_advertisement_that_was_lost_is_remembered() -> None:
         assert round(after_ms / (INTERVAL * 1000)) in {2, 3}
 
     play(scenario)
+
+
+# A takeover is seen through
+
+
+def takeover(machine: Machine) -> dict[str, object]:
+    takeovers = cast("dict[str, dict[str, object]]", living(machine).node.status()["takeovers"])
+    return takeovers["web"]
+
+
+def announcements(life: Life) -> int:
+    return sum(event.kind == "addresses_announced" for event in remembered(life))
+
+
+def test_a_takeover_in_silence_is_announced_again_and_the_first_frame_ends_that() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        east, west = world.machines.values()
+        assert takeover(east)["frames"] == "seen"
+        assert takeover(west)["frames"] == "not held"
+        east.end()
+        await trio.sleep(DOWN + 0.02)
+        new = living(west)
+        assert takeover(west)["frames"] == "awaited"
+        before = announcements(new)
+        await trio.sleep(0.8)
+        # Two of its own series, which had none at that time.
+        assert announcements(new) >= before + 2
+        client.poke()
+        await trio.sleep(0.4)
+        assert takeover(west)["frames"] == "seen"
+        assert sum(event.kind == "first_frame" for event in remembered(new)) == 1
+        seen = announcements(new)
+        await trio.sleep(0.5)
+        assert announcements(new) <= seen + 1
+
+    play(scenario)
+
+
+def test_a_network_in_which_nobody_asks_is_called_silent() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        life = await start(east)
+        await trio.sleep(70)
+        assert takeover(east)["frames"] == "silent"
+        assert sum(event.kind == "no_frame" for event in remembered(life)) == 1
+
+    play(scenario, LONE)
+
+
+def test_another_that_announces_a_held_address_is_answered() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        life = await start(east, settle=100)
+        assert life.host.claims is not None
+        before = announcements(life)
+        for _ in range(10):
+            await life.host.claims.hear.send(Claim(VIRTUAL, bytes(6)))
+        await trio.sleep(0.1)
+        assert announcements(life) == before + 1
+        (rival,) = [event for event in remembered(life) if event.kind == "rival_announced"]
+        assert rival.fields == {"address": "192.0.2.10", "mac": "00:00:00:00:00:00"}
+        counters = cast("dict[str, int]", takeover(east)["counters"])
+        assert counters["rival_announcements"] == 10
+
+    only_outside = ROUTER.replace(', "10.1.0.254/24@inside"', "")
+    play(scenario, pair(only_outside, SERVICE, SYNC, EAST))

@@ -24,6 +24,7 @@ from lvsha.datapath.forwarder import ANSWER_INTERVAL
 from lvsha.datapath.network import NetworkChange
 from lvsha.datapath.surprises import Surprises
 from lvsha.failover.addresses import InterfaceAddress
+from lvsha.failover.rivals import Claim
 from lvsha.failover.transport import BATCH_MAX, ReceivedMessage
 from lvsha.model import ConnectionFlag
 from lvsha.service_manager import Nobody
@@ -52,6 +53,7 @@ class SimulatedHost:
         self.frames: SimulatedForwarder | None = None
         self.datagrams: SimulatedSyncTransport | None = None
         self.messages: list[SimulatedAdvertisementTransport] = []
+        self.claims: SimulatedClaimListener | None = None
         self.cleaned = 0
         self.commands: Mapping[str, Handler] = {}
 
@@ -111,6 +113,12 @@ class SimulatedHost:
         self.messages.append(transport)
         return contextlib.nullcontext(transport)
 
+    def claim_listener(
+        self, interface: str, addresses: Sequence[bytes]
+    ) -> contextlib.AbstractContextManager["SimulatedClaimListener"]:
+        self.claims = SimulatedClaimListener()
+        return contextlib.nullcontext(self.claims)
+
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
 
@@ -148,6 +156,17 @@ class SimulatedDisk:
 
     def close(self) -> None:
         self._draft = b""
+
+
+class SimulatedClaimListener:
+    """See `lvsha.failover.rivals.ClaimListener`: what a test lets be heard."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.hear, self._heard = trio.open_memory_channel[Claim](16)
+
+    async def claim(self) -> Claim | None:
+        return await self._heard.receive()
 
 
 class SimulatedForwarder:
