@@ -42,7 +42,7 @@ from lvsha.settings import NAMES, Settings
 from lvsha.sync import key_file
 from lvsha.sync.ipvs.roster import PORT
 from lvsha.sync.seal import key_id
-from lvsha.view import show_status
+from lvsha.view import show_receipts, show_status
 from lvsha.why import ask_why, explain
 
 EXIT_CONFIGURATION: Final = 2
@@ -188,6 +188,30 @@ def why(
             sys.stdout.write("\n".join(explain(peer or [], router)) + "\n")
 
     _explained(tell)
+
+
+@app.command()
+def handover(
+    router: Annotated[
+        str | None,
+        typer.Argument(help="The virtual router; all that are MASTER here, if not given."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Resign with priority 0 even if nobody is known to be ready."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The receipt as JSON.")] = False,
+) -> None:
+    """Hand virtual routers over to the other node, which takes them over without a loss."""
+
+    def hand_over() -> None:
+        receipts = control.ask("handover", {"router": router, "force": force})
+        if as_json:
+            sys.stdout.write(json.dumps(receipts, indent=2) + "\n")
+        else:
+            show_receipts(receipts, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
+
+    _explained(hand_over)
 
 
 @app.command(

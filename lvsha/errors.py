@@ -56,5 +56,9 @@ class AdministrationError(LvshaError):
         self.code = code
 
 
+class HandoverError(LvshaError):
+    """The addresses stay where they are; says why."""
+
+
 class HostError(LvshaError):
     """The machine lacks something: a capability, an interface, a program, a kernel feature."""

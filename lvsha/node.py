@@ -29,13 +29,14 @@ from lvsha.administration import Administration
 from lvsha.build import build_director, mark_sync_ids, sync_ids
 from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
-from lvsha.control import Handler
+from lvsha.control import Handler, Lasting
 from lvsha.datapath.service_table import describe
 from lvsha.datapath.services import RealServer, VirtualService
-from lvsha.errors import ConfigError
+from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
 from lvsha.failover.speaker import RouterStateChanged, Speaker
+from lvsha.handover import Handover
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
 from lvsha.node_state import NodeState
@@ -84,7 +85,7 @@ class Node:
         self._state = NodeState(
             name, pair.saved_state, self._store, host.state_store(name, pair.saved_state)
         )
-        self.sync = NodeSync(pair, name, self.director, self._store, host)
+        self.sync = NodeSync(pair, name, self.director, self._store, host, self._take_over)
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
@@ -100,6 +101,16 @@ class Node:
         self._takeovers: dict[str, Takeover] = {}
         self._masters: set[str] = set()
         self._faults: dict[str, str | None] = {}
+        self._handover = Handover(
+            self._routers,
+            self._speakers,
+            self._masters,
+            self.sync,
+            self._store.tally,
+            self._begin_handover,
+            lambda router: self._hold(router, held=True),
+            self._priority,
+        )
         self._settling: dict[str, trio.CancelScope] = {}
         self._started_at = 0.0
         self._back_up()
@@ -171,7 +182,12 @@ class Node:
             self._services_changed,
             SyncDaemons(self.sync.daemons, self.director),
         )
-        return {"status": self.status, "why": self._why, **administration.commands()}
+        return {
+            "status": self.status,
+            "why": self._why,
+            "handover": Lasting(self._handover.command),
+            **administration.commands(),
+        }
 
     def _services_changed(self) -> None:
         self._forwarder.services_changed()
@@ -248,10 +264,15 @@ class Node:
         return Takeover(speaker, addresses, self.director, listeners, self._recorder)
 
     async def _hand_over(self) -> None:
-        """Resign everywhere, and serve those who have not noticed for a while longer."""
+        """Leave all addresses to others, and serve who has not noticed for a while longer."""
         was_master = bool(self._masters)
-        for name in list(self._masters):
-            await self._tell_everything(name)
+        led = {self._routers[name].sync_id for name in self._masters}
+        for sync_id in led if self.sync.is_on else ():
+            try:
+                await self._handover.hand_over(sync_id)
+            except HandoverError as error:
+                # Everything was told all the same; a backup takes over when this node resigns.
+                _log.warning("no successor was ready", reason=str(error))
         async with trio.open_nursery() as nursery:
             for speaker in self._speakers.values():
                 nursery.start_soon(speaker.stop)
@@ -266,6 +287,15 @@ class Node:
             self.sync.tell()
             await trio.lowlevel.checkpoint()
         self.sync.tell()
+
+    def _priority(self, node: str, router: str) -> int:
+        known = self.pair.nodes.get(node)
+        return 0 if known is None else known.priority_of(router)
+
+    async def _begin_handover(self, router: str) -> None:
+        """Let both nodes know each connection from now on, half-open ones too."""
+        self._hold(router, held=True, in_transition=True)
+        await self._tell_everything(router)
 
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
@@ -308,10 +338,17 @@ class Node:
         )
         self.sync.lead(sync_id)
 
+    def _take_over(self, sync_id: int) -> None:
+        """The master of a sync id wants this node to be it, and this node has all that it has."""
+        for name, speaker in self._speakers.items():
+            if self._routers[name].sync_id == sync_id:
+                speaker.take_over()
+
     async def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
         self._masters.discard(router)
         self._takeovers[router].end()
+        self._handover.left()
         # After a stall the peer has been master for long; what comes here now is a stray.
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)

@@ -42,6 +42,25 @@ def show_status(status: object, console: Console) -> None:
         console.print(Text("dropped: " + ", ".join(f"{name} {count}" for name, count in drops)))
 
 
+def show_receipts(receipts: object, console: Console) -> None:
+    """Print what a handover has brought."""
+    for receipt in receipts if isinstance(receipts, list) else []:
+        routers = _get(receipt, "routers")
+        names = ", ".join(map(str, routers)) if isinstance(routers, list) else _DASH
+        successor = _get(receipt, "successor")
+        if successor is None:
+            console.print(f"{names}: resigned; whoever is a backup takes over")
+        else:
+            console.print(
+                f"{names}: {successor} took over after {_text(receipt, 'taken_over_ms')} ms, "
+                f"gap {_text(receipt, 'gap_ms')} ms"
+            )
+        console.print(
+            f"  {_text(receipt, 'connections')} established connections carried, "
+            f"{_text(receipt, 'lost')} lost"
+        )
+
+
 def _routers(routers: list[tuple[str, object]]) -> Table:
     table = _table("virtual router", "vrid", "state", "for", "priority", "addresses", "peer")
     for name, router in routers:

@@ -95,6 +95,7 @@ LEVELS = (
     ("lvsha.node", 4),
     ("lvsha.node_sync", 4),
     ("lvsha.node_state", 4),
+    ("lvsha.handover", 4),
     ("lvsha.drill", 4),
     ("lvsha.drill.*", 4),
     ("lvsha.cli", 5),

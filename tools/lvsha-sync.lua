@@ -84,6 +84,8 @@ do
   add(ProtoField.bytes, "digest", "Digest of the configuration")
   add(ProtoField.string, "leader", "Leader")
   add(u64, "leader_epoch", "Leader's epoch")
+  add(ProtoField.string, "successor", "Successor")
+  add(u64, "successor_epoch", "Successor's epoch")
   add(u8, "state", "State", base.DEC, PEER_STATES)
   add(u64, "position", "Position")
   add(ProtoField.bool, "complete", "Complete")
@@ -735,6 +737,11 @@ local READERS = {
   [7] = { 4, 4, configuration },
   [8] = { 3, 3, gap_request },
   [9] = { 2, 3, sums },
+  [10] = { 2, 2, function(tvb, tree, body)
+    local successor = add_name(tvb, tree, f["successor"], body[7])
+    add_integer(tvb, tree, f["successor_epoch"], body[8])
+    return "calls " .. successor
+  end },
   [12] = { 3, 3, function(tvb, tree, body)
     local records = add_groups(tvb, tree, body[7])
     local ended = add_ended_groups(tvb, tree, body[8])

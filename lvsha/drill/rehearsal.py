@@ -51,7 +51,9 @@ STOPPED: Final = "STOPPED"
 
 ACT_TITLES: Final = {
     "crash": "{node} is killed (SIGKILL)",
-    "handover": "{node} is stopped cleanly (SIGTERM)",
+    "handover": "{node} hands over (lvsha handover)",
+    "back": "{node} is handed its place again",
+    "stop": "{node} is stopped cleanly (SIGTERM)",
     "hang": "{node} hangs (SIGSTOP)",
     "link": "the outside cable of {node} is pulled",
     "return": "{node} comes back with the higher priority",
@@ -288,14 +290,20 @@ class Rehearsal:
             return [await self._act(client, "return", FIRST, self._start_again)]
         deeds: dict[str, tuple[Callable[[Director], Awaitable[None]], str]] = {
             "crash": (self._kill, "return"),
-            "handover": (self._stop, "return"),
+            "handover": (self._hand_over, "back"),
+            "stop": (self._stop, "return"),
             "hang": (self._hang, "wake"),
             "link": (self._pull, "plug"),
         }
         deed, sequel = deeds[name]
         acts = [await self._act(client, name, SECOND, deed)]
         if self._options.then_return:
-            undo = {"return": self._start_again, "wake": self._wake, "plug": self._plug}[sequel]
+            undo = {
+                "return": self._start_again,
+                "back": self._hand_back,
+                "wake": self._wake,
+                "plug": self._plug,
+            }[sequel]
             acts.append(await self._act(client, sequel, FIRST, undo))
         elif first.stopped:
             await self._wake(first)
@@ -333,6 +341,23 @@ class Rehearsal:
                 f"see {director.log}"
             )
         self._saw(director.name, DOWN)
+
+    async def _hand_over(self, director: Director) -> None:
+        await director.hand_over()
+
+    async def _hand_back(self, director: Director) -> None:
+        """Have the other one hand over to a director, once that has all connections again."""
+        other = next(each for each in self._directors.values() if each is not director)
+        deadline = trio.current_time() + ROLES_TIME_MAX
+        while True:
+            try:
+                await other.hand_over()
+            except HostError:
+                if trio.current_time() > deadline:
+                    raise
+            else:
+                return
+            await trio.sleep(POLL)
 
     async def _start_again(self, director: Director) -> None:
         await director.start()

@@ -31,7 +31,9 @@ def act_title(act: ActFigures) -> str:
     node = act.act.node
     titles = {
         "crash": f"Crash: {node} was killed (SIGKILL)",
-        "handover": f"Handover: {node} was stopped cleanly (SIGTERM)",
+        "handover": f"Handover: {node} has handed over (lvsha handover)",
+        "back": f"Handover back: {node} was handed its place again",
+        "stop": f"Stop: {node} was stopped cleanly (SIGTERM)",
         "hang": f"Hang: {node} was frozen (SIGSTOP)",
         "link": f"Link: the outside cable of {node} was pulled",
         "return": f"Return: {node} was started again and took its place back",

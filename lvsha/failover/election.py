@@ -22,6 +22,9 @@ Beyond the RFC:
   backup as with preemption off. Where there is no master it always takes over.
 * Addresses are announced again after a takeover and from time to time, because switches
   and neighbours forget, and after another master was heard.
+* A master that is told to hands over to a backup of its choice, whatever the priorities: it
+  calls that one by another way than VRRP, goes on until it hears it, and displaces it no
+  more. Other speakers are given the priority 0.
 * Answers to another master are limited to one in each advertisement interval, and
   announcements to one in `ANNOUNCE_GAP`, so that a sender of many advertisements cannot
   make this node send as many.
@@ -54,6 +57,9 @@ DOWN_ADVERTISEMENTS: Final = 3
 # An advertisement that comes after more than so many intervals is late, or another was lost.
 LATE: Final = 1.5
 GAPS_MAX: Final = 64
+
+# A successor takes over within milliseconds; its advertisement may be lost a few times.
+HAND_OVER_TIME: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ REASONS: Final = frozenset(
         "preempted_lower_priority",
         "higher_priority_heard",
         "greater_address_heard",
+        "handed_over",
         "stalled",
         "fault",
         "recovered",
@@ -138,6 +145,8 @@ class Election:
         gaps: the last advertisements that came late, at most `GAPS_MAX`.
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
+        stepped_aside: it has handed the addresses over, and displaces nobody until it was
+            MASTER again.
         transitions: state changes counted by reason, a word of `REASONS`.
         counters: other events.
     """
@@ -169,6 +178,7 @@ class Election:
         self.gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
         self.fault_reason: str | None = None
         self.preemption_permitted = False
+        self.stepped_aside = False
         self.transitions = Counters()
         self.counters = Counters()
         self._started = False
@@ -177,6 +187,11 @@ class Election:
         self._down_reason = "master_silent"
         self._master_interval = interval
         self._yielded_at = -math.inf
+        # MASTER: until when a backup that was chosen may displace it, and until when one that
+        # was chosen does not yield to the master before it.
+        self._handing_over_until = -math.inf
+        self._called_by: bytes | None = None
+        self._called_until = -math.inf
         # MASTER: the next advertisement, the announcements to come, and when the last
         # announcement and the last answer to another master were made.
         self._advertise_at = math.inf
@@ -284,6 +299,40 @@ class Election:
             return self._become_backup(now, "recovered")
         return self._enter(VrrpState.INIT, "recovered", now)
 
+    def hand_over(self, now: float) -> Actions:
+        """Let whoever takes over within `HAND_OVER_TIME` have the addresses, whatever its priority.
+
+        A master goes on until it hears the successor, so that at no time nobody holds them.
+        """
+        stalled = self._give_way_after_stall(now)
+        if self.state is VrrpState.MASTER:
+            self._handing_over_until = now + HAND_OVER_TIME
+        return stalled
+
+    def take_over(self, now: float) -> Actions:
+        """The master wants this backup to hold the addresses: take them at once."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.BACKUP:
+            return stalled
+        self._down_reason = "handed_over"
+        self._called_by = None if self.peer is None else self.peer.address
+        self._called_until = now + HAND_OVER_TIME
+        return stalled + self._become_master(now)
+
+    def step_aside(self, now: float) -> Actions:
+        """Resign with priority 0, for a backup that knows no other way to be handed over to.
+
+        It takes over after its Skew_Time (RFC 9568, section 6.4.2). Should nobody, this node
+        does when the usual time is over.
+        """
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.MASTER:
+            return stalled
+        self.stepped_aside = True
+        actions = self._leave(VrrpState.BACKUP, "handed_over", now, resigns=True)
+        self._listen(now)
+        return stalled + actions
+
     def permit_preemption(self, permitted: bool, now: float) -> Actions:
         """Say whether a master of lower priority may be displaced now.
 
@@ -320,7 +369,8 @@ class Election:
             self._down_at = now + self.skew
             self._down_reason = "master_resigned"
             return
-        if advertisement.priority < self.priority and self.preempt:
+        displaces = self.preempt and not self.stepped_aside
+        if advertisement.priority < self.priority and displaces:
             self._yielded_at = now
             if self.preemption_permitted:
                 self.counters.add("lower_priority_ignored")
@@ -341,6 +391,12 @@ class Election:
         """Section 6.4.3."""
         if advertisement.priority == PRIORITY_RESIGN:
             return self._answer(now)
+        if now < self._handing_over_until:
+            self.stepped_aside = True
+            return self._yield_to(advertisement, "handed_over", now)
+        if source == self._called_by and now < self._called_until:
+            # It was on its way when its sender called us.
+            return self._assert_mastery(now)
         self.counters.add("two_masters_seen")
         if advertisement.priority > self.priority:
             return self._yield_to(advertisement, "higher_priority_heard", now)
@@ -419,6 +475,8 @@ class Election:
         self._announce_at = self._series(now)
         self._announced_at = now
         self._answered_at = -math.inf
+        self._handing_over_until = -math.inf
+        self.stepped_aside = False
         return (
             Advertise(self.priority),
             AcquireAddresses(),
@@ -427,17 +485,23 @@ class Election:
         )
 
     def _leave(
-        self, new: VrrpState, reason: str, now: float, *, detail: str | None = None
+        self,
+        new: VrrpState,
+        reason: str,
+        now: float,
+        *,
+        detail: str | None = None,
+        resigns: bool = False,
     ) -> Actions:
         """Go to another state; out of MASTER, remove the addresses and then resign.
 
-        Only a state that will not listen resigns: whoever gives way to a better master
-        or finds that it was stalled has no successor to call.
+        Only a state that will not listen resigns, or who is told to: whoever gives way to a
+        better master or finds that it was stalled has no successor to call.
         """
         parting: list[Action] = []
         if self.state is VrrpState.MASTER:
             parting.append(ReleaseAddresses())
-            if new is not VrrpState.BACKUP:
+            if resigns or new is not VrrpState.BACKUP:
                 parting.append(Advertise(PRIORITY_RESIGN))
         return (*parting, *self._enter(new, reason, now, detail=detail))
 

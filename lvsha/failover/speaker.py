@@ -192,6 +192,18 @@ class Speaker:
         """Say whether a master of lower priority may be displaced now."""
         self._perform(self.election.permit_preemption(permitted, trio.current_time()))
 
+    def hand_over(self) -> None:
+        """Let a backup that was chosen displace this node."""
+        self._perform(self.election.hand_over(trio.current_time()))
+
+    def take_over(self) -> None:
+        """Take the addresses from a master that wants it."""
+        self._perform(self.election.take_over(trio.current_time()))
+
+    def step_aside(self) -> None:
+        """Resign, and displace nobody afterwards."""
+        self._perform(self.election.step_aside(trio.current_time()))
+
     def fault(self, reason: str) -> None:
         """Hold no addresses until `recover`."""
         self._perform(self.election.fault(reason, trio.current_time()))
@@ -227,6 +239,7 @@ class Speaker:
             "addresses_held": self._held,
             "preempt": election.preempt,
             "preemption_permitted": election.preemption_permitted,
+            "stepped_aside": election.stepped_aside,
             "fault": election.fault_reason,
             "peer": self._peer_status(now),
             "transitions": election.transitions.snapshot(),

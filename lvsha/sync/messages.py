@@ -51,7 +51,6 @@ class MessageType(IntEnum):
     CONFIGURATION = 7
     GAP_REQUEST = 8
     SUMS = 9
-    # Reserved: the number is taken, and a node that does not know it ignores it.
     HANDOVER = 10
     # Never sent: a sealed datagram is known by its version.
     SEALED = 11
@@ -262,6 +261,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Handover:
+    """The leader wants a peer to lead next, as soon as it has all up to this number."""
+
+    origin: Origin
+    successor: str
+    successor_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """Who knows these connections?"""
 
@@ -299,6 +307,7 @@ Message = (
     | SumsRequest
     | Sums
     | Progress
+    | Handover
     | Question
     | Answer
     | Unknown

@@ -11,10 +11,11 @@ import trio.testing
 
 from lvsha.build import build_director
 from lvsha.config import Pair, parse_pair
+from lvsha.control import Lasting
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.network import LinkChange, NetworkChange, Outgoing
 from lvsha.datapath.service_policy import TellWhen, Unknown
-from lvsha.errors import ConfigError, HostError
+from lvsha.errors import ConfigError, HandoverError, HostError, WireError
 from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.black_box import Event, Export
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
@@ -500,6 +501,111 @@ def test_a_master_that_stood_still_opens_nothing_and_asks_for_a_new_copy() -> No
     play(scenario)
 
 
+# Handover
+
+
+async def hand_over(machine: Machine, **arguments: object) -> list[dict[str, object]]:
+    """What ``lvsha handover`` is answered."""
+    command = living(machine).host.commands["handover"]
+    assert isinstance(command, Lasting)
+    answer = json.loads(json.dumps(await command.handle(arguments)))
+    return cast("list[dict[str, object]]", answer)
+
+
+def test_a_handover_moves_the_addresses_and_they_stay_there() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        east, west = world.machines.values()
+        (receipt,) = await hand_over(east)
+        assert (state(east), state(west)) == (VrrpState.BACKUP, VrrpState.MASTER)
+        assert set(west.held) == {VIRTUAL, INSIDE}
+        assert receipt["routers"] == ["web"]
+        assert (receipt["successor"], receipt["connections"], receipt["lost"]) == ("west", 1, 0)
+        assert cast("float", receipt["taken_over_ms"]) < 50
+        assert cast("float", receipt["gap_ms"]) < 50
+        client.poke()
+        await trio.sleep(10.0)
+        assert client.waits_since is None
+        assert (state(east), state(west)) == (VrrpState.BACKUP, VrrpState.MASTER)
+        (receipt,) = await hand_over(west, router="web")
+        assert receipt["successor"] == "east"
+        await trio.sleep(5.0)
+        assert (state(east), state(west)) == (VrrpState.MASTER, VrrpState.BACKUP)
+
+    play(scenario)
+
+
+def test_at_no_time_of_a_handover_nobody_holds_the_addresses() -> None:
+    async def scenario(world: World) -> None:
+        await connected(world)
+        east, west = world.machines.values()
+        gaps = 0
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal gaps
+                while True:
+                    gaps += not any(VIRTUAL in machine.held for machine in (east, west))
+                    await trio.sleep(0.0005)
+
+            nursery.start_soon(watch)
+            await hand_over(east)
+            await trio.sleep(1.0)
+            nursery.cancel_scope.cancel()
+        assert gaps == 0
+
+    play(scenario)
+
+
+def test_a_handover_to_who_is_not_ready_is_refused_with_the_reason() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        with pytest.raises(HandoverError, match="web: no other node is heard"):
+            await hand_over(east)
+        with pytest.raises(ConfigError, match="no virtual router 'mail'; the pair file has web"):
+            await hand_over(east, router="mail")
+        with pytest.raises(WireError, match="expected a string 'router'"):
+            await hand_over(east, router=7)
+        await start(west)
+        with pytest.raises(HandoverError, match="web: this node is not MASTER"):
+            await hand_over(west, router="web")
+        with pytest.raises(HandoverError, match="MASTER of nothing"):
+            await hand_over(west)
+        west.end(power=True)
+        await trio.sleep(3.0)
+        with pytest.raises(HandoverError, match="web: west is not heard"):
+            await hand_over(east)
+        assert state(east) is VrrpState.MASTER
+
+    play(scenario)
+
+
+def test_a_successor_that_is_configured_otherwise_is_not_ready() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        world.pair = pair(ROUTER, SERVICE.replace("8080", "8081"), SYNC, BOTH)
+        await start(west)
+        with pytest.raises(HandoverError, match=r"configured otherwise \(.*services\.http"):
+            await hand_over(east)
+
+    play(scenario)
+
+
+def test_a_forced_handover_resigns_whoever_is_ready() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        await start(west)
+        (receipt,) = await hand_over(east, force=True)
+        assert receipt["successor"] is None
+        await trio.sleep(5.0)
+        assert (state(east), state(west)) == (VrrpState.BACKUP, VrrpState.MASTER)
+
+    play(scenario)
+
+
 # Connections
 
 
@@ -609,7 +715,9 @@ def router_status(life: Life) -> dict[str, object]:
 def test_the_status_says_all_and_is_json() -> None:
     async def scenario(world: World) -> None:
         client = await connected(world)
-        status = living(world.machines["east"]).host.commands["status"]()
+        command = living(world.machines["east"]).host.commands["status"]
+        assert not isinstance(command, Lasting)
+        status = command()
         said = json.loads(json.dumps(status))
         assert said["node"] == "east"
         assert said["configuration"] == TWO.digest().hex()
@@ -745,7 +853,9 @@ def test_connections_are_saved_from_time_to_time_if_that_is_wanted() -> None:
 
 
 def remembered(life: Life) -> list[Event]:
-    return list(Export.parse(life.host.commands["why"](), "why").events)
+    handler = life.host.commands["why"]
+    assert not isinstance(handler, Lasting)
+    return list(Export.parse(handler(), "why").events)
 
 
 def test_a_takeover_is_remembered_by_both_nodes() -> None:

@@ -1,15 +1,21 @@
 """What goes wrong in a simulated pair: each fault from its beginning to its repair."""
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.simulation.pair_world import GATEWAY
+from lvsha.control import Lasting
+from lvsha.errors import HandoverError
+from lvsha.model import VrrpState
+from tests.simulation.pair_world import GATEWAY, Life
 
 if TYPE_CHECKING:
     from tests.simulation.test_pair_simulation import Simulation
+
+HAND_BACK_TRIES: Final = 20
+HAND_BACK_PAUSE: Final = 0.25
 
 Fault = Callable[["Simulation"], Awaitable[None]]
 
@@ -38,6 +44,34 @@ async def stop(simulation: "Simulation") -> None:
         await trio.sleep(simulation.dice.choice([0.0, 0.5, 4.0]))
         if machine.life is None:
             machine.start()
+
+
+async def hand_over(simulation: "Simulation") -> None:
+    """A node hands over what it is MASTER of; later it is handed all of that again."""
+    found = simulation.running()
+    if found is None:
+        return
+    machine, life = found
+    simulation.world.note(f"{machine.name} is told to hand over")
+    await _tell_to_hand_over(life, {})
+    await simulation.must_serve()
+    await trio.sleep(simulation.dice.choice([0.0, 0.5, 4.0]))
+    for name, speaker in life.node._speakers.items():
+        for _ in range(HAND_BACK_TRIES):
+            if machine.life is not life or not speaker.election.stepped_aside:
+                break
+            for other in simulation.world.machines.values():
+                if other.life is not None and other.state_of(name) is VrrpState.MASTER:
+                    await _tell_to_hand_over(other.life, {"router": name})
+            await trio.sleep(HAND_BACK_PAUSE)
+
+
+async def _tell_to_hand_over(life: Life, arguments: Mapping[str, object]) -> None:
+    """What ``lvsha handover`` asks for; nothing happens where no backup is ready."""
+    command = life.host.commands.get("handover")
+    if isinstance(command, Lasting):
+        with contextlib.suppress(HandoverError):
+            await command.handle(arguments)
 
 
 async def hang(simulation: "Simulation") -> None:
@@ -103,6 +137,7 @@ def cut_between_two(simulation: "Simulation", segment: str) -> Iterator[None]:
 FAULTS: Final[tuple[Fault, ...]] = (
     crash,
     stop,
+    hand_over,
     hang,
     unplug,
     cut_sync,

@@ -4,6 +4,7 @@ import pytest
 
 from lvsha.failover.election import (
     DOWN_ADVERTISEMENTS,
+    HAND_OVER_TIME,
     AcquireAddresses,
     Actions,
     Advertise,
@@ -313,3 +314,86 @@ def test_transitions_are_counted_by_reason_and_the_peer_is_remembered() -> None:
     assert made.peer is not None
     assert (made.peer.address, made.peer.priority, made.peer.interval_cs) == (GREATER, 200, 50)
     assert made.peer.heard_at == 4.0
+
+
+# Handover
+
+
+def is_aside(made: Election) -> bool:
+    return made.stepped_aside
+
+
+def test_a_master_goes_on_until_it_hears_its_successor_and_displaces_it_no_more() -> None:
+    made = master()
+    now = DOWN + 0.1
+    assert made.hand_over(now) == ()
+    assert made.state is MASTER
+    assert made.receive(heard(50), SMALLER, now + 0.01) == (
+        ReleaseAddresses(),
+        StateChanged(MASTER, BACKUP, "handed_over"),
+    )
+    assert is_aside(made)
+    later = now + 0.01
+    for _ in range(20):
+        later += 1.0
+        made.receive(heard(50), SMALLER, later)
+        assert made.expire(later) == ()
+    # The successor dies: then it is as always.
+    assert made.expire(later + DOWN)[-1] == StateChanged(BACKUP, MASTER, "master_silent")
+    assert not is_aside(made)
+    made.receive(heard(50), SMALLER, later + DOWN + 0.1)
+    assert made.state is MASTER
+
+
+def test_a_handover_that_nobody_answers_is_over_after_a_while() -> None:
+    made = master()
+    made.hand_over(DOWN)
+    run_until(made, DOWN + HAND_OVER_TIME)
+    made.receive(heard(50), SMALLER, DOWN + HAND_OVER_TIME)
+    assert made.state is MASTER
+
+
+def test_a_backup_that_is_called_takes_over_at_once_and_stays() -> None:
+    made = backup()
+    made.receive(heard(200), GREATER, 1.0)
+    assert made.take_over(1.1) == (
+        Advertise(100),
+        AcquireAddresses(),
+        AnnounceAddresses(),
+        StateChanged(BACKUP, MASTER, "handed_over"),
+    )
+    # On its way when its sender called.
+    assert made.receive(heard(200), GREATER, 1.101) == (Advertise(100),)
+    assert made.state is MASTER
+    # A third one did not call.
+    other = backup()
+    other.receive(heard(200), GREATER, 1.0)
+    other.take_over(1.1)
+    other.receive(heard(200), SMALLER, 1.2)
+    assert other.state is BACKUP
+    # Who still says so after that did not mean it.
+    made.expire(1.1 + HAND_OVER_TIME)
+    made.receive(heard(200), GREATER, 1.1 + HAND_OVER_TIME)
+    assert made.state is BACKUP
+
+
+def test_nobody_else_hands_over_or_is_called() -> None:
+    for made in (backup(), election()):
+        made.hand_over(0.5)
+        assert made.step_aside(0.5) == ()
+    made = master()
+    assert made.take_over(DOWN + 0.1) == ()
+    idle = election()
+    assert idle.take_over(0.5) == ()
+
+
+def test_who_steps_aside_resigns_and_takes_over_again_only_if_nobody_does() -> None:
+    made = master()
+    assert made.step_aside(DOWN + 0.5) == (
+        ReleaseAddresses(),
+        Advertise(0),
+        StateChanged(MASTER, BACKUP, "handed_over"),
+    )
+    made.receive(heard(50), SMALLER, DOWN + 1.0)
+    assert made.deadline == DOWN + 1.0 + DOWN
+    assert made.expire(DOWN + 1.0 + DOWN)[-1] == StateChanged(BACKUP, MASTER, "master_silent")
