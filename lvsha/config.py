@@ -38,6 +38,7 @@ from lvsha.config_fields import (
     Table,
     refuse,
 )
+from lvsha.config_life import SavedStateTable
 from lvsha.config_replay import Replay, check_replay
 from lvsha.config_services import Mark, Server, Service, check_services
 from lvsha.config_telling import Tell, TellOrWord
@@ -151,6 +152,8 @@ class Node(Table):
     priority: Priority = 100
     priorities: dict[Name, Priority] = Field(default_factory=dict)
     interfaces: dict[Name, InterfaceName]
+    realtime_priority: Annotated[int, Field(ge=0, le=99)] = 0
+    lock_memory: bool = False
 
     def priority_of(self, router: str) -> int:
         """The VRRP priority of this node for a virtual router."""
@@ -169,6 +172,7 @@ class Pair(Table):
     ipvs: Settings = Settings()
     scheduling: Scheduling = Scheduling()
     limits: Limits = Limits()
+    saved_state: SavedStateTable = SavedStateTable()
     replay: Replay | None = None
 
     @property

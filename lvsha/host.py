@@ -5,15 +5,18 @@ address or loads a rule is made here. A node in a simulation gets a host of its 
 network that exists only in memory.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from pathlib import Path
 from typing import Protocol
 
 import structlog
 import trio
 
 from lvsha.config import Sync, VirtualRouter
+from lvsha.config_life import SavedStateTable
 from lvsha.control import ControlServer, Handler, lock_namespace
 from lvsha.counters import Counters
 from lvsha.datapath import interception
@@ -26,13 +29,16 @@ from lvsha.failover.addresses import (
     NetlinkAddresses,
     remove_leftovers,
 )
+from lvsha.failover.rivals import ClaimListener, PacketClaimListener
 from lvsha.failover.transport import (
     AdvertisementTransport,
     RawTransport,
     own_address,
     split_speakers,
 )
+from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
+from lvsha.state_file import StateFile, StateStore
 from lvsha.sync.ipvs.daemons import Socket, open_multicast
 from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.transport import MulticastTransport as SyncMulticastTransport
@@ -51,6 +57,10 @@ class FrameForwarder(Protocol):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = ...) -> None:
         """Forward until cancelled; "started" once frames can be handled."""
+        ...
+
+    async def beat(self) -> None:
+        """Return when the loop that carries frames has had a turn."""
         ...
 
     async def network_changed(self) -> None:
@@ -83,6 +93,14 @@ class Host(Protocol):
         """A random number that no earlier run had."""
         ...
 
+    def service_manager(self) -> ServiceManager:
+        """Who has started the process."""
+        ...
+
+    def state_store(self, node: str, saved: SavedStateTable) -> StateStore | None:
+        """Where connections are kept over a restart; None for nowhere."""
+        ...
+
     def forwarder(
         self,
         director: Director,
@@ -109,6 +127,12 @@ class Host(Protocol):
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """What holds the addresses of a virtual router."""
+        ...
+
+    def claim_listener(
+        self, interface: str, addresses: Sequence[bytes]
+    ) -> AbstractContextManager[ClaimListener]:
+        """What hears others who announce addresses of ours."""
         ...
 
 
@@ -143,6 +167,18 @@ class LinuxHost:
         """From the system's random source."""
         return secrets.randbits(_EPOCH_BITS)
 
+    def service_manager(self) -> ServiceManager:
+        """What the environment names."""
+        return Systemd(os.environ)
+
+    def state_store(self, node: str, saved: SavedStateTable) -> StateStore | None:
+        """The file that is named, or one in the state directory of the unit."""
+        if saved.file is not None:
+            return StateFile(saved.file)
+        # Of several directories, with colons between, the first.
+        directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        return StateFile(Path(directory, f"connections-{node}")) if directory else None
+
     def forwarder(
         self,
         director: Director,
@@ -175,3 +211,9 @@ class LinuxHost:
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """Netlink."""
         return NetlinkAddresses(addresses)
+
+    def claim_listener(
+        self, interface: str, addresses: Sequence[bytes]
+    ) -> AbstractContextManager[ClaimListener]:
+        """A packet socket with a filter."""
+        return closing(PacketClaimListener(interface, addresses))

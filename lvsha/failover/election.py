@@ -63,15 +63,23 @@ DOWN_ADVERTISEMENTS: Final = 3
 # Version 2 counts the skew in 256ths of a second whatever the interval (RFC 3768, section 6.1).
 _SKEW_UNIT_OF_VERSION_2: Final = 1.0
 
+# An advertisement that comes after more than so many intervals is late, or another was lost.
+LATE: Final = 1.5
+GAPS_MAX: Final = 64
+
 # A successor takes over within milliseconds; its advertisement may be lost a few times.
 HAND_OVER_TIME: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Advertise:
-    """Send an advertisement with this priority; 0 resigns."""
+    """Send an advertisement with this priority; 0 resigns.
+
+    With ``behind`` it leaves when what was asked for before it is done.
+    """
 
     priority: int
+    behind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +128,15 @@ REASONS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """Two advertisements that were further apart than they should be; the second came at ``at``."""
+
+    at: float
+    seconds: float
+    interval: float
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """The router that was heard last, and when."""
 
@@ -140,6 +157,7 @@ class Election:
         priority: of this node, 1 to 255.
         since: when the state was entered.
         peer: who was heard last; None before that.
+        gaps: the last advertisements that came late, at most `GAPS_MAX`.
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
         stepped_aside: it has handed the addresses over, and displaces nobody until it was
@@ -188,6 +206,7 @@ class Election:
         self.state = VrrpState.INIT
         self.since: float | None = None
         self.peer: Peer | None = None
+        self.gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
         self.fault_reason: str | None = None
         self.preemption_permitted = False
         self.stepped_aside = False
@@ -367,6 +386,11 @@ class Election:
         return stalled
 
     def _note(self, advertisement: Advertisement, source: bytes, now: float) -> None:
+        before = self.peer
+        if before is not None and before.address == source:
+            interval, seconds = before.interval_cs / 100, now - before.heard_at
+            if seconds > LATE * interval:
+                self.gaps.append(Gap(now, seconds, interval))
         self.peer = Peer(
             source,
             advertisement.priority,
@@ -491,7 +515,7 @@ class Election:
         return actions + self._become_master(now)
 
     def _become_master(self, now: float) -> Actions:
-        """Section 6.4.2: advertise first, so that an old master lets go."""
+        """Section 6.4.2: advertise first, so that an old master lets go; but see below."""
         assert self.state is VrrpState.BACKUP
         self._master_interval = self.interval
         self._advertise_at = now + self.interval
@@ -500,12 +524,13 @@ class Election:
         self._answered_at = -math.inf
         self._handing_over_until = -math.inf
         self.stepped_aside = False
-        return (
-            Advertise(self.priority),
-            AcquireAddresses(),
-            AnnounceAddresses(),
-            *self._enter(VrrpState.MASTER, self._down_reason, now),
-        )
+        taken: Actions = (AcquireAddresses(), AnnounceAddresses())
+        if self._down_reason == "handed_over":
+            # The old master holds on until it hears this, and lets go of nothing too early.
+            taken = (*taken, Advertise(self.priority, behind=True))
+        else:
+            taken = (Advertise(self.priority), *taken)
+        return (*taken, *self._enter(VrrpState.MASTER, self._down_reason, now))
 
     def _leave(
         self,

@@ -247,6 +247,10 @@ class Speaker:
         """The fault is over."""
         self._perform(self.election.recover(trio.current_time()))
 
+    def announce(self) -> None:
+        """Announce the addresses once more, as far as they are held."""
+        self._jobs.put(AnnounceAddresses())
+
     async def stop(self) -> None:
         """Remove the addresses, resign, and return when `run` is at its end."""
         self._stopping = True
@@ -375,8 +379,8 @@ class Speaker:
         """Carry out actions in order; returns at once."""
         for action in actions:
             match action:
-                case Advertise(vrrp.PRIORITY_RESIGN):
-                    # Behind the release, which is in the queue already.
+                case Advertise(vrrp.PRIORITY_RESIGN) | Advertise(behind=True):
+                    # Behind the release or the acquisition, which is in the queue already.
                     self._jobs.put(action)
                 case Advertise(priority):
                     self._advertise(priority)

@@ -188,6 +188,7 @@ class Machine:
     Attributes:
         held: virtual addresses and when their lifetime ends.
         powered: False answers nobody.
+        disk: what a process has left in its state file.
     """
 
     def __init__(self, world: World, name: str, number: int) -> None:
@@ -195,6 +196,7 @@ class Machine:
         self.name = name
         self.held: dict[bytes, float] = {}
         self.powered = True
+        self.disk: bytes | None = None
         self.life: Life | None = None
         roles = world.pair.nodes[name].interfaces
         self.wires = {
