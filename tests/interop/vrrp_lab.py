@@ -260,6 +260,9 @@ class Lab:
         """Start it; returns when it began to listen."""
         path = self._configure_keepalived(priority, interval, preempt=preempt)
         pids = (f"--pid={path}.pid", f"--vrrp_pid={path}.vrrp.pid")
+        for pid in pids:
+            # Of one that was killed and that nobody has buried yet.
+            Path(pid.partition("=")[2]).unlink(missing_ok=True)
         words = ("keepalived", "--dont-fork", "--log-console", "--vrrp", "-f", str(path), *pids)
         program = self.keepalived.program = self.keepalived.start(*words)
         return _first(program, "Entering BACKUP STATE")
