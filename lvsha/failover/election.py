@@ -73,13 +73,9 @@ HAND_OVER_TIME: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Advertise:
-    """Send an advertisement with this priority; 0 resigns.
-
-    With ``behind`` it leaves when what was asked for before it is done.
-    """
+    """Send an advertisement with this priority; 0 resigns."""
 
     priority: int
-    behind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,7 +511,7 @@ class Election:
         return actions + self._become_master(now)
 
     def _become_master(self, now: float) -> Actions:
-        """Section 6.4.2: advertise first, so that an old master lets go; but see below."""
+        """Section 6.4.2: advertise first, so that an old master lets go."""
         assert self.state is VrrpState.BACKUP
         self._master_interval = self.interval
         self._advertise_at = now + self.interval
@@ -524,13 +520,12 @@ class Election:
         self._answered_at = -math.inf
         self._handing_over_until = -math.inf
         self.stepped_aside = False
-        taken: Actions = (AcquireAddresses(), AnnounceAddresses())
-        if self._down_reason == "handed_over":
-            # The old master holds on until it hears this, and lets go of nothing too early.
-            taken = (*taken, Advertise(self.priority, behind=True))
-        else:
-            taken = (Advertise(self.priority), *taken)
-        return (*taken, *self._enter(VrrpState.MASTER, self._down_reason, now))
+        return (
+            Advertise(self.priority),
+            AcquireAddresses(),
+            AnnounceAddresses(),
+            *self._enter(VrrpState.MASTER, self._down_reason, now),
+        )
 
     def _leave(
         self,

@@ -379,8 +379,8 @@ class Speaker:
         """Carry out actions in order; returns at once."""
         for action in actions:
             match action:
-                case Advertise(vrrp.PRIORITY_RESIGN) | Advertise(behind=True):
-                    # Behind the release or the acquisition, which is in the queue already.
+                case Advertise(vrrp.PRIORITY_RESIGN):
+                    # Behind the release, which is in the queue already.
                     self._jobs.put(action)
                 case Advertise(priority):
                     self._advertise(priority)

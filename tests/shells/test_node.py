@@ -535,7 +535,7 @@ def test_a_handover_moves_the_addresses_and_they_stay_there() -> None:
     play(scenario)
 
 
-def test_at_no_time_of_a_handover_nobody_holds_the_addresses() -> None:
+def test_at_no_time_of_a_handover_nobody_serves_the_addresses() -> None:
     async def scenario(world: World) -> None:
         await connected(world)
         east, west = world.machines.values()
@@ -545,7 +545,7 @@ def test_at_no_time_of_a_handover_nobody_holds_the_addresses() -> None:
             async def watch() -> None:
                 nonlocal gaps
                 while True:
-                    gaps += not any(VIRTUAL in machine.held for machine in (east, west))
+                    gaps += not any(holds(living(machine))[0] for machine in (east, west))
                     await trio.sleep(0.0005)
 
             nursery.start_soon(watch)

@@ -451,9 +451,9 @@ def test_a_backup_that_is_called_takes_over_at_once_and_stays() -> None:
     made = backup()
     made.receive(heard(200), GREATER, 1.0)
     assert made.take_over(1.1) == (
+        Advertise(100),
         AcquireAddresses(),
         AnnounceAddresses(),
-        Advertise(100, behind=True),
         StateChanged(BACKUP, MASTER, "handed_over"),
     )
     # On its way when its sender called.
