@@ -27,6 +27,7 @@ from lvsha.failover.addresses import (
     remove_leftovers,
 )
 from lvsha.failover.transport import AdvertisementTransport, MulticastTransport, own_address
+from lvsha.health.prober import NetworkProber, Prober
 from lvsha.settings import Settings
 from lvsha.sync.ipvs.daemons import Socket, open_multicast
 from lvsha.sync.ipvs.roster import Daemon
@@ -106,6 +107,10 @@ class Host(Protocol):
         """What holds the addresses of a virtual router."""
         ...
 
+    def prober(self) -> Prober:
+        """What tries health checks."""
+        ...
+
 
 class LinuxHost:
     """This machine."""
@@ -168,3 +173,7 @@ class LinuxHost:
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """Netlink."""
         return NetlinkAddresses(addresses)
+
+    def prober(self) -> Prober:
+        """Sockets and processes."""
+        return NetworkProber()

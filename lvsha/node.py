@@ -11,6 +11,7 @@ Forwarding, sync and failover do not know of each other. They meet here:
   director.
 * A node may displace a master of lower priority only while its copy of the connection
   table is complete.
+* What the health checks find becomes weights of the director's servers.
 * An interface that a virtual router needs and that is down means FAULT.
 
 One nursery holds everything. A part that fails takes the node down, and the peer takes
@@ -37,6 +38,7 @@ from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
+from lvsha.node_health import NodeHealth
 from lvsha.node_sync import NodeSync
 from lvsha.sync_daemons import SyncDaemons
 
@@ -80,6 +82,8 @@ class Node:
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
+        self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
+        self.sync.may_be_away = self.health.may_be_away
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._masters: set[str] = set()
@@ -125,6 +129,7 @@ class Node:
             await self.clean()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.serve_control, self._commands())
+                await self.health.start(nursery)
                 await nursery.start(self._forwarder.run)
                 await self.sync.start(nursery, resources)
                 await self._let_a_backup_go_first(stop)
@@ -151,6 +156,10 @@ class Node:
         return {"status": self.status, **administration.commands()}
 
     def _services_changed(self) -> None:
+        self._servers_changed()
+        self.health.services_changed()
+
+    def _servers_changed(self) -> None:
         self._forwarder.services_changed()
         self.sync.services_changed()
 
@@ -343,7 +352,10 @@ class Node:
                     "tell": str(service.policy.tell),
                     "unknown": service.policy.unknown.value,
                     "at_risk": service.at_risk,
-                    "servers": [_server_status(server) for server in service.servers],
+                    "health": self.health.status(service),
+                    "servers": self.health.annotated(
+                        service, [_server_status(server) for server in service.servers]
+                    ),
                 }
                 for service in director.services
             },
@@ -354,6 +366,7 @@ class Node:
                 "forwarder": self._forwarder.counters.snapshot(),
                 "records": self._store.counters.snapshot(),
                 "sync": self.sync.counters(),
+                "health": self.health.counted(),
             },
         }
 
