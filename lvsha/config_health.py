@@ -11,8 +11,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
 
+import dns.exception
+import dns.name
+import dns.rcode
+import dns.rdatatype
 import regex
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from lvsha.config_fields import AbsolutePath, FirewallMark, IpAddress, Name, Port, Table, refuse
 
@@ -51,14 +55,12 @@ def _status(value: object) -> object:
     elif isinstance(value, str) and re.fullmatch(r"\d{3}(-\d{3})?", value, re.ASCII):
         first, _, last = value.partition("-")
         ends = [int(first), int(last or first)]
-    elif isinstance(value, tuple | list) and len(value) == 2:  # as it was read before
-        ends = [end for end in value if isinstance(end, int)]
     if len(ends) != 2 or not STATUS_MIN <= ends[0] <= ends[1] <= STATUS_MAX:
         raise ValueError('a status from 100 to 599, or a range such as "200-299"')
     return ends[0], ends[1]
 
 
-StatusRange = Annotated[tuple[int, int], PlainValidator(_status)]
+StatusRange = Annotated[tuple[int, int], BeforeValidator(_status)]
 """The first and the last status of a range."""
 
 
@@ -170,10 +172,25 @@ class Check(Table):
         for text, octets in (("payload", "payload_hex"), ("expect", "expect_hex")):
             if getattr(self, text) is not None and getattr(self, octets) is not None:
                 yield f"{octets}: expected none, because there is {text}"
+        yield from self._dns_problems()
         if self.address is not None:
             for node, source in self.sources.items():
                 if source.version != self.address.version:
                     yield f"sources: expected addresses of one family, not {source} for {node}"
+
+    def _dns_problems(self) -> Iterator[str]:
+        try:
+            dns.name.from_text(self.query)
+        except (dns.exception.DNSException, UnicodeError):
+            yield 'query: expected a domain name such as "www.example.org"'
+        try:
+            dns.rdatatype.from_text(self.record)
+        except (dns.exception.DNSException, ValueError):
+            yield 'record: expected a type of records such as "A"'
+        try:
+            dns.rcode.from_text(self.rcode)
+        except (dns.exception.DNSException, ValueError):
+            yield 'rcode: expected a response code such as "NOERROR"'
 
     @property
     def payload_octets(self) -> bytes:

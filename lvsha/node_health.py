@@ -210,6 +210,7 @@ class NodeHealth:
         self._moved = trio.Event()
         self._started = False
         self._commands: dict[Keeper, bool] = {}
+        self._told: dict[Keeper, bool] = {}
         self._commanding: set[Keeper] = set()
         self._nursery: trio.Nursery | None = None
 
@@ -316,7 +317,10 @@ class NodeHealth:
     # Commands
 
     def _command(self, keeper: Keeper, *, reached: bool) -> None:
-        """Have a command run; of those that wait for the one before, only the newest stays."""
+        """Have a command run; of those that wait for the one before, only the newest stays.
+
+        If that says what was said last, none is run.
+        """
         if not _has_commands(keeper.service.health):
             return
         self._commands[keeper] = reached
@@ -330,8 +334,9 @@ class NodeHealth:
         while keeper in self._commands:
             reached = self._commands.pop(keeper)
             command = health.quorum_up if reached else health.quorum_down
-            if command is None:
+            if self._told.get(keeper) is reached or command is None:
                 continue
+            self._told[keeper] = reached
             told = {"LVSHA_SERVICE": name, "LVSHA_QUORUM": "up" if reached else "down"}
             trouble: str | None = f"not done within {health.command_timeout:g} s"
             with trio.move_on_after(health.command_timeout):
