@@ -132,7 +132,7 @@ class Check(Table):
     require_answer: bool = False
     helo: Annotated[str, Field(pattern=_WITHOUT_BLANKS, max_length=253)] = "localhost"
     command: Command | None = None
-    user: UserName = "nobody"
+    user: UserName | None = None
     dynamic: bool = False
 
     @model_validator(mode="after")
@@ -221,7 +221,7 @@ class Health(Table):
     hysteresis: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     quorum_up: Command | None = None
     quorum_down: Command | None = None
-    command_user: UserName = "nobody"
+    command_user: UserName | None = None
     command_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
 
     @model_validator(mode="after")

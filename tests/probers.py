@@ -27,12 +27,12 @@ class ScriptedProber:
         self.findings: dict[str, Finding] = {}
         self.seconds = 0.0
         self.tried: list[tuple[float, str]] = []
-        self.commands: list[tuple[str, tuple[str, ...], dict[str, str]]] = []
+        self.commands: list[tuple[str | None, tuple[str, ...], dict[str, str]]] = []
         self.status: str | None = None
         self.command_seconds = 0.0
         self.running = self.running_max = 0
 
-    async def prepare(self, checks: Iterable[Check], users: Iterable[str]) -> None:
+    async def prepare(self, checks: Iterable[Check], users: Iterable[str | None]) -> None:
         await trio.lowlevel.checkpoint()
 
     async def probe(self, check: Check, target: Target) -> Finding:
@@ -44,7 +44,7 @@ class ScriptedProber:
         return self.findings.get(target.address, GOOD)
 
     async def run(
-        self, user: str, command: Sequence[str], environment: dict[str, str]
+        self, user: str | None, command: Sequence[str], environment: dict[str, str]
     ) -> str | None:
         self.commands.append((user, tuple(command), environment))
         await trio.sleep(self.command_seconds)

@@ -19,7 +19,7 @@ from lvsha.errors import ConfigError
 from lvsha.health.datagrams import passes_silently, probe_dns, probe_ping, probe_udp
 from lvsha.health.opinions import Finding, quoted
 from lvsha.health.script import identity, probe_script, run_program
-from lvsha.health.streams import probe_http, probe_smtp, probe_tcp
+from lvsha.health.streams import Tls, probe_http, probe_smtp, probe_tcp
 from lvsha.health.target import Target
 
 _OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -28,7 +28,7 @@ _OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno
 class Prober(Protocol):
     """What tries checks, and runs commands."""
 
-    async def prepare(self, checks: Iterable[Check], users: Iterable[str]) -> None:
+    async def prepare(self, checks: Iterable[Check], users: Iterable[str | None]) -> None:
         """Look up what these checks, and the commands of these users, need.
 
         Raises:
@@ -41,7 +41,7 @@ class Prober(Protocol):
         ...
 
     async def run(
-        self, user: str, command: Sequence[str], environment: dict[str, str]
+        self, user: str | None, command: Sequence[str], environment: dict[str, str]
     ) -> str | None:
         """Run a command, until cancelled; None if that went well, else what went wrong."""
         ...
@@ -52,9 +52,10 @@ class NetworkProber:
 
     def __init__(self) -> None:
         self._contexts: dict[tuple[bool, str], ssl.SSLContext] = {}
-        self._identities: dict[str, tuple[str, ...]] = {}
+        self._identities: dict[str | None, tuple[str, ...]] = {}
+        self._turns = trio.Lock()
 
-    async def prepare(self, checks: Iterable[Check], users: Iterable[str]) -> None:
+    async def prepare(self, checks: Iterable[Check], users: Iterable[str | None]) -> None:
         """Read certificates and look up users, in a thread."""
         checks = list(checks)
         trusts = {_trust(check) for check in checks if check.type == "https"}
@@ -86,6 +87,9 @@ class NetworkProber:
             return Finding(True, f"no error within {check.timeout:g} s")
         return Finding(False, f"no answer within {check.timeout:g} s")
 
+    def _tls(self, check: Check) -> Tls:
+        return Tls(self._contexts[_trust(check)], self._turns)
+
     async def _probe(self, check: Check, target: Target) -> Finding:
         match check.type:
             case "tcp":
@@ -93,7 +97,7 @@ class NetworkProber:
             case "http":
                 return await probe_http(check, target, None)
             case "https":
-                return await probe_http(check, target, self._contexts[_trust(check)])
+                return await probe_http(check, target, self._tls(check))
             case "dns":
                 return await probe_dns(check, target)
             case "udp":
@@ -113,7 +117,7 @@ class NetworkProber:
                 assert_never(check.type)
 
     async def run(
-        self, user: str, command: Sequence[str], environment: dict[str, str]
+        self, user: str | None, command: Sequence[str], environment: dict[str, str]
     ) -> str | None:
         """Run a command as a user that was prepared."""
         try:

@@ -5,9 +5,11 @@ in an environment that holds only a path and what it is told. When it has ended,
 time is up or the caller is cancelled, its whole process group is killed; a child that left the
 group on purpose is not found.
 
-Another user's identity is taken by ``setpriv``. Doing it in the child of this process would
-need a fork with a copy of all page tables, for which a director with millions of connections
-stands still; without it the child shares them until it runs.
+Another user's identity is taken by ``setpriv``, which also takes away the (ambient)
+capabilities that a director without root has for itself and would leave to its children. Doing
+it in the child of this process would need a fork with a copy of all page tables, for which a
+director with millions of connections stands still; without it the child shares them until it
+runs.
 """
 
 import os
@@ -23,23 +25,35 @@ import trio
 from lvsha.errors import ConfigError
 from lvsha.health.opinions import Finding
 
+NOBODY: Final = "nobody"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DYNAMIC_OFFSET: Final = 2
 """keepalived's MISC_CHECK: exit status 2 to 255 is the weight and 2."""
+_WITHOUT_CAPABILITIES: Final = ("setpriv", "--ambient-caps=-all", "--no-new-privs", "--")
 
 
-def identity(user: str) -> tuple[str, ...]:
-    """The words before a command that is to run as this user; none for who we are.
+def identity(user: str | None) -> tuple[str, ...]:
+    """The words before a command that give up what it must not have.
+
+    Args:
+        user: who is to run it. By default that is nobody, or, if this program is not root,
+            who runs this program, without its capabilities.
 
     Raises:
-        ConfigError: there is no such user.
+        ConfigError: there is no such user, or this program cannot become another.
     """
+    own = os.geteuid()
+    if user is None and own:
+        return _WITHOUT_CAPABILITIES
+    name = user or NOBODY
     try:
-        entry = pwd.getpwnam(user)
+        entry = pwd.getpwnam(name)
     except KeyError as error:
-        raise ConfigError(f"expected a user of this machine, not {user!r}") from error
-    if entry.pw_uid == os.geteuid():
-        return ()
+        raise ConfigError(f"expected a user of this machine, not {name!r}") from error
+    if entry.pw_uid == own:
+        return _WITHOUT_CAPABILITIES if own else ()
+    if own:
+        raise ConfigError(f"expected no user {name!r}, because this director is not run by root")
     return (
         "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups",
         "--no-new-privs", "--",

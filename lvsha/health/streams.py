@@ -7,6 +7,7 @@ whatever has happened. The time limit is the caller's.
 
 import socket
 import ssl
+from dataclasses import dataclass
 from typing import Final
 
 import h11
@@ -92,7 +93,51 @@ class _SmtpLines:
                 return int(code), line
 
 
-async def probe_http(check: Check, target: Target, tls: ssl.SSLContext | None) -> Finding:
+class _InTurn(trio.abc.Stream):
+    """A stream whose readers go on one by one, each in a pass of the loop of its own.
+
+    What TLS makes of a piece of a handshake takes a millisecond of the processor. When the
+    answers of fifty servers come together, others must have their turn in between.
+    """
+
+    def __init__(self, stream: trio.SocketStream, turns: trio.Lock) -> None:
+        self._stream = stream
+        self._turns = turns
+
+    async def turn(self) -> None:
+        """Wait until it is our turn."""
+        async with self._turns:
+            await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = await self._stream.receive_some(max_bytes)
+        await self.turn()
+        return bytes(data)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What all probes of HTTPS share.
+
+    Attributes:
+        context: whom they trust.
+        turns: who holds it may go on; see `_InTurn`.
+    """
+
+    context: ssl.SSLContext
+    turns: trio.Lock
+
+
+async def probe_http(check: Check, target: Target, tls: Tls | None) -> Finding:
     """Ask for a page, and look at its status and body.
 
     Args:
@@ -105,7 +150,11 @@ async def probe_http(check: Check, target: Target, tls: ssl.SSLContext | None) -
         stream: trio.abc.Stream = trio.SocketStream(opened)
         if tls is not None:
             name = check.sni or _host_name(check) or target.address
-            secured = trio.SSLStream(stream, tls, server_hostname=name, https_compatible=True)
+            one_by_one = _InTurn(trio.SocketStream(opened), tls.turns)
+            secured = trio.SSLStream(
+                one_by_one, tls.context, server_hostname=name, https_compatible=True
+            )
+            await one_by_one.turn()
             await secured.do_handshake()
             stream = secured
         return await _Exchange(check, stream).run(_host(check, target))

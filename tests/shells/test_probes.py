@@ -638,6 +638,9 @@ def test_a_script_is_ended_with_all_that_it_has_started(tmp_path: Path, last: st
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_a_script_runs_as_its_user() -> None:
     assert run_script('[ "$(id -un)" = nobody ]', user="nobody").passed
+    assert run_script('[ "$(id -un)" = nobody ]', user=None).passed
+    assert run_script('grep -qE "^CapEff:.0+$" /proc/self/status', user=None).passed
+    assert run_script('[ "$(id -un)" = root ]', user="root").passed
 
 
 def test_a_user_who_is_not_there_is_a_mistake() -> None:
