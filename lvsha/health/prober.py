@@ -19,8 +19,9 @@ from lvsha.errors import ConfigError
 from lvsha.health.datagrams import passes_silently, probe_dns, probe_ping, probe_udp
 from lvsha.health.opinions import Finding, quoted
 from lvsha.health.script import identity, probe_script, run_program
-from lvsha.health.streams import Tls, probe_http, probe_smtp, probe_tcp
+from lvsha.health.streams import probe_http, probe_smtp, probe_tcp
 from lvsha.health.target import Target
+from lvsha.health.tls import Tls
 
 _OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -158,6 +159,4 @@ def _of_system(error: OSError) -> str:
 def _of_stream(error: trio.BrokenResourceError) -> str:
     """A broken stream tells what broke it."""
     cause = error.__cause__
-    if isinstance(cause, ssl.SSLError):
-        return f"TLS: {_of_tls(cause)}"
     return _of_system(cause) if isinstance(cause, OSError) else "the connection broke"

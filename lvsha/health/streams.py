@@ -6,8 +6,6 @@ whatever has happened. The time limit is the caller's.
 """
 
 import socket
-import ssl
-from dataclasses import dataclass
 from typing import Final
 
 import h11
@@ -17,6 +15,7 @@ import trio
 from lvsha.config_health import Check
 from lvsha.health.opinions import Finding, quoted
 from lvsha.health.target import Target, a_socket, connect
+from lvsha.health.tls import SecuredStream, Tls
 
 READ_BYTES: Final = 4_096
 HEAD_BYTES_MAX: Final = 16_384
@@ -93,50 +92,6 @@ class _SmtpLines:
                 return int(code), line
 
 
-class _InTurn(trio.abc.Stream):
-    """A stream whose readers go on one by one, each in a pass of the loop of its own.
-
-    What TLS makes of a piece of a handshake takes a millisecond of the processor. When the
-    answers of fifty servers come together, others must have their turn in between.
-    """
-
-    def __init__(self, stream: trio.SocketStream, turns: trio.Lock) -> None:
-        self._stream = stream
-        self._turns = turns
-
-    async def turn(self) -> None:
-        """Wait until it is our turn."""
-        async with self._turns:
-            await trio.lowlevel.checkpoint()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        data = await self._stream.receive_some(max_bytes)
-        await self.turn()
-        return bytes(data)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """What all probes of HTTPS share.
-
-    Attributes:
-        context: whom they trust.
-        turns: who holds it may go on; see `_InTurn`.
-    """
-
-    context: ssl.SSLContext
-    turns: trio.Lock
-
-
 async def probe_http(check: Check, target: Target, tls: Tls | None) -> Finding:
     """Ask for a page, and look at its status and body.
 
@@ -147,17 +102,13 @@ async def probe_http(check: Check, target: Target, tls: Tls | None) -> Finding:
     """
     with a_socket(target, socket.SOCK_STREAM) as opened:
         await connect(opened, target)
-        stream: trio.abc.Stream = trio.SocketStream(opened)
-        if tls is not None:
-            name = check.sni or _host_name(check) or target.address
-            one_by_one = _InTurn(trio.SocketStream(opened), tls.turns)
-            secured = trio.SSLStream(
-                one_by_one, tls.context, server_hostname=name, https_compatible=True
-            )
-            await one_by_one.turn()
-            await secured.do_handshake()
-            stream = secured
-        return await _Exchange(check, stream).run(_host(check, target))
+        stream = trio.SocketStream(opened)
+        if tls is None:
+            return await _Exchange(check, stream).run(_host(check, target))
+        name = check.sni or _host_name(check) or target.address
+        secured = SecuredStream(stream, tls, name, HEAD_BYTES_MAX + check.body_max)
+        await secured.do_handshake()
+        return await _Exchange(check, secured).run(_host(check, target))
 
 
 def _host_name(check: Check) -> str | None:
@@ -182,7 +133,7 @@ class _Exchange:
     Redirects are answers like any other: they are not followed.
     """
 
-    def __init__(self, check: Check, stream: trio.abc.Stream) -> None:
+    def __init__(self, check: Check, stream: trio.SocketStream | SecuredStream) -> None:
         self._check = check
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)

@@ -5,6 +5,7 @@ with everything closed.
 """
 
 import datetime as dt
+import gc
 import ipaddress
 import os
 import socket
@@ -448,6 +449,47 @@ def test_https_checks_the_certificate_for_the_name_that_it_asks_for(
     trust = {} if "verify" in keys else {"ca_file": str(certificate)}
     finding = probe(over_tls(certificate, names), check("https", body="well", **keys, **trust))
     assert (finding.passed, names) == (passed, [name])
+
+
+@pytest.mark.parametrize("kind", ["https", "http", "tcp", "ping", "script"])
+def test_probes_leave_no_cycles_for_the_collector(certificate: Path, kind: str) -> None:
+    """While a connection table is large nobody collects them."""
+    keys: dict[str, dict[str, object]] = {
+        "https": {"verify": False, "body": "well"},
+        "http": {"body": "well"},
+        "script": {"command": ["/bin/true"]},
+    }
+    what = check(kind, **keys.get(kind, {}))
+    serve = over_tls(certificate, []) if kind == "https" else answering(page(b"all well"))
+
+    async def work(target: Target) -> None:
+        if kind == "ping":
+            target = Target(HOST)
+        prober = NetworkProber()
+        await prober.prepare([what], [])
+        for _ in range(3):
+            finding = await prober.probe(what, target)
+            assert finding.passed, finding
+        gc.collect()
+        gc.disable()
+        try:
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            await prober.probe(what, target)
+            gc.collect()
+            # The server's end, which is of this process as well, may leave what it likes.
+            left = [
+                type(thing).__name__
+                for thing in gc.garbage
+                if type(thing).__module__.startswith("lvsha.")
+                or (isinstance(thing, ssl.SSLObject) and not thing.server_side)
+            ]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert left == []
+
+    at_a_server(serve, work)
 
 
 def test_https_does_not_trust_strangers(certificate: Path) -> None:
