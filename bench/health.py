@@ -10,7 +10,6 @@ which the loop waits or would wait for the network, so it is as long as a frame 
 It has no opinion of what is too long.
 """
 
-import gc
 import random
 import signal
 import ssl
@@ -27,6 +26,7 @@ import trio
 import typer
 
 from lvsha.config_health import Check
+from lvsha.datapath.garbage import short_pauses
 from lvsha.health.opinions import Finding
 from lvsha.health.prober import NetworkProber
 from lvsha.health.runner import STARTS_PER_SECOND, Assignment, Runner
@@ -133,8 +133,6 @@ def measure(kind: str, number: int, interval: float, seconds: float, port: int) 
         prober = NetworkProber()
         await prober.prepare([check], [])
         runner = Runner(prober, report, PROBES_MAX, random.Random(1))
-        gc.collect()
-        gc.freeze()
         assignments = [
             Assignment(each, check, Target(f"127.0.1.{each % ADDRESSES + 1}", port))
             for each in range(number)
@@ -153,7 +151,8 @@ def measure(kind: str, number: int, interval: float, seconds: float, port: int) 
             nursery.cancel_scope.cancel()
         return used
 
-    used = trio.run(run)
+    with short_pauses():
+        used = trio.run(run)
     taken = sorted(steps.taken)
     longest, rare = taken[-1] * 1000, taken[int(len(taken) * 0.999)] * 1000
     return (

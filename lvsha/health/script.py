@@ -29,6 +29,7 @@ NOBODY: Final = "nobody"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DYNAMIC_OFFSET: Final = 2
 """keepalived's MISC_CHECK: exit status 2 to 255 is the weight and 2."""
+END_SECONDS_MAX: Final = 1.0
 _WITHOUT_CAPABILITIES: Final = ("setpriv", "--ambient-caps=-all", "--no-new-privs", "--")
 
 
@@ -49,11 +50,11 @@ def identity(user: str | None) -> tuple[str, ...]:
     try:
         entry = pwd.getpwnam(name)
     except KeyError as error:
-        raise ConfigError(f"expected a user of this machine, not {name!r}") from error
+        raise ConfigError(f"user: expected one of this machine, not {name!r}") from error
     if entry.pw_uid == own:
         return _WITHOUT_CAPABILITIES if own else ()
     if own:
-        raise ConfigError(f"expected no user {name!r}, because this director is not run by root")
+        raise ConfigError(f"user: expected none, not {name!r}, because root does not run this")
     return (
         "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups",
         "--no-new-privs", "--",
@@ -91,9 +92,11 @@ async def run_program(
         # Until it is waited for, nobody else can have its number.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        with trio.CancelScope(shield=True):
-            status = await process.wait()
-    return status
+        # One that the kernel does not let go, such as for a dead disk, is left to itself.
+        with trio.CancelScope(deadline=trio.current_time() + END_SECONDS_MAX, shield=True):
+            await process.wait()
+    status = process.returncode
+    return -signal.SIGKILL if status is None else status
 
 
 async def _ended(pid: int) -> None:
