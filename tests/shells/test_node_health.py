@@ -184,6 +184,18 @@ def test_a_server_drained_by_hand_stays_drained() -> None:
     play(scenario)
 
 
+def test_a_server_removed_by_hand_is_not_added_when_it_comes_back() -> None:
+    async def scenario(stage: Stage) -> None:
+        await trio.sleep(ROUND)
+        stage.edit("-d", FIRST)
+        for finding in (BAD, GOOD):
+            stage.prober.findings[FIRST] = finding
+            await trio.sleep(ROUND)
+            assert stage.weights() == {SECOND: 7}
+
+    play(scenario, a_pair('health = { on_failure = "remove" }'))
+
+
 def test_a_server_removed_by_hand_stays_away_until_it_is_added_by_hand() -> None:
     async def scenario(stage: Stage) -> None:
         await trio.sleep(ROUND)
