@@ -7,7 +7,7 @@ an `LvshaError`, which the control socket tells to who asked.
 
 from collections.abc import Callable, Mapping
 
-from lvsha.control import Handler, WithArguments
+from lvsha.control import WithArguments
 from lvsha.datapath.director import Director
 from lvsha.errors import ConfigError, WireError
 from lvsha.ipvsadm.commands import Daemons, NoDaemons, run
@@ -37,7 +37,7 @@ class Administration:
         self._on_change = on_change
         self._daemons = daemons or NoDaemons()
 
-    def commands(self) -> dict[str, Handler]:
+    def commands(self) -> dict[str, WithArguments]:
         """The handlers, by the name of the command."""
         return {
             "ipvsadm": WithArguments(self.ipvsadm),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from lvsha.counters import Counters
 from lvsha.datapath.director import Director
 from lvsha.datapath.replication import SWEEP_MAX
-from lvsha.model import ConnectionRecord
+from lvsha.model import TEMPLATE_BIT, ConnectionRecord
 from lvsha.tally import Tally
 
 
@@ -59,6 +59,28 @@ class ConnectionStore:
         """Enter connections, or bring them to the state that a peer has told."""
         for refusal, number in self._replication.apply(records, self._clock()).items():
             self.counters.add(f"records_refused_{refusal.value}", number)
+
+    def remaining(self) -> Iterator[list[tuple[ConnectionRecord, float]]]:
+        """All that there is, with the seconds that each has left, slice by slice."""
+        for part in self._director.registry.table.slices():
+            now = self._clock()
+            yield [
+                (connection.record(), connection.expires - now)
+                for connection in part
+                if connection.second >= 0 and not connection.is_poisoned
+            ]
+
+    def restore(self, entries: Sequence[tuple[ConnectionRecord, float]]) -> int:
+        """Enter connections that have so many seconds left; returns how many are in the table."""
+        self.apply([record for record, _ in entries])
+        table, now, restored = self._director.registry.table, self._clock(), 0
+        for (key, *_), left in entries:
+            connection = table.template(key) if key[0] >= TEMPLATE_BIT else table.find(key)
+            if connection is not None:
+                connection.expires = min(connection.expires, now + left)
+                table.hasten(connection)
+                restored += 1
+        return restored
 
     def forget(self, keys: Sequence[bytes]) -> None:
         """Remove what is there of these; that is reported to nobody."""

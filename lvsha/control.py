@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -30,9 +30,6 @@ CLIENTS_MAX: Final = 32
 
 ACCEPT_PAUSE: Final = 0.1
 
-Handler = Callable[[], object]
-"""Answers a command; what it raises as an `LvshaError` is told to who asked."""
-
 
 @dataclass(frozen=True, slots=True)
 class WithArguments:
@@ -47,6 +44,21 @@ class WithArguments:
     def __call__(self) -> object:
         """Answer the command without arguments."""
         return self.handle({})
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """The handler of a command that takes a while, though less than `REQUEST_SECONDS_MAX`.
+
+    Attributes:
+        handle: gets the arguments, which are whatever JSON object was sent.
+    """
+
+    handle: Callable[[Mapping[str, object]], Awaitable[object]]
+
+
+Handler = Callable[[], object] | Lasting
+"""Answers a command; what it raises as an `LvshaError` is told to who asked."""
 
 
 def runtime_directory() -> Path:
@@ -137,7 +149,7 @@ class ControlServer:
         stream = trio.SocketStream(client)
         try:
             with trio.move_on_after(REQUEST_SECONDS_MAX):
-                answer = self._answer(await _line(stream, REQUEST_BYTES_MAX))
+                answer = await self._answer(await _line(stream, REQUEST_BYTES_MAX))
                 await stream.send_all(json.dumps(answer).encode() + b"\n")
         except trio.BrokenResourceError:
             self.counters.add("clients_gone")
@@ -145,7 +157,7 @@ class ControlServer:
             self._places.release_on_behalf_of(client)
             client.close()
 
-    def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answer(self, line: bytes) -> dict[str, object]:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -156,9 +168,12 @@ class ControlServer:
             self.counters.add("requests_refused")
             known = ", ".join(sorted(self._commands))
             return {"error": f"unknown request; known commands: {known}"}
-        arguments = request.get("arguments", {})
+        given = request.get("arguments", {})
+        arguments = given if isinstance(given, dict) else {}
         try:
-            if isinstance(handler, WithArguments) and isinstance(arguments, dict):
+            if isinstance(handler, Lasting):
+                return {"result": await handler.handle(arguments)}
+            if isinstance(handler, WithArguments):
                 return {"result": handler.handle(arguments)}
             return {"result": handler()}
         except LvshaError as error:
@@ -177,17 +192,20 @@ async def _line(stream: trio.SocketStream, limit: int) -> bytes:
     return bytes(data).partition(b"\n")[0]
 
 
-def ask(command: str, arguments: Mapping[str, object] | None = None) -> object:
-    """Ask the director of this network namespace.
+def ask(
+    command: str, arguments: Mapping[str, object] | None = None, *, path: Path | None = None
+) -> object:
+    """Ask the director of this network namespace, or another.
 
     Args:
         command: what.
         arguments: of the command; must become JSON.
+        path: of the control socket of another director.
 
     Raises:
         HostError: none is running, it does not answer, or it says no.
     """
-    path = socket_path()
+    path = socket_path() if path is None else path
     request: dict[str, object] = {"command": command}
     if arguments is not None:
         request["arguments"] = arguments

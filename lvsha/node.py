@@ -12,7 +12,8 @@ Forwarding, sync and failover do not know of each other. They meet here:
 * A node may displace a master of lower priority only while its copy of the connection
   table is complete.
 * What the health checks find becomes weights of the director's servers.
-* An interface that a virtual router needs and that is down means FAULT.
+* An interface that a virtual router needs and that is down means FAULT, and so does a loop
+  that does not forward any more (`lvsha.vigil`).
 
 One nursery holds everything. A part that fails takes the node down, and the peer takes
 over.
@@ -29,18 +30,23 @@ from lvsha.administration import Administration
 from lvsha.build import build_director, mark_sync_ids, sync_ids
 from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
-from lvsha.control import Handler
+from lvsha.control import Handler, Lasting
 from lvsha.datapath.service_table import describe
 from lvsha.datapath.services import RealServer, VirtualService
-from lvsha.errors import ConfigError
+from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
-from lvsha.failover.speaker import RouterStateChanged, Speaker
+from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
+from lvsha.handover import Handover
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
 from lvsha.node_health import NodeHealth
+from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
+from lvsha.recorder import Recorder
 from lvsha.sync_daemons import SyncDaemons
+from lvsha.takeover import Takeover
+from lvsha.vigil import Vigil
 
 TRANSITION: Final = 2.0
 """Seconds after a change of master in which frames may still come to the old one, which
@@ -78,15 +84,37 @@ class Node:
             trio.current_time,
             mark_sync_ids(pair),
         )
-        self.sync = NodeSync(pair, name, self.director, self._store, host)
+        self._state = NodeState(
+            name, pair.saved_state, self._store, host.state_store(name, pair.saved_state)
+        )
+        self.sync = NodeSync(pair, name, self.director, self._store, host, self._take_over)
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
         self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
         self.sync.may_be_away = self.health.may_be_away
+        self.vigil = Vigil(
+            self._forwarder.beat,
+            host.service_manager(),
+            self._stale_after(),
+            self._declare_faults,
+        )
+        self._recorder = Recorder(name)
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
+        self._takeovers: dict[str, Takeover] = {}
         self._masters: set[str] = set()
+        self._faults: dict[str, str | None] = {}
+        self._handover = Handover(
+            self._routers,
+            self._speakers,
+            self._masters,
+            self.sync,
+            self._store.tally,
+            self._begin_handover,
+            lambda router: self._hold(router, held=True),
+            self._priority,
+        )
         self._settling: dict[str, trio.CancelScope] = {}
         self._started_at = 0.0
         self._back_up()
@@ -127,6 +155,7 @@ class Node:
         with ExitStack() as resources:
             resources.enter_context(self._host.exclusive())
             await self.clean()
+            await self._state.restore()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.serve_control, self._commands())
                 await self.health.start(nursery)
@@ -136,12 +165,17 @@ class Node:
                 await self._start_speakers(nursery, resources)
                 nursery.start_soon(self._watch_interfaces)
                 nursery.start_soon(self._watch_readiness)
+                nursery.start_soon(self.vigil.watch, self._line)
+                nursery.start_soon(self._state.save_often)
+                self.vigil.ready()
                 _log.info("director started", node=self.name, version=lvsha.__version__)
                 await stop.wait()
+                self.vigil.stopping()
                 await self._hand_over()
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await self.clean()
+        await self._state.save()
         connections = len(self.director.registry.table)
         _log.info("director stopped", connections=connections, drops=self._drops())
 
@@ -153,7 +187,12 @@ class Node:
             self._services_changed,
             SyncDaemons(self.sync.daemons, self.director),
         )
-        return {"status": self.status, **administration.commands()}
+        return {
+            "status": self.status,
+            "why": self._why,
+            "handover": Lasting(self._handover.command),
+            **administration.commands(),
+        }
 
     def _services_changed(self) -> None:
         self._servers_changed()
@@ -190,7 +229,9 @@ class Node:
         nursery.start_soon(self._follow_elections, receiver)
         for router in self.pair.virtual_routers:
             transport = resources.enter_context(
-                self._host.advertisement_transport(self._own.interfaces[router.interface], router)
+                self._host.advertisement_transport(
+                    self._own.interfaces[router.interface], router, self._all_virtual()
+                )
             )
             election = Election(
                 vrid=router.vrid,
@@ -198,11 +239,16 @@ class Node:
                 interval=router.advert_interval,
                 preempt=router.preempt,
                 address=transport.source,
+                version=router.version,
+                preempt_delay=router.preempt_delay,
+                startup_delay=router.startup_delay,
             )
             speaker = Speaker(
                 election,
                 transport,
-                self._host.addresses(self._interface_addresses(router)),
+                self._recorder.addresses(
+                    router.name, self._host.addresses(self._interface_addresses(router))
+                ),
                 sender,
                 name=router.name,
                 virtual_addresses=[
@@ -210,18 +256,38 @@ class Node:
                     for placed in router.addresses
                     if placed.interface == router.interface
                 ],
-                pseudo_header=router.checksum == "keepalived",
+                pseudo_header=PSEUDO_HEADERS[router.checksum],
+                hop_limit_min=router.hop_limit_min,
             )
             self._speakers[router.name] = speaker
+            self._takeovers[router.name] = takeover = self._takeover(speaker, router, resources)
+            nursery.start_soon(takeover.run)
             if not self.sync.is_on:
                 speaker.permit_preemption(permitted=True)
             await nursery.start(speaker.run)
 
+    def _takeover(self, speaker: Speaker, router: VirtualRouter, resources: ExitStack) -> Takeover:
+        """What sees a takeover through, with its ears on every interface of the addresses."""
+        on: dict[str, list[bytes]] = {}
+        for one in self._interface_addresses(router):
+            on.setdefault(one.interface, []).append(one.address.ip.packed)
+        listeners = [
+            resources.enter_context(self._host.claim_listener(interface, addresses))
+            for interface, addresses in on.items()
+        ]
+        addresses = self._virtual(router.name)
+        return Takeover(speaker, addresses, self.director, listeners, self._recorder)
+
     async def _hand_over(self) -> None:
-        """Resign everywhere, and serve those who have not noticed for a while longer."""
+        """Leave all addresses to others, and serve who has not noticed for a while longer."""
         was_master = bool(self._masters)
-        for name in list(self._masters):
-            await self._tell_everything(name)
+        led = {self._routers[name].sync_id for name in self._masters}
+        for sync_id in led if self.sync.is_on else ():
+            try:
+                await self._handover.hand_over(sync_id)
+            except HandoverError as error:
+                # Everything was told all the same; a backup takes over when this node resigns.
+                _log.warning("no successor was ready", reason=str(error))
         async with trio.open_nursery() as nursery:
             for speaker in self._speakers.values():
                 nursery.start_soon(speaker.stop)
@@ -237,8 +303,20 @@ class Node:
             await trio.lowlevel.checkpoint()
         self.sync.tell()
 
+    def _priority(self, node: str, router: str) -> int:
+        known = self.pair.nodes.get(node)
+        return 0 if known is None else known.priority_of(router)
+
+    async def _begin_handover(self, router: str) -> None:
+        """Let both nodes know each connection from now on, half-open ones too."""
+        self._hold(router, held=True, in_transition=True)
+        await self._tell_everything(router)
+
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
+
+    def _all_virtual(self) -> frozenset[bytes]:
+        return frozenset().union(*map(self._virtual, self._routers))
 
     def _back_up(self) -> None:
         """Say for which addresses another node is the master (``backup_only``)."""
@@ -258,6 +336,7 @@ class Node:
     ) -> None:
         async with trio.open_nursery() as nursery:
             async for change in changes:
+                self._recorder.changed(change, self._speakers[change.router].election)
                 if VrrpState.MASTER not in {change.old, change.new}:
                     continue
                 if change.new is VrrpState.MASTER:
@@ -270,15 +349,29 @@ class Node:
         self._masters.add(router)
         self._hold(router, held=True, in_transition=True)
         self._back_up()
-        self.sync.lead(self._routers[router].sync_id)
+        self._takeovers[router].begin()
+        sync_id = self._routers[router].sync_id
+        self._recorder.carried(
+            router, self._store.tally(sync_id), complete=self.sync.complete(sync_id)
+        )
+        self.sync.lead(sync_id)
+
+    def _take_over(self, sync_id: int) -> None:
+        """The master of a sync id wants this node to be it, and this node has all that it has."""
+        for name, speaker in self._speakers.items():
+            if self._routers[name].sync_id == sync_id:
+                speaker.take_over()
 
     async def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
         self._masters.discard(router)
+        self._takeovers[router].end()
+        self._handover.left()
         # After a stall the peer has been master for long; what comes here now is a stray.
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)
         await self._tell_everything(router)
+        self._recorder.told(router, self._store.tally(sync_id))
         self.sync.follow(sync_id, stalled=stalled)
 
     async def _settle(self, change: RouterStateChanged) -> None:
@@ -309,20 +402,24 @@ class Node:
 
     async def _watch_interfaces(self) -> None:
         """Declare a fault where a virtual router needs an interface that is down."""
-        faults: dict[str, str | None] = dict.fromkeys(self._speakers)
         while True:
-            for name, speaker in self._speakers.items():
-                fault = self._fault(self._routers[name])
-                if fault == faults[name]:
-                    continue
-                faults[name] = fault
-                if fault is None:
-                    speaker.recover()
-                else:
-                    speaker.fault(fault)
+            self._declare_faults()
             await self._forwarder.network_changed()
 
+    def _declare_faults(self) -> None:
+        for name, speaker in self._speakers.items():
+            fault = self._fault(self._routers[name])
+            if fault == self._faults.get(name):
+                continue
+            self._faults[name] = fault
+            if fault is None:
+                speaker.recover()
+            else:
+                speaker.fault(fault)
+
     def _fault(self, router: VirtualRouter) -> str | None:
+        if self.vigil.fault is not None:
+            return self.vigil.fault
         roles = [router.interface, *(placed.interface for placed in router.addresses)]
         for interface in dict.fromkeys(self._own.interfaces[role] for role in roles):
             link = self.director.network.link_named(interface)
@@ -331,6 +428,14 @@ class Node:
         return None
 
     # Observation
+
+    def _line(self) -> str:
+        """What this node is, for the service manager."""
+        states = [f"{s.name} {s.election.state.name}" for s in self._speakers.values()]
+        return f"{', '.join(states) or 'no virtual router'}; services: {len(self.pair.services)}"
+
+    def _why(self) -> dict[str, object]:
+        return self._recorder.export(self._speakers.values(), self.vigil)
 
     def status(self) -> dict[str, object]:
         """Everything ``lvsha status`` shows, as JSON-able values."""
@@ -360,11 +465,14 @@ class Node:
                 for service in director.services
             },
             "connections": len(director.registry.table),
+            "life": self.vigil.status(),
+            "takeovers": {name: one.status() for name, one in self._takeovers.items()},
             "drops": self._drops(),
             "surprises": self._forwarder.surprises.status(),
             "counters": {
                 "forwarder": self._forwarder.counters.snapshot(),
                 "records": self._store.counters.snapshot(),
+                "state": self._state.counters.snapshot(),
                 "sync": self.sync.counters(),
                 "health": self.health.counted(),
             },

@@ -29,7 +29,13 @@ from lvsha.datapath.services import VirtualService
 from lvsha.errors import ConfigError
 from lvsha.host import Host
 from lvsha.model import ConnectionChange
-from lvsha.sync.actions import Alarm, ConfigurationAgrees, ConfigurationDiffers, PeerChanged
+from lvsha.sync.actions import (
+    Alarm,
+    ConfigurationAgrees,
+    ConfigurationDiffers,
+    PeerChanged,
+    TakeOver,
+)
 from lvsha.sync.courier import Courier, SyncEvent
 from lvsha.sync.key_file import KeyFile
 from lvsha.sync.messages import DIGEST_BYTES
@@ -82,6 +88,7 @@ class NodeSync:
         director: whose connections it is about.
         store: they, as the sync sees them.
         host: the machine.
+        on_call: called with a sync id whose leader wants this node to take over.
 
     Attributes:
         replicas: one for each virtual router, with lvsha's own format.
@@ -90,13 +97,20 @@ class NodeSync:
     """
 
     def __init__(
-        self, pair: Pair, name: str, director: Director, store: ConnectionStore, host: Host
+        self,
+        pair: Pair,
+        name: str,
+        director: Director,
+        store: ConnectionStore,
+        host: Host,
+        on_call: Callable[[int], None],
     ) -> None:
         self._pair = pair
         self._name = name
         self._director = director
         self._store = store
         self._host = host
+        self._on_call = on_call
         self.replicas: list[Replica] = []
         self._courier: Courier | None = None
         self.daemons = make_daemons(pair, name, director, store, host.open_sync_socket)
@@ -151,7 +165,7 @@ class NodeSync:
             for router in self._pair.virtual_routers
         ]
         self._courier = Courier(self.replicas, transport, self._store, seal=seal)
-        nursery.start_soon(_report, self._courier.events)
+        nursery.start_soon(self._report, self._courier.events)
         nursery.start_soon(self._watch_services, self._courier)
         if seal is not None and key_file is not None:
             nursery.start_soon(_watch_keys, seal, key_file)
@@ -191,6 +205,19 @@ class NodeSync:
             if stalled:
                 carrier.resync(sync_id)
 
+    def unready(self, sync_id: int) -> dict[str, str]:
+        """Of each peer, why it cannot take over without a loss; empty words if it can."""
+        return {} if self._courier is None else self._courier.unready(sync_id)
+
+    def hand_over(self, sync_id: int, successor: str) -> None:
+        """Call a peer to take over, when it has all that this node has; nobody, if empty."""
+        if self._courier is not None:
+            self._courier.hand_over(sync_id, successor)
+
+    def leader(self, sync_id: int) -> str | None:
+        """The node that leads a sync id, if it is another one."""
+        return next((each.leader for each in self.replicas if each.sync_id == sync_id), None)
+
     def complete(self, sync_id: int) -> bool:
         """Whether this node has all that the leader of this sync id has."""
         return all(carrier.complete(sync_id) for carrier in self._carriers())
@@ -223,6 +250,25 @@ class NodeSync:
                 await trio.lowlevel.checkpoint()
         return digests
 
+    async def _report(self, events: trio.MemoryReceiveChannel[SyncEvent]) -> None:
+        async for event in events:
+            sync_id = event.sync_id
+            match event.happening:
+                case PeerChanged(node, state, reason):
+                    _log.info(
+                        "peer changed", sync_id=sync_id, peer=node, state=state.name, reason=reason
+                    )
+                case ConfigurationDiffers(node, names):
+                    _log.error("the nodes differ", peer=node, in_=", ".join(names) or "?")
+                case ConfigurationAgrees(node):
+                    _log.info("the nodes agree again", peer=node)
+                case Alarm(kind, node):
+                    _log.error("alarm", sync_id=sync_id, kind=kind, peer=node)
+                case TakeOver():
+                    self._on_call(sync_id)
+                case _:
+                    assert_never(event.happening)
+
     # Observation
 
     def status(self) -> dict[str, object]:
@@ -251,24 +297,6 @@ async def _watch_keys(seal: Seal, key_file: KeyFile) -> None:
         if keys is not None:
             seal.change_keys(keys)
             _log.info("the keys of the sync link have changed", accepted=len(keys))
-
-
-async def _report(events: trio.MemoryReceiveChannel[SyncEvent]) -> None:
-    async for event in events:
-        sync_id = event.sync_id
-        match event.happening:
-            case PeerChanged(node, state, reason):
-                _log.info(
-                    "peer changed", sync_id=sync_id, peer=node, state=state.name, reason=reason
-                )
-            case ConfigurationDiffers(node, names):
-                _log.error("the nodes differ", peer=node, in_=", ".join(names) or "?")
-            case ConfigurationAgrees(node):
-                _log.info("the nodes agree again", peer=node)
-            case Alarm(kind, node):
-                _log.error("alarm", sync_id=sync_id, kind=kind, peer=node)
-            case _:
-                assert_never(event.happening)
 
 
 def _described(service: VirtualService, away: Collection[tuple[bytes, int]]) -> object:

@@ -14,6 +14,8 @@ from rich.text import Text
 _STYLES: Final = {"MASTER": "bold green", "BACKUP": "cyan", "FAULT": "bold red", "INIT": "dim"}
 _OPINIONS: Final = {"up": "green", "down": "bold red"}
 _DASH: Final = "-"
+REFUSED_LATELY: Final = 60.0
+"""Seconds for which a VRRP message that was refused is news."""
 
 
 def show_status(status: object, console: Console) -> None:
@@ -29,6 +31,8 @@ def show_status(status: object, console: Console) -> None:
     routers = _items(_get(status, "routers"))
     if routers:
         console.print(_routers(routers))
+        for line in _refusals(routers):
+            console.print(Text(line, style="yellow"))
     services = _items(_get(status, "services"))
     if services:
         console.print(_services(services))
@@ -41,6 +45,25 @@ def show_status(status: object, console: Console) -> None:
     drops = _items(_get(status, "drops"))
     if drops:
         console.print(Text("dropped: " + ", ".join(f"{name} {count}" for name, count in drops)))
+
+
+def show_receipts(receipts: object, console: Console) -> None:
+    """Print what a handover has brought."""
+    for receipt in receipts if isinstance(receipts, list) else []:
+        routers = _get(receipt, "routers")
+        names = ", ".join(map(str, routers)) if isinstance(routers, list) else _DASH
+        successor = _get(receipt, "successor")
+        if successor is None:
+            console.print(f"{names}: resigned; whoever is a backup takes over")
+        else:
+            console.print(
+                f"{names}: {successor} took over after {_text(receipt, 'taken_over_ms')} ms, "
+                f"gap {_text(receipt, 'gap_ms')} ms"
+            )
+        console.print(
+            f"  {_text(receipt, 'connections')} established connections carried, "
+            f"{_text(receipt, 'lost')} lost"
+        )
 
 
 def _routers(routers: list[tuple[str, object]]) -> Table:
@@ -64,6 +87,27 @@ def _routers(routers: list[tuple[str, object]]) -> Table:
             heard if isinstance(peer, dict) else _DASH,
         )
     return table
+
+
+def _refusals(routers: list[tuple[str, object]]) -> list[str]:
+    """Whose VRRP messages are being refused, and why."""
+    lines = []
+    for name, router in routers:
+        last = _get(router, "last_refused")
+        ago = _get(last, "heard_seconds_ago")
+        if not isinstance(ago, int | float) or ago > REFUSED_LATELY:
+            continue
+        details = [
+            f"{key} {value}"
+            for key, value in _items(last)
+            if key not in {"cause", "address", "heard_seconds_ago"}
+        ]
+        why = f" ({', '.join(details)})" if details else ""
+        lines.append(
+            f"{name}: messages of {_text(last, 'address')} are refused for their "
+            f"{_text(last, 'cause').replace('_', ' ')}{why}, {_seconds(ago)} ago"
+        )
+    return lines
 
 
 def _services(services: list[tuple[str, object]]) -> Table:

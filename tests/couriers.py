@@ -12,10 +12,8 @@ from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
 from lvsha.sync.messages import (
     LEVEL,
 )
-from lvsha.sync.replica import (
-    Pace,
-    Replica,
-)
+from lvsha.sync.pace import Pace
+from lvsha.sync.replica import Replica
 from lvsha.sync.seal import Seal
 from tests.replicas import Table, connection
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar, Unpack
 
 from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionRecord
-from lvsha.sync.datagrams import decode
-from lvsha.sync.messages import Message
-from lvsha.sync.replica import (
+from lvsha.sync.actions import (
     Action,
     Alarm,
     Apply,
@@ -23,9 +21,11 @@ from lvsha.sync.replica import (
     LookUp,
     ProvideSnapshot,
     Refused,
-    Replica,
     Send,
 )
+from lvsha.sync.datagrams import decode
+from lvsha.sync.messages import Message
+from lvsha.sync.replica import Replica
 from tests.replicas import START, SYNC_ID, Options, Table, make_replica
 
 _Kind = TypeVar("_Kind", bound=Message)

@@ -12,6 +12,7 @@ from lvsha.model import (
     connection_key,
     template_key,
 )
+from lvsha.sync.actions import Action, Send
 from lvsha.sync.datagrams import decode, encode
 from lvsha.sync.messages import (
     ALL_BUCKETS,
@@ -29,13 +30,9 @@ from lvsha.sync.messages import (
     Standing,
     Sums,
 )
+from lvsha.sync.pace import Pace
 from lvsha.sync.peers import silence_limit
-from lvsha.sync.replica import (
-    Action,
-    Pace,
-    Replica,
-    Send,
-)
+from lvsha.sync.replica import Replica
 from lvsha.tally import UNTOLD, Tally
 
 SYNC_ID = 1

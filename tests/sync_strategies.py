@@ -17,6 +17,7 @@ from lvsha.sync.messages import (
     Changes,
     Configuration,
     GapRequest,
+    Handover,
     Heartbeat,
     Message,
     Origin,
@@ -163,6 +164,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.booleans(),
     ),
     st.builds(Progress, ORIGINS, NAMES, UINT64, UINT64),
+    st.builds(Handover, ORIGINS, NAMES, UINT64, UINT64),
     st.builds(Question, ORIGINS, st.lists(keys(), max_size=32).map(tuple)),
     st.builds(
         Answer,

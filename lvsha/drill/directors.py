@@ -18,9 +18,11 @@ import trio
 import lvsha
 from lvsha.drill import laboratory
 from lvsha.drill.laboratory import ROUTER
+from lvsha.errors import HostError
 
 LOG_TAIL_LINES: Final = 15
 STATUS_TIME_MAX: Final = 1.0
+HANDOVER_TIME_MAX: Final = 5.0
 STATUS_BYTES_MAX: Final = 4 << 20
 
 
@@ -98,9 +100,23 @@ class Director:
         for path in self._runtime.glob("control-*.sock"):
             answer = b""
             with trio.move_on_after(STATUS_TIME_MAX):
-                answer = await _ask(path)
+                answer = await _ask(path, "status")
             return parse_status(answer)
         return None
+
+    async def hand_over(self) -> None:
+        """Have it hand its virtual router over, as ``lvsha handover`` does.
+
+        Raises:
+            HostError: it did not; with what it said.
+        """
+        answer = b""
+        for path in self._runtime.glob("control-*.sock"):
+            with trio.move_on_after(HANDOVER_TIME_MAX):
+                answer = await _ask(path, "handover")
+        if not answer.startswith(b'{"result"'):
+            said = answer.decode("utf-8", "replace").strip() or "nothing"
+            raise HostError(f"{self.name} did not hand over; it said {said}")
 
     def log_tail(self) -> str:
         """The last lines of its log."""
@@ -108,12 +124,12 @@ class Director:
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
 
-async def _ask(path: Path) -> bytes:
-    """What the control socket answers to a request for the status; empty if it does not."""
+async def _ask(path: Path, command: str) -> bytes:
+    """What the control socket answers to a command; empty if it does not."""
     answer = bytearray()
     try:
         async with await trio.open_unix_socket(path) as stream:
-            await stream.send_all(b'{"command": "status"}\n')
+            await stream.send_all(json.dumps({"command": command}).encode() + b"\n")
             async for part in stream:
                 answer += part
                 if b"\n" in part or len(answer) > STATUS_BYTES_MAX:

@@ -31,8 +31,13 @@ def act_title(act: ActFigures) -> str:
     node = act.act.node
     titles = {
         "crash": f"Crash: {node} was killed (SIGKILL)",
-        "handover": f"Handover: {node} was stopped cleanly (SIGTERM)",
+        "handover": f"Handover: {node} has handed over (lvsha handover)",
+        "back": f"Handover back: {node} was handed its place again",
+        "stop": f"Stop: {node} was stopped cleanly (SIGTERM)",
         "hang": f"Hang: {node} was frozen (SIGSTOP)",
+        "other": f"Second crash: {node} was killed (SIGKILL)",
+        "sync": f"Sync: the cable of {node} to the sync network was pulled",
+        "replug": f"Sync back: the cable of {node} was plugged in again",
         "link": f"Link: the outside cable of {node} was pulled",
         "return": f"Return: {node} was started again and took its place back",
         "wake": f"Wake-up: {node} went on (SIGCONT)",

@@ -108,6 +108,13 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """The leader wants this node to hold the addresses, and it has all that the leader has."""
+
+    leader: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A datagram was dropped; ``reason`` holds nothing that came from it."""
 
@@ -127,5 +134,6 @@ Action = (
     | ConfigurationDiffers
     | ConfigurationAgrees
     | Alarm
+    | TakeOver
     | Refused
 )

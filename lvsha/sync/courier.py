@@ -45,6 +45,7 @@ from lvsha.sync.actions import (
     ProvideSnapshot,
     Refused,
     Send,
+    TakeOver,
 )
 from lvsha.sync.datagrams import sync_id_of
 from lvsha.sync.messages import ALL_BUCKETS
@@ -117,7 +118,7 @@ class SyncEvent:
     """Something that a replica reports to the node."""
 
     sync_id: int
-    happening: PeerChanged | ConfigurationDiffers | ConfigurationAgrees | Alarm
+    happening: PeerChanged | ConfigurationDiffers | ConfigurationAgrees | Alarm | TakeOver
 
 
 class Courier:
@@ -175,6 +176,16 @@ class Courier:
         replica = self._replicas[sync_id]
         self._perform(replica, replica.follow(trio.current_time()))
         self._wake_in_time()
+
+    def hand_over(self, sync_id: int, successor: str) -> None:
+        """Say who shall lead this sync id next; empty for nobody."""
+        replica = self._replicas[sync_id]
+        self._perform(replica, replica.hand_over(successor, trio.current_time()))
+        self._wake_in_time()
+
+    def unready(self, sync_id: int) -> dict[str, str]:
+        """Of each peer, why it cannot lead this sync id next; empty words if it can."""
+        return self._replicas[sync_id].unready()
 
     def resync(self, sync_id: int) -> None:
         """This node was stalled: believe the copy only after a new snapshot."""
@@ -340,7 +351,13 @@ class Courier:
                     self._perform(replica, answer)
                 case Deny():
                     table.deny(action.keys)
-                case PeerChanged() | ConfigurationDiffers() | ConfigurationAgrees() | Alarm():
+                case (
+                    PeerChanged()
+                    | ConfigurationDiffers()
+                    | ConfigurationAgrees()
+                    | Alarm()
+                    | TakeOver()
+                ):
                     self._tell_node(SyncEvent(replica.sync_id, action))
                 case Refused():
                     now = trio.current_time()

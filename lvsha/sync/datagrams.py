@@ -37,6 +37,7 @@ from lvsha.sync.messages import (
     Changes,
     Configuration,
     GapRequest,
+    Handover,
     Heartbeat,
     Message,
     MessageType,
@@ -216,6 +217,9 @@ def encode(message: Message, level: int = LEVEL) -> bytes:
         case Progress():
             seen = (message.leader, message.leader_epoch, message.position)
             return _encode(MessageType.PROGRESS, origin, seen)
+        case Handover():
+            fields = (message.node, message.node_epoch, message.moment)
+            return _encode(MessageType.HANDOVER, origin, fields)
         case Question():
             return _encode(MessageType.QUESTION, origin, (message.keys,))
         case Answer():
@@ -450,6 +454,10 @@ def _progress(origin: Origin, body: list[Any]) -> Progress:
     return Progress(origin, *_addressed(body), _integer(body[8], UINT64_MAX, "position"))
 
 
+def _handover(origin: Origin, body: list[Any]) -> Handover:
+    return Handover(origin, *_addressed(body), _integer(body[8], UINT64_MAX, "moment"))
+
+
 def _question(origin: Origin, body: list[Any]) -> Question:
     return Question(origin, _keys(body[6]))
 
@@ -475,13 +483,14 @@ _DECODERS: Final[dict[int, tuple[int, Callable[[Origin, list[Any]], Message]]]] 
     MessageType.PART_END: (2, _snapshot_end),
     MessageType.SUMS_REQUEST: (2, _sums_request),
     MessageType.PROGRESS: (3, _progress),
+    MessageType.HANDOVER: (3, _handover),
     MessageType.QUESTION: (1, _question),
     MessageType.ANSWER: (3, _answer),
 }
 
 
 def _addressed(body: list[Any]) -> tuple[str, int]:
-    """The leader that a request is for, and its epoch."""
+    """The node that a message is for, and its epoch."""
     return _node(body[6]), _integer(body[7], UINT64_MAX, "epoch")
 
 

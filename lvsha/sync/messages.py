@@ -51,7 +51,6 @@ class MessageType(IntEnum):
     CONFIGURATION = 7
     GAP_REQUEST = 8
     SUMS = 9
-    # Reserved: the number is taken, and a node that does not know it ignores it.
     HANDOVER = 10
     # Never sent: a sealed datagram is known by its version.
     SEALED = 11
@@ -262,6 +261,22 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Handover:
+    """A leader calls who shall lead next, as soon as it has all up to this number; the answer.
+
+    Attributes:
+        node, node_epoch: for whom it is.
+        moment: of an answer, the microsecond of the sender's clock; of a call, that of the
+            newest answer, 0 before there is one. So a call that was late shows.
+    """
+
+    origin: Origin
+    node: str
+    node_epoch: int
+    moment: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """Who knows these connections?"""
 
@@ -299,6 +314,7 @@ Message = (
     | SumsRequest
     | Sums
     | Progress
+    | Handover
     | Question
     | Answer
     | Unknown

@@ -8,12 +8,12 @@ behind, what is in the buckets that it wants counts as not there.
 Times are seconds on a monotonic clock; figures are in the units that their names say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from lvsha.model import BUCKETS
 from lvsha.sync.copy import Copy
-from lvsha.sync.messages import PeerState, Role, Standing
+from lvsha.sync.messages import LEVEL_PLAIN, PeerState, Role, Standing
 from lvsha.sync.peers import Peer
 from lvsha.sync.source import Source
 from lvsha.tally import Tally
@@ -85,6 +85,64 @@ def readiness(
         "at_risk": tally.exposed,
         "lag_connections": changes,
         "lag_ms": round(1000 * oldest, 3),
+    }
+
+
+def unready(peer: Peer, leader: str, tally: Tally, differing: Mapping[str, Collection[str]]) -> str:
+    """Why a peer cannot lead next without a loss, as words for an operator; empty if it can.
+
+    Args:
+        peer: which.
+        leader: this node.
+        tally: of what it leads.
+        differing: names of what is configured otherwise, by node.
+    """
+    if peer.silent:
+        return "is not heard"
+    if peer.leader != leader:
+        return f"follows {peer.leader or 'nobody'}"
+    if peer.state is not PeerState.REPLICATE or not peer.complete:
+        return (
+            f"has no complete copy yet ({peer.state.name}, {peer.standing.told:,} of "
+            f"{tally.told:,} connections)"
+        )
+    if peer.level <= LEVEL_PLAIN:
+        return "is of a version that knows no handover"
+    if peer.node in differing:
+        return f"is configured otherwise ({', '.join(differing[peer.node]) or '?'})"
+    if peer.standing.mismatched:
+        return f"has {peer.standing.mismatched} buckets of connections that differ"
+    return ""
+
+
+def replica_status(
+    home: Copy, others: Mapping[int, Copy], source: Source, tally: Tally, now: float
+) -> dict[str, object]:
+    """What there is to see of a replica's halves, as JSON values."""
+    leader, node = home.leader, source.origin.node
+    followers = [p for p in home.peers if p.leader == node and not p.silent]
+    copies = ((tally.sync_id, home), *sorted(others.items()))
+    return {
+        "role": source.role.name,
+        "term": source.term,
+        "sequence": source.sequence,
+        "level": source.level,
+        "leader": None if leader is None else leader.node,
+        "connections": tally.connections,
+        "told": tally.told,
+        "established": tally.established,
+        "at_risk": tally.exposed,
+        "lag": {
+            "changes_queued": source.queued,
+            "oldest_ms": round(1000 * source.age_of_oldest(now), 3),
+        },
+        "snapshotting": source.is_snapshotting,
+        "readiness": readiness(followers, source, tally, now),
+        "peers": [
+            peer_status(peer, sync_id, source, tally, now)
+            for sync_id, copy in copies
+            for peer in copy.peers
+        ],
     }
 
 

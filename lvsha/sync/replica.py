@@ -33,18 +33,14 @@ from lvsha.sync.actions import (
     Action,
     Alarm,
     Apply,
-    BeginSnapshot,
-    ConfigurationAgrees,
-    ConfigurationDiffers,
     Deny,
-    EndSnapshot,
     Forget,
     LookUp,
     PeerChanged,
-    ProvideSnapshot,
     Refused,
     Send,
 )
+from lvsha.sync.calls import Calls, called
 from lvsha.sync.configuration import Comparison
 from lvsha.sync.copy import Copy
 from lvsha.sync.datagrams import decode, encode, encode_answers
@@ -55,6 +51,7 @@ from lvsha.sync.messages import (
     Answer,
     Configuration,
     GapRequest,
+    Handover,
     Heartbeat,
     Message,
     Origin,
@@ -70,30 +67,9 @@ from lvsha.sync.overlap import DRAIN
 from lvsha.sync.pace import Pace
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
-from lvsha.sync.readiness import lacking, peer_status, readiness, standing
+from lvsha.sync.readiness import lacking, replica_status, standing, unready
 from lvsha.sync.source import Source
 from lvsha.tally import Tally
-
-__all__ = [
-    "Action",
-    "Alarm",
-    "Apply",
-    "BeginSnapshot",
-    "ConfigurationAgrees",
-    "ConfigurationDiffers",
-    "Deny",
-    "EndSnapshot",
-    "Forget",
-    "LookUp",
-    "Pace",
-    "PeerChanged",
-    "PeerState",
-    "ProvideSnapshot",
-    "Refused",
-    "Replica",
-    "Role",
-    "Send",
-]
 
 DATAGRAM_BYTES_MIN: Final = 500
 # A change of a peer's state is told at once, but not more often than this part of the
@@ -158,6 +134,7 @@ class Replica:
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
         self._questions = Questions(datagram_max)
+        self._calls = Calls()
         self._source = Source(
             tally=tally,
             node=node,
@@ -194,7 +171,7 @@ class Replica:
             return None
         times = [self._source.deadline, self._home.deadline, self._questions.deadline]
         times += [copy.deadline for copy in self._others.values()]
-        first = min(self._heartbeat_at, self._drained_at)
+        first = min(self._heartbeat_at, self._drained_at, self._calls.deadline)
         return min([first, *(time for time in times if time is not None)])
 
     @property
@@ -204,43 +181,28 @@ class Replica:
 
     def status(self, now: float) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
-        source, leader, tally = self._source, self._home.leader, self._tally
         return {
             "sync_id": self.sync_id,
             "node": self.node,
             "epoch": self.epoch,
-            "role": source.role.name,
-            "term": source.term,
-            "sequence": source.sequence,
-            "level": source.level,
             "complete": self.complete,
-            "leader": None if leader is None else leader.node,
-            "connections": tally.connections,
-            "told": tally.told,
-            "established": tally.established,
-            "at_risk": tally.exposed,
-            "lag": {
-                "changes_queued": source.queued,
-                "oldest_ms": round(1000 * source.age_of_oldest(now), 3),
-            },
-            "snapshotting": source.is_snapshotting,
-            "readiness": readiness(self._followers(), source, tally, now),
+            **replica_status(self._home, self._others, self._source, self._tally, now),
             "configuration_differs": {
                 node: list(names) for node, names in sorted(self._comparison.differing.items())
             },
-            "peers": [
-                peer_status(peer, sync_id, source, tally, now)
-                for sync_id, copy in ((self.sync_id, self._home), *sorted(self._others.items()))
-                for peer in copy.peers
-            ],
             "counters": self.counters.snapshot(),
         }
 
-    def _followers(self) -> list[Peer]:
-        """The peers that keep a copy of what this node leads."""
-        if self._source.role is not Role.LEAD:
-            return []
-        return [p for p in self._home.peers if p.leader == self.node and not p.silent]
+    def unready(self) -> dict[str, str]:
+        """Of each peer, why it cannot lead next without a loss; empty words if it can."""
+        known = (self.node, self._tally, self._comparison.differing)
+        return {peer.node: unready(peer, *known) for peer in self._home.peers}
+
+    @property
+    def leader(self) -> str | None:
+        """The node that is followed."""
+        leader = self._home.leader
+        return None if leader is None else leader.node
 
     # --- what happens --------------------------------------------------------------
 
@@ -284,8 +246,21 @@ class Replica:
             return []
         self._source.drain()
         self._questions.forget()
+        self._calls.end()
         self._drained_at = now + DRAIN
         return self._performed(self._home.follow(now), now, heartbeat=True)
+
+    def hand_over(self, successor: str, now: float) -> list[Action]:
+        """Call who shall lead next, until this node leads no longer; nobody, if empty."""
+        if not self._running or self._source.role is not Role.LEAD:
+            return []
+        self._calls.end()
+        peer = self._home.peers.get(successor)
+        if peer is None:
+            return []
+        actions = self._source.flush(now)
+        actions += self._calls.begin(peer, self._source.origin, now)
+        return self._performed(actions, now)
 
     def resync(self, now: float) -> list[Action]:
         """The process was stalled: believe nothing until the leader's sums have agreed."""
@@ -300,7 +275,10 @@ class Replica:
         """The datapath's connections have changed; ignored unless this node tells."""
         if self._source.role is Role.FOLLOW or not self._running:
             return []
-        if self._questions or self._home.overlap.is_on(now):
+        # The packets of one connection come to either node while the addresses move.
+        role, overlaps = self._source.role, self._home.overlap.is_on(now)
+        in_haste = overlaps or role is Role.DRAIN or bool(self._calls)
+        if self._questions or overlaps:
             keys = [
                 change.record.key if isinstance(change, ConnectionChanged) else change.key
                 for change in changes
@@ -308,7 +286,7 @@ class Replica:
             self._questions.close(keys)
             if self._home.leading:
                 self._home.overlap.own(keys, now)
-        sent = self._source.tell(changes, now)
+        sent = self._source.tell(changes, now, in_haste=in_haste)
         self.counters.add("datagrams_sent", len(sent))
         return sent
 
@@ -398,6 +376,8 @@ class Replica:
             actions += copy.expire(self._origin(sync_id), now)
         again = self._questions.expire(self._source.origin, now)
         actions += [Send(encode(question)) for question in again]
+        if now >= self._calls.deadline:
+            actions += self._calls.repeat(self._source.origin, now)
         self._adapt(now)
         return self._performed(actions, now, heartbeat=now >= self._heartbeat_at)
 
@@ -484,6 +464,11 @@ class Replica:
                     return self._serve(peer, message, now)
             case Heartbeat():
                 return self._comparison.heard(origin.node, message.digest)
+            case Handover() if message.node_epoch == self.epoch:
+                # Complete means that it has all up to the number that this was said with.
+                if peer is self._home.leader and peer.leads and self.complete:
+                    return [called(peer, message, self._source.origin, now)]
+                return self._calls.answered(peer, message, self._source.origin, now)
             case Configuration():
                 return self._comparison.described(origin.node, message)
             case Question() if message.keys:

@@ -226,8 +226,17 @@ class Source:
 
     # What is asked of it
 
-    def tell(self, changes: Sequence[ConnectionChange], now: float) -> list[Action]:
-        """Queue changes, and send at once what the pace allows."""
+    def tell(
+        self, changes: Sequence[ConnectionChange], now: float, *, in_haste: bool = False
+    ) -> list[Action]:
+        """Queue changes, and send at once what the pace allows.
+
+        Args:
+            changes: what is told.
+            now: the clock.
+            in_haste: whether nothing waits for others to leave with it, as far as a tick has
+                room; else only what was saved up for leaves at once.
+        """
         assert self.role is not Role.FOLLOW
         queue, was_waiting, was_busy = self._queue, bool(self._queue), self._is_busy
         for change in changes:
@@ -242,10 +251,13 @@ class Source:
             else:
                 self._overflowed = True
                 self._counters.add("queue_overflow")
-        if was_waiting:
+        if in_haste:
+            actions = self._send_live(self._pace.live_datagrams_per_tick, now)
+        elif was_waiting:
             return []
-        actions = self._send_live(self._meter.eager_limit(now), now)
-        self._meter.left_eagerly(len(actions))
+        else:
+            actions = self._send_live(self._meter.eager_limit(now), now)
+            self._meter.left_eagerly(len(actions))
         if not was_busy:
             self._turn_at = max(self._meter.tick_end, now + self._pace.gather)
         return actions

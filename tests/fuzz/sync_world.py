@@ -11,14 +11,7 @@ from typing import assert_never
 
 from lvsha.errors import SealError, SyncError
 from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionEnded
-from lvsha.sync.catching_up import SNAPSHOTS_MAX
-from lvsha.sync.configuration import PIECES_MAX
-from lvsha.sync.datagrams import decode
-from lvsha.sync.history import HISTORY_BYTES
-from lvsha.sync.messages import ALL_BUCKETS, HEARD_MAX, Role
-from lvsha.sync.peers import EPOCHS_REMEMBERED, PEERS_MAX, TERM_JUMP_MAX
-from lvsha.sync.questions import OPEN_MAX
-from lvsha.sync.replica import (
+from lvsha.sync.actions import (
     Action,
     Apply,
     BeginSnapshot,
@@ -26,12 +19,19 @@ from lvsha.sync.replica import (
     EndSnapshot,
     Forget,
     LookUp,
-    Pace,
     ProvideSnapshot,
     Refused,
-    Replica,
     Send,
 )
+from lvsha.sync.catching_up import SNAPSHOTS_MAX
+from lvsha.sync.configuration import PIECES_MAX
+from lvsha.sync.datagrams import decode
+from lvsha.sync.history import HISTORY_BYTES
+from lvsha.sync.messages import ALL_BUCKETS, HEARD_MAX, Role
+from lvsha.sync.pace import Pace
+from lvsha.sync.peers import EPOCHS_REMEMBERED, PEERS_MAX, TERM_JUMP_MAX
+from lvsha.sync.questions import OPEN_MAX
+from lvsha.sync.replica import Replica
 from lvsha.sync.seal import SESSIONS_MAX, Seal
 from lvsha.sync.source import RESEND_MAX
 from lvsha.sync.stream import MISSING_MAX, TOUCHED_MAX

@@ -4,7 +4,8 @@ from random import Random
 
 import pytest
 
-from lvsha.sync.replica import Action, Apply, Replica
+from lvsha.sync.actions import Action, Apply
+from lvsha.sync.replica import Replica
 from lvsha.sync.stream import Stream
 from tests.fuzz import sync_mutations as mutations
 from tests.fuzz.sync_run import (

@@ -33,6 +33,7 @@ from lvsha.sync.messages import (
     Changes,
     Configuration,
     GapRequest,
+    Handover,
     Heartbeat,
     Message,
     Progress,
@@ -235,6 +236,12 @@ def fields_of(message: Message, level: int) -> Expected:
             }
         case Progress():
             return addressed_fields(message) | {"position": [message.position]}
+        case Handover():
+            return {
+                "node": [message.node],
+                "node_epoch": [message.node_epoch],
+                "moment": [message.moment],
+            }
         case Question():
             return together([{"key": list(message.keys)}, *map(key_fields, message.keys)])
         case Answer():

@@ -42,12 +42,12 @@ ANYTHING = st.recursive(
 def in_any_order(message: Message) -> Message:
     """A message whose connections stand in the order of their keys.
 
-    In groups they come in another order than they went; what is told of one connection
-    keeps its own.
+    In groups they come in another order than they went. A source says each connection once
+    in a message; of one that stands there more often, what belongs to one group keeps its order.
     """
 
-    def key(record: ConnectionRecord) -> bytes:
-        return record.key
+    def key(record: ConnectionRecord) -> tuple[bytes, bytes, int, int]:
+        return record.key, record.server, record.server_port, record.method
 
     match message:
         case Changes():

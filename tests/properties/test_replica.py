@@ -10,6 +10,7 @@ from lvsha.model import (
     ConnectionEnded,
     ConnectionRecord,
 )
+from lvsha.sync.actions import Action, Apply, Deny, Forget, LookUp, ProvideSnapshot, Send
 from lvsha.sync.catching_up import SNAPSHOTS_MAX
 from lvsha.sync.datagrams import decode, encode
 from lvsha.sync.history import History
@@ -36,18 +37,9 @@ from lvsha.sync.messages import (
     Sums,
     SumsRequest,
 )
+from lvsha.sync.pace import Pace
 from lvsha.sync.questions import OPEN_MAX, Questions
-from lvsha.sync.replica import (
-    Action,
-    Apply,
-    Deny,
-    Forget,
-    LookUp,
-    Pace,
-    ProvideSnapshot,
-    Replica,
-    Send,
-)
+from lvsha.sync.replica import Replica
 from lvsha.sync.source import RESEND_MAX
 from lvsha.sync.stream import REORDER_WAIT, Admission, Stream
 from tests.replica_group import Group, Member

@@ -2,6 +2,7 @@ import pytest
 import trio
 
 from lvsha.model import ConnectionChanged
+from lvsha.sync.actions import Alarm, ConfigurationAgrees, ConfigurationDiffers, PeerChanged
 from lvsha.sync.courier import BACKLOG_MAX, EVENTS_MAX, REFRESH_INTERVAL, SyncEvent
 from lvsha.sync.datagrams import decode
 from lvsha.sync.loopback import LoopbackGroup
@@ -13,13 +14,7 @@ from lvsha.sync.messages import (
     Role,
     SnapshotBegin,
 )
-from lvsha.sync.replica import (
-    Alarm,
-    ConfigurationAgrees,
-    ConfigurationDiffers,
-    Pace,
-    PeerChanged,
-)
+from lvsha.sync.pace import Pace
 from tests.couriers import Site, running, virtually, waiting
 from tests.replicas import connection, template
 

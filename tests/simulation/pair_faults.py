@@ -1,12 +1,14 @@
 """What goes wrong in a simulated pair: each fault from its beginning to its repair."""
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.simulation.pair_world import GATEWAY
+from lvsha.control import Lasting
+from lvsha.errors import HandoverError
+from tests.simulation.pair_world import GATEWAY, Life, Machine, World
 
 if TYPE_CHECKING:
     from tests.simulation.test_pair_simulation import Simulation
@@ -38,6 +40,47 @@ async def stop(simulation: "Simulation") -> None:
         await trio.sleep(simulation.dice.choice([0.0, 0.5, 4.0]))
         if machine.life is None:
             machine.start()
+
+
+async def hand_over(simulation: "Simulation") -> None:
+    """A node hands over what it is MASTER of; `hand_back` repairs that."""
+    found = simulation.running()
+    if found is None:
+        return
+    machine, life = found
+    simulation.world.note(f"{machine.name} is told to hand over")
+    await _tell_to_hand_over(life, {})
+    await simulation.must_serve()
+    await trio.sleep(simulation.dice.choice([0.0, 0.5, 4.0]))
+
+
+async def hand_back(world: World) -> None:
+    """An operator has everything handed to who would have it, had nobody stepped aside."""
+    for router in world.pair.virtual_routers:
+        priorities = {
+            name: node.priority_of(router.name) for name, node in world.pair.nodes.items()
+        }
+        best = world.machines[max(priorities, key=priorities.__getitem__)]
+        speaker = None if best.life is None else best.life.node._speakers.get(router.name)
+        if speaker is None or not speaker.election.stepped_aside:
+            continue
+        for master in world.masters(router.name):
+            if master.life is not None:
+                await _tell_to_hand_over(master.life, {"router": router.name})
+
+
+def _best(world: World, router: str) -> Machine:
+    """The machine of the highest priority."""
+    nodes = world.pair.nodes
+    return world.machines[max(nodes, key=lambda name: nodes[name].priority_of(router))]
+
+
+async def _tell_to_hand_over(life: Life, arguments: Mapping[str, object]) -> None:
+    """What ``lvsha handover`` asks for; nothing happens where no backup is ready."""
+    command = life.host.commands.get("handover")
+    if isinstance(command, Lasting):
+        with contextlib.suppress(HandoverError):
+            await command.handle(arguments)
 
 
 async def hang(simulation: "Simulation") -> None:
@@ -103,6 +146,7 @@ def cut_between_two(simulation: "Simulation", segment: str) -> Iterator[None]:
 FAULTS: Final[tuple[Fault, ...]] = (
     crash,
     stop,
+    hand_over,
     hang,
     unplug,
     cut_sync,

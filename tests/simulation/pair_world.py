@@ -190,6 +190,7 @@ class Machine:
         held: virtual addresses and when their lifetime ends.
         powered: False answers nobody.
         prober: finds what the real servers are like.
+        disk: what a process has left in its state file.
     """
 
     def __init__(self, world: World, name: str, number: int) -> None:
@@ -197,6 +198,7 @@ class Machine:
         self.name = name
         self.held: dict[bytes, float] = {}
         self.powered = True
+        self.disk: bytes | None = None
         self.life: Life | None = None
         self.prober = ScriptedProber()
         roles = world.pair.nodes[name].interfaces

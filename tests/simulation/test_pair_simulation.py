@@ -50,7 +50,7 @@ from lvsha.sync.overlap import DRAIN
 from lvsha.sync.peers import silence_limit
 from lvsha.tally import UNTOLD
 from tests.simulation.pair_draw import SERVERS, draw_pair
-from tests.simulation.pair_faults import FAULTS, cut_outside, isolate, stop
+from tests.simulation.pair_faults import FAULTS, cut_outside, hand_back, hand_over, isolate, stop
 from tests.simulation.pair_host import identity
 from tests.simulation.pair_traffic import RETRANSMISSION_MAX, Client, Traffic
 from tests.simulation.pair_world import (
@@ -165,7 +165,7 @@ class Simulation:
         self.world.counts.add(fault.__name__)
         if self.sync_is_lossy or fault in {cut_outside, isolate}:
             self.traffic.exempting = True
-        if fault is not stop:
+        if fault not in {stop, hand_over}:
             # Of a handover even young connections survive.
             self.traffic.exempt(lambda client: client.heard_at is None)
         if self.sync_is_lossy:
@@ -173,7 +173,7 @@ class Simulation:
         repeats = self.traffic.repeats
         await fault(self)
         await self._settle()
-        if fault is stop and self._is_lossless() and self.traffic.repeats > repeats:
+        if fault in {stop, hand_over} and self._is_lossless() and self.traffic.repeats > repeats:
             raise BrokenPromiseError("a handover or the return from it has lost a packet")
 
     def _is_lossless(self) -> bool:
@@ -188,6 +188,7 @@ class Simulation:
         while (reason := self._unsettled()) is not None:
             if trio.current_time() > begin + self.settling_max:
                 raise BrokenPromiseError(f"not settled after {self.settling_max:.1f} s: {reason}")
+            await hand_back(self.world)
             await trio.sleep(SETTLED_INTERVAL)
         self.settled_after = max(self.settled_after, trio.current_time() - begin)
         self.world.note("settled")
@@ -522,7 +523,7 @@ def test_no_established_connection_is_lost(seed: int) -> None:
 
 
 def test_a_seed_gives_the_same_trace_again() -> None:
-    first, second = simulate(3).world, simulate(3).world
+    first, second = simulate(7).world, simulate(7).world
     assert len(first.trace) > 100
     assert first.trace == second.trace
     assert first.trace != simulate(4).world.trace
@@ -542,6 +543,7 @@ def test_the_simulation_exercises_what_it_claims_to() -> None:
                 "master_silent",
                 "master_resigned",
                 "preempted_lower_priority",
+                "handed_over",
             )
             if f"reason={reason}" in line
         )
@@ -549,7 +551,7 @@ def test_the_simulation_exercises_what_it_claims_to() -> None:
         reasons.update("alarm" for line in world.trace if "alarm" in line)
     for name in (*(fault.__name__ for fault in FAULTS), "clients closed", "clients given up"):
         assert totals[name] > 0, name
-    for reason in ("stalled", "master_silent", "master_resigned", "fault", "alarm"):
+    for reason in ("stalled", "master_silent", "master_resigned", "handed_over", "fault", "alarm"):
         assert reasons[reason] > 0, reason
 
 

@@ -28,14 +28,7 @@ from lvsha.model import (
     ConnectionEnded,
     ConnectionRecord,
 )
-from lvsha.sync.catching_up import SNAPSHOT_STALL, SNAPSHOTS_MAX
-from lvsha.sync.copy import Copy
-from lvsha.sync.datagrams import decode
-from lvsha.sync.history import HISTORY_BYTES
-from lvsha.sync.messages import LEVEL, LEVEL_PLAIN, PeerState, Role
-from lvsha.sync.overlap import DRAIN
-from lvsha.sync.peers import PEERS_MAX, silence_limit
-from lvsha.sync.replica import (
+from lvsha.sync.actions import (
     Action,
     Alarm,
     Apply,
@@ -46,13 +39,20 @@ from lvsha.sync.replica import (
     EndSnapshot,
     Forget,
     LookUp,
-    Pace,
     PeerChanged,
     ProvideSnapshot,
     Refused,
-    Replica,
     Send,
 )
+from lvsha.sync.catching_up import SNAPSHOT_STALL, SNAPSHOTS_MAX
+from lvsha.sync.copy import Copy
+from lvsha.sync.datagrams import decode
+from lvsha.sync.history import HISTORY_BYTES
+from lvsha.sync.messages import LEVEL, LEVEL_PLAIN, PeerState, Role
+from lvsha.sync.overlap import DRAIN
+from lvsha.sync.pace import Pace
+from lvsha.sync.peers import PEERS_MAX, silence_limit
+from lvsha.sync.replica import Replica
 from lvsha.sync.seal import Seal
 from lvsha.sync.source import SNAPSHOT_PAUSE_MAX
 from lvsha.sync.stream import MISSING_MAX, TOUCHED_MAX
@@ -524,7 +524,7 @@ def test_copies_stay_sound_and_converge_whatever_the_network_does(block: int) ->
 def test_the_simulation_exercises_what_it_claims_to() -> None:
     totals: dict[str, int] = {}
     refused: Counter[str] = Counter()
-    for seed in (*range(1000, 1016), 1018, 1067):
+    for seed in (*range(1000, 1016), 1121):
         world = simulate(seed)
         refused += world.refused
         for node in world.nodes.values():

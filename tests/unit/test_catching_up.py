@@ -3,6 +3,7 @@
 import pytest
 
 from lvsha.model import BUCKETS
+from lvsha.sync.actions import Action, Alarm, Apply, BeginSnapshot, EndSnapshot, Forget, PeerChanged
 from lvsha.sync.catching_up import (
     INEXACT_MAX,
     MISMATCH_PAUSE,
@@ -19,21 +20,12 @@ from lvsha.sync.messages import (
     SUMS_MAX,
     GapRequest,
     Heartbeat,
+    PeerState,
+    Role,
     SnapshotRequest,
     Standing,
     Sums,
     SumsRequest,
-)
-from lvsha.sync.replica import (
-    Action,
-    Alarm,
-    Apply,
-    BeginSnapshot,
-    EndSnapshot,
-    Forget,
-    PeerChanged,
-    PeerState,
-    Role,
 )
 from lvsha.sync.stream import REORDER_WAIT, Stream
 from tests.replicas import (

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from lvsha.sync.actions import Action, ConfigurationAgrees, ConfigurationDiffers, Send
 from lvsha.sync.configuration import NAMES_MAX, PARTS_PER_HEARTBEAT, PIECES_MAX, ROUND_PAUSE
 from lvsha.sync.messages import Configuration, Heartbeat
-from lvsha.sync.replica import Action, ConfigurationAgrees, ConfigurationDiffers, Replica, Send
+from lvsha.sync.replica import Replica
 from tests.replicas import (
     DIGEST,
     HEARTBEAT,

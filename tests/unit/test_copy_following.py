@@ -1,30 +1,22 @@
 """How a follower uses its leader's stream: order, gaps, leaders that come and go."""
 
 from lvsha.model import ConnectionRecord
+from lvsha.sync.actions import Action, Alarm, Apply, EndSnapshot, Forget, PeerChanged, Send
 from lvsha.sync.copy import REQUEST_INTERVAL
 from lvsha.sync.messages import (
     LEVEL_PLAIN,
     Changes,
     GapRequest,
     Heartbeat,
+    PeerState,
     Progress,
+    Role,
     SnapshotChunk,
     SnapshotRequest,
     SumsRequest,
 )
 from lvsha.sync.overlap import DRAIN, OVERLAP
 from lvsha.sync.peers import ALARM_INTERVAL
-from lvsha.sync.replica import (
-    Action,
-    Alarm,
-    Apply,
-    EndSnapshot,
-    Forget,
-    PeerChanged,
-    PeerState,
-    Role,
-    Send,
-)
 from lvsha.sync.stream import ASK_INTERVAL, ASKS_MAX, PATIENCE, REORDER_WAIT
 from tests.replica_group import Group
 from tests.replicas import (

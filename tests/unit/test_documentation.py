@@ -23,6 +23,7 @@ from lvsha.config import (
     Timeouts,
     VirtualRouter,
 )
+from lvsha.config_life import SavedStateTable
 from lvsha.config_services import TunnelTable
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.schedulers import SCHEDULERS
@@ -70,6 +71,7 @@ def shown(default: object) -> str:
         ("`[ipvs]`", Settings),
         ("`[scheduling]`", Scheduling),
         ("`[limits]`", Limits),
+        ("`[saved_state]`", SavedStateTable),
         ("`[nodes.NAME]`", Node),
     ],
     ids=str,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from lvsha.model import ConnectionChanged, ConnectionDetails, ConnectionEnded, ConnectionRecord
+from lvsha.sync.actions import Apply, Send
 from lvsha.sync.messages import (
     ALL_BUCKETS,
     LEVEL,
@@ -17,7 +18,6 @@ from lvsha.sync.messages import (
     SumsRequest,
 )
 from lvsha.sync.pace import Pace
-from lvsha.sync.replica import Apply, Send
 from tests.replica_group import Group, Member
 from tests.replicas import (
     SILENCE,

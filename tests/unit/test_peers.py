@@ -2,6 +2,7 @@
 
 import pytest
 
+from lvsha.sync.actions import Alarm, Apply, PeerChanged, Refused, Send
 from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
     HEARD_MAX,
@@ -20,7 +21,7 @@ from lvsha.sync.peers import (
     PEERS_MAX,
     TERM_JUMP_MAX,
 )
-from lvsha.sync.replica import Alarm, Apply, PeerChanged, Refused, Replica, Send
+from lvsha.sync.replica import Replica
 from tests.replica_group import Group, Member
 from tests.replicas import (
     DIGEST,

@@ -3,10 +3,11 @@
 import pytest
 
 from lvsha.model import ConnectionEnded
+from lvsha.sync.actions import Apply, Deny, LookUp
 from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import KEYS_MAX, Answer, Origin, Question, Role
 from lvsha.sync.questions import OPEN_MAX, PATIENCE, WAITS, Questions
-from lvsha.sync.replica import Apply, Deny, LookUp, Replica
+from lvsha.sync.replica import Replica
 from tests.replica_group import Group
 from tests.replicas import (
     HEARTBEAT,

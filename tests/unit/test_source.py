@@ -3,6 +3,7 @@
 import pytest
 
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionChanged
+from lvsha.sync.actions import Action, Send
 from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
     Changes,
@@ -15,9 +16,9 @@ from lvsha.sync.messages import (
     Sums,
     SumsRequest,
 )
-from lvsha.sync.overlap import DRAIN
+from lvsha.sync.overlap import DRAIN, OVERLAP
 from lvsha.sync.pace import BURST, Pace
-from lvsha.sync.replica import Action, Replica, Send
+from lvsha.sync.replica import Replica
 from lvsha.sync.source import RESEND_MAX, RESEND_PAUSE, SUMS_PATIENCE, SUMS_PAUSE
 from tests.replicas import (
     HEARTBEAT,
@@ -107,9 +108,10 @@ def test_many_changes_leave_in_full_datagrams_at_the_stated_pace() -> None:
 
 def test_changes_that_come_in_a_moment_leave_together_behind_the_first() -> None:
     replica = leading(pace=Pace(tick=0.01, eager_datagrams_max=2))
-    at_once = [told(replica.tell([changed(n)], START + n / 1000)) for n in range(5)]
+    begin = START + OVERLAP
+    at_once = [told(replica.tell([changed(n)], begin + n / 10_000)) for n in range(5)]
     assert [len(messages) for messages in at_once] == [1, 1, 0, 0, 0]
-    (last,) = told(expire_until(replica, START + 0.0101))
+    (last,) = told(replica.expire(begin + 0.0101))
     assert last.records == [connection(n) for n in (2, 3, 4)]
 
 

@@ -110,3 +110,9 @@ def test_what_is_saved_up_comes_back_with_time_but_has_an_end() -> None:
     for step in range(100):
         now = step * pace.gather * 1.01
         assert len(source.tell([ConnectionChanged(record(step))], now)) == 1
+
+
+def test_nothing_waits_for_others_in_haste() -> None:
+    source = made(Pace(eager_datagrams_max=0, live_datagrams_per_tick=3))
+    left = [len(source.tell([ConnectionChanged(record(n))], 0.0, in_haste=n > 0)) for n in range(6)]
+    assert left == [0, 1, 1, 1, 0, 0]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from lvsha.model import BUCKETS, ConnectionRecord, bucket_of
+from lvsha.sync.actions import Action, ProvideSnapshot
 from lvsha.sync.messages import (
     ALL_BUCKETS,
     LEVEL_PLAIN,
@@ -12,13 +13,14 @@ from lvsha.sync.messages import (
     Heartbeat,
     PeerState,
     Progress,
+    Role,
     SnapshotBegin,
     SnapshotChunk,
     SnapshotEnd,
     SnapshotRequest,
 )
 from lvsha.sync.pace import Pace
-from lvsha.sync.replica import PROGRESS_PATIENCE, Action, ProvideSnapshot, Replica, Role
+from lvsha.sync.replica import PROGRESS_PATIENCE, Replica
 from lvsha.sync.source import (
     PROVIDE_PATIENCE,
     SLICE_READS,

@@ -22,6 +22,7 @@ from tests.sync_examples import MESSAGES, SEALED, TALLY, TOLD
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sync-protocol.md").read_text("utf-8")
 
 BEHAVIOUR = (
+    "calls",
     "catching_up",
     "configuration",
     "copy",
@@ -148,7 +149,7 @@ def test_the_types_are_those_of_the_code() -> None:
     for messages in MESSAGES.values():
         for message, level in messages:
             kinds[encode(message, level)[5 if encode(message, level)[4] != 0xDC else 7]] = message
-    assert set(kinds) == set(MessageType) - {MessageType.HANDOVER, MessageType.SEALED}
+    assert set(kinds) == set(MessageType) - {MessageType.SEALED}
     for kind, message in kinds.items():
         assert table[kind][3] == ("yes" if isinstance(message, Numbered) else "no"), kind
 

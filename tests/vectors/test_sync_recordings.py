@@ -6,20 +6,20 @@ import msgpack
 import pytest
 
 from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionEnded
-from lvsha.sync.datagrams import decode, encode
-from lvsha.sync.messages import LEVEL_PLAIN, Heartbeat, MessageType
-from lvsha.sync.replica import (
+from lvsha.sync.actions import (
     Action,
     Apply,
     BeginSnapshot,
     EndSnapshot,
     Forget,
-    Pace,
     ProvideSnapshot,
     Refused,
-    Replica,
     Send,
 )
+from lvsha.sync.datagrams import decode, encode
+from lvsha.sync.messages import LEVEL_PLAIN, Heartbeat, MessageType
+from lvsha.sync.pace import Pace
+from lvsha.sync.replica import Replica
 from lvsha.sync.seal import Seal
 from tests.replicas import Table
 from tests.vectors.sync_recordings import LEVEL_2, Recording, load, meaning, plain, record_of

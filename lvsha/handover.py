@@ -1,0 +1,247 @@
+"""Hand virtual routers over to another node, on purpose and without a loss.
+
+The order: everything that the successor does not know is told; the successor is called over
+the sync link, and takes over when it has all of it; this node goes on until it hears the
+successor's advertisement, and serves frames that still come here for a while after that. At no
+time nobody holds the addresses. Virtual routers of one sync id go together.
+
+A successor must have a complete copy of the connections and the same configuration. If none
+has, the handover is refused, with the reason. Forced, this node resigns with priority 0, as
+any speaker of VRRP understands it: a backup then takes over after its Skew_Time (RFC 9568,
+section 6.4.2), with what it has.
+
+Afterwards this node does not displace its successor, whatever the priorities, until it was
+MASTER again.
+
+Times are seconds on Trio's clock.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from lvsha.config import VirtualRouter
+from lvsha.errors import ConfigError, HandoverError, WireError
+from lvsha.failover.election import HAND_OVER_TIME
+from lvsha.tally import Tally
+
+LEADS_TIME_MAX: Final = 0.5
+"""How long it is waited for the word that the successor leads, which the receipt needs."""
+LOOK_INTERVAL: Final = 0.002
+
+_log = structlog.get_logger("handover")
+
+
+class Sync(Protocol):
+    """What a handover asks of the sync."""
+
+    def unready(self, sync_id: int) -> dict[str, str]:
+        """Of each peer, why it cannot take over without a loss; empty words if it can."""
+        ...
+
+    def hand_over(self, sync_id: int, successor: str) -> None:
+        """Call a peer to take over, when it has all that this node has; nobody, if empty."""
+        ...
+
+    def leader(self, sync_id: int) -> str | None:
+        """The node that leads, if it is another one."""
+        ...
+
+
+class Router(Protocol):
+    """What a handover asks of a virtual router of this node."""
+
+    def hand_over(self) -> None:
+        """Let a backup that was chosen displace this node."""
+        ...
+
+    def step_aside(self) -> None:
+        """Resign, and displace nobody afterwards."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a handover has brought.
+
+    Attributes:
+        routers: the virtual routers that have moved.
+        successor: who has them now; None if this node only resigned.
+        connections: established ones that the successor was told of.
+        lost: established ones that it was not, because a rule of their service says so.
+        taken_over_ms: from the call to the successor's first advertisement.
+        gap_ms: from when this node gave the addresses up to when it heard that the successor
+            serves them; frames that came here meanwhile were forwarded. None if that is not
+            known.
+    """
+
+    routers: tuple[str, ...]
+    successor: str | None
+    connections: int
+    lost: int
+    taken_over_ms: float | None
+    gap_ms: float | None
+
+
+class Handover:
+    """The handovers of one node.
+
+    Args:
+        routers: all virtual routers of the pair file, by name.
+        speakers: theirs on this node.
+        masters: those of which this node is MASTER; always the same object.
+        sync: of this node.
+        tally: what is counted of a sync id.
+        begin: has the backups told all of a virtual router that they do not know, and from
+            then on each connection from its first packet on, because its replies may come to
+            the successor.
+        abandon: the virtual router stays after all.
+        priority: of a node in a virtual router.
+    """
+
+    def __init__(
+        self,
+        routers: Mapping[str, VirtualRouter],
+        speakers: Mapping[str, Router],
+        masters: Collection[str],
+        sync: Sync,
+        tally: Callable[[int], Tally],
+        begin: Callable[[str], Awaitable[None]],
+        abandon: Callable[[str], None],
+        priority: Callable[[str, str], int],
+    ) -> None:
+        self._routers = routers
+        self._speakers = speakers
+        self._masters = masters
+        self._sync = sync
+        self._tally = tally
+        self._begin = begin
+        self._abandon = abandon
+        self._priority = priority
+        self._left = trio.Event()
+        self._under_way: set[int] = set()
+
+    def left(self) -> None:
+        """A virtual router of this node is MASTER no more."""
+        self._left.set()
+        self._left = trio.Event()
+
+    async def command(self, arguments: Mapping[str, object]) -> object:
+        """Hand over as ``lvsha handover`` asks for it; the receipts.
+
+        Raises:
+            HandoverError: nobody can take over, or nobody did.
+            ConfigError: there is no such virtual router.
+            WireError: the arguments make no sense.
+        """
+        name, force = arguments.get("router"), arguments.get("force", False)
+        if not isinstance(name, str | None) or not isinstance(force, bool):
+            raise WireError("handover: expected a string 'router' and a boolean 'force'")
+        if name is not None and name not in self._routers:
+            known = ", ".join(self._routers)
+            raise ConfigError(f"there is no virtual router {name!r}; the pair file has {known}")
+        if name is not None and name not in self._masters:
+            raise HandoverError(f"{name}: this node is not MASTER")
+        names = sorted(self._masters) if name is None else [name]
+        if not names:
+            raise HandoverError("this node is MASTER of nothing")
+        sync_ids = dict.fromkeys(self._routers[each].sync_id for each in names)
+        if not force:
+            # All are asked before the first is moved.
+            for sync_id in sync_ids:
+                self._successor(sync_id)
+        return [asdict(await self.hand_over(sync_id, force=force)) for sync_id in sync_ids]
+
+    async def hand_over(self, sync_id: int, *, force: bool = False) -> Receipt:
+        """Hand over all virtual routers of a sync id that this node is MASTER of.
+
+        Raises:
+            HandoverError: nobody can take over, or nobody did; then all is as before.
+        """
+        if sync_id in self._under_way:
+            raise HandoverError(f"sync id {sync_id}: a handover is under way already")
+        self._under_way.add(sync_id)
+        names = self._names(sync_id)
+        try:
+            for name in names:
+                await self._begin(name)
+            if force:
+                receipt = self._resign(sync_id, names)
+            else:
+                receipt = await self._call(sync_id, names, self._successor(sync_id))
+        finally:
+            self._under_way.discard(sync_id)
+            for name in self._masters_among(names):
+                self._abandon(name)
+        _log.info("handed over", **asdict(receipt))
+        return receipt
+
+    def _names(self, sync_id: int) -> tuple[str, ...]:
+        return tuple(n for n in sorted(self._masters) if self._routers[n].sync_id == sync_id)
+
+    def _successor(self, sync_id: int) -> str:
+        """Who can take over without a loss.
+
+        Raises:
+            HandoverError: nobody can.
+        """
+        unready = self._sync.unready(sync_id)
+        names = self._names(sync_id)
+        ready = [node for node, reason in unready.items() if not reason]
+        if ready:
+            # Any other would be displaced by this one.
+            return max(ready, key=lambda node: (self._priority(node, names[0]), node))
+        reasons = "; ".join(f"{node} {reason}" for node, reason in sorted(unready.items()))
+        raise HandoverError(
+            f"{', '.join(names)}: {reasons or 'no other node is heard'} "
+            "(--force resigns all the same)"
+        )
+
+    def _resign(self, sync_id: int, names: tuple[str, ...]) -> Receipt:
+        tally = self._tally(sync_id)
+        for name in names:
+            self._speakers[name].step_aside()
+        carried = tally.established - tally.exposed
+        return Receipt(names, None, carried, tally.exposed, None, None)
+
+    async def _call(self, sync_id: int, names: tuple[str, ...], successor: str) -> Receipt:
+        tally = self._tally(sync_id)
+        carried, lost = tally.established - tally.exposed, tally.exposed
+        began_at = trio.current_time()
+        for name in names:
+            self._speakers[name].hand_over()
+        self._sync.hand_over(sync_id, successor)
+        with trio.move_on_after(HAND_OVER_TIME) as limit:
+            while self._masters_among(names):
+                await self._left.wait()
+        self._sync.hand_over(sync_id, "")
+        staying = self._masters_among(names)
+        if limit.cancelled_caught and staying:
+            raise HandoverError(
+                f"{', '.join(staying)}: {successor} was called and did not take over within "
+                f"{HAND_OVER_TIME:g} s; this node is MASTER still"
+            )
+        left_at = trio.current_time()
+        serves_at = await self._serves(sync_id, successor)
+        return Receipt(
+            names,
+            successor,
+            carried,
+            lost,
+            round(1000 * (left_at - began_at), 1),
+            None if serves_at is None else round(1000 * (serves_at - left_at), 1),
+        )
+
+    def _masters_among(self, names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if name in self._masters]
+
+    async def _serves(self, sync_id: int, successor: str) -> float | None:
+        """When it was heard that the successor leads; None if it was not in time."""
+        for _ in range(round(LEADS_TIME_MAX / LOOK_INTERVAL)):
+            if self._sync.leader(sync_id) == successor:
+                return trio.current_time()
+            await trio.sleep(LOOK_INTERVAL)
+        return None
