@@ -40,7 +40,7 @@ from lvsha.config_fields import (
 )
 from lvsha.config_life import SavedStateTable
 from lvsha.config_replay import Replay, check_replay
-from lvsha.config_services import Mark, Server, Service, check_services
+from lvsha.config_services import Mark, Server, Service, check_checks, check_services
 from lvsha.config_telling import Tell, TellOrWord
 from lvsha.errors import ConfigError
 from lvsha.settings import Settings
@@ -134,6 +134,7 @@ class Limits(Table):
 
     connections: Annotated[int, Field(ge=1, le=50_000_000)] = 2_000_000
     fragment_bytes: Annotated[int, Field(ge=131_072, le=1_073_741_824)] = 4_194_304
+    probes: Annotated[int, Field(ge=1, le=10_000)] = 256
 
 
 class Scheduling(Table):
@@ -327,6 +328,9 @@ def _cross_check(pair: Pair) -> Iterable[str]:
         },
     )
     yield from check_services(pair.services, pair.marks)
+    roles = {name: node.interfaces for name, node in pair.nodes.items()}
+    for service in pair.services:
+        yield from check_checks(service, roles)
     if pair.replay is not None:
         yield from check_replay(pair.replay)
     yield from _check_sync(pair)

@@ -36,6 +36,7 @@ from lvsha.failover.transport import (
     own_address,
     split_speakers,
 )
+from lvsha.health.prober import NetworkProber, Prober
 from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
 from lvsha.state_file import StateFile, StateStore
@@ -129,6 +130,10 @@ class Host(Protocol):
         """What holds the addresses of a virtual router."""
         ...
 
+    def prober(self) -> Prober:
+        """What tries health checks."""
+        ...
+
     def claim_listener(
         self, interface: str, addresses: Sequence[bytes]
     ) -> AbstractContextManager[ClaimListener]:
@@ -211,6 +216,10 @@ class LinuxHost:
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """Netlink."""
         return NetlinkAddresses(addresses)
+
+    def prober(self) -> Prober:
+        """Sockets and processes."""
+        return NetworkProber()
 
     def claim_listener(
         self, interface: str, addresses: Sequence[bytes]

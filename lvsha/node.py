@@ -11,6 +11,7 @@ Forwarding, sync and failover do not know of each other. They meet here:
   director.
 * A node may displace a master of lower priority only while its copy of the connection
   table is complete.
+* What the health checks find becomes weights of the director's servers.
 * An interface that a virtual router needs and that is down means FAULT, and so does a loop
   that does not forward any more (`lvsha.vigil`).
 
@@ -39,6 +40,7 @@ from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
 from lvsha.handover import Handover
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
+from lvsha.node_health import NodeHealth
 from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.recorder import Recorder
@@ -89,6 +91,8 @@ class Node:
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
+        self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
+        self.sync.may_be_away = self.health.may_be_away
         self.vigil = Vigil(
             self._forwarder.beat,
             host.service_manager(),
@@ -154,6 +158,7 @@ class Node:
             await self._state.restore()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.serve_control, self._commands())
+                await self.health.start(nursery)
                 await nursery.start(self._forwarder.run)
                 await self.sync.start(nursery, resources)
                 await self._let_a_backup_go_first(stop)
@@ -190,6 +195,10 @@ class Node:
         }
 
     def _services_changed(self) -> None:
+        self._servers_changed()
+        self.health.services_changed()
+
+    def _servers_changed(self) -> None:
         self._forwarder.services_changed()
         self.sync.services_changed()
 
@@ -448,7 +457,10 @@ class Node:
                     "tell": str(service.policy.tell),
                     "unknown": service.policy.unknown.value,
                     "at_risk": service.at_risk,
-                    "servers": [_server_status(server) for server in service.servers],
+                    "health": self.health.status(service),
+                    "servers": self.health.annotated(
+                        service, [_server_status(server) for server in service.servers]
+                    ),
                 }
                 for service in director.services
             },
@@ -462,6 +474,7 @@ class Node:
                 "records": self._store.counters.snapshot(),
                 "state": self._state.counters.snapshot(),
                 "sync": self.sync.counters(),
+                "health": self.health.counted(),
             },
         }
 

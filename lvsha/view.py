@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 _STYLES: Final = {"MASTER": "bold green", "BACKUP": "cyan", "FAULT": "bold red", "INIT": "dim"}
+_OPINIONS: Final = {"up": "green", "down": "bold red"}
 _DASH: Final = "-"
 REFUSED_LATELY: Final = 60.0
 """Seconds for which a VRRP message that was refused is news."""
@@ -111,9 +112,12 @@ def _refusals(routers: list[tuple[str, object]]) -> list[str]:
 
 def _services(services: list[tuple[str, object]]) -> Table:
     columns = ("service", "at risk", "server", "method", "weight", "active", "inactive", "opened")
-    table = _table(*columns)
+    checked = any(_get(service, "health") is not None for _, service in services)
+    table = _table(*columns, *(("health",) if checked else ()))
     for name, service in services:
         title = f"{_service(name, service)} {_text(service, 'scheduler')}"
+        quorum = _text(_get(service, "health"), "quorum")
+        title += f", quorum {quorum}" if quorum in {"lost", "unknown"} else ""
         own = (title, _text(service, "at_risk"))
         servers = _get(service, "servers")
         for server in servers if isinstance(servers, list) and servers else [None]:
@@ -124,9 +128,19 @@ def _services(services: list[tuple[str, object]]) -> Table:
                     _text(server, key)
                     for key in ("address", "method", "weight", "active", "inactive", "connections")
                 ),
+                *((_health(_get(server, "health")),) if checked else ()),
             )
             own = ("", "")
     return table
+
+
+def _health(health: object) -> Text:
+    """What the checks of a server say; a dash for one without checks."""
+    opinion = _text(health, "opinion")
+    if health is None:
+        return Text(opinion)
+    text = f"{opinion} for {_seconds(_get(health, 'since_seconds'))}: {_text(health, 'reason')}"
+    return Text(text, style=_OPINIONS.get(opinion, ""))
 
 
 def _service(name: str, service: object) -> str:

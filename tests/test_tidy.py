@@ -63,6 +63,11 @@ LEVELS = (
     ("lvsha.failover.verification", 2),
     ("lvsha.failover", 0),
     ("lvsha.failover.*", 3),
+    ("lvsha.health", 0),
+    ("lvsha.health.opinions", 0),
+    ("lvsha.health.judge", 2),
+    ("lvsha.health.service_health", 2),
+    ("lvsha.health.*", 3),
     ("lvsha.ipvsadm.client", 3),
     ("lvsha.ipvsadm.resolver", 3),
     ("lvsha.ipvsadm", 0),
@@ -94,6 +99,7 @@ LEVELS = (
     ("lvsha.sync_daemons", 4),
     ("lvsha.host", 4),
     ("lvsha.node", 4),
+    ("lvsha.node_health", 4),
     ("lvsha.node_sync", 4),
     ("lvsha.node_state", 4),
     ("lvsha.handover", 4),
@@ -129,7 +135,7 @@ UNCLEAN = frozenset(
         "uuid",
     }
 )
-PARTS = ("lvsha.datapath", "lvsha.sync", "lvsha.failover")
+PARTS = ("lvsha.datapath", "lvsha.sync", "lvsha.failover", "lvsha.health")
 VAGUE = frozenset(
     {"base", "common", "helper", "helpers", "manager", "misc", "util", "utilities", "utils"}
 )

@@ -20,6 +20,7 @@ from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.black_box import Event, Export
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
 from lvsha.failover.rivals import Claim
+from lvsha.health.opinions import Finding
 from lvsha.model import (
     ConnectionRecord,
     ForwardMethod,
@@ -731,7 +732,7 @@ def test_the_status_says_all_and_is_json() -> None:
         # Its SYN, and its first request, which is the ACK as well.
         assert sum(server["in_packets"] for server in service["servers"]) == 2
         assert said["drops"] == {}
-        assert set(said["counters"]) == {"forwarder", "records", "state", "sync"}
+        assert set(said["counters"]) == {"forwarder", "records", "state", "sync", "health"}
         assert client.server.startswith("server-")
 
     play(scenario)
@@ -759,6 +760,38 @@ def test_two_leaders_are_an_alarm_in_the_log() -> None:
         await trio.sleep(2.0)
 
     assert any("alarm" in line and "second_leader" in line for line in play(scenario).trace)
+
+
+CHECKED = """
+checks = [{ type = "tcp", interval = 0.5, rise = 1, fall = 1 }]
+health = { on_failure = "remove" }
+sorry_server = { address = "10.1.0.99", port = 8080 }
+"""
+
+
+def test_nodes_whose_checks_find_different_things_do_not_differ_and_both_say_what() -> None:
+    bad = Finding(passed=False, reason="bad")
+
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        west.prober.findings.update({"10.1.0.11": bad, "10.1.0.12": bad})
+        await start(east)
+        await start(west)
+        for machine, quorum, weights in (
+            (east, "reached", [1, 1]),
+            (west, "lost", [1, None, None]),
+        ):
+            told = json.loads(json.dumps(living(machine).node.status()))
+            service = told["services"]["http"]
+            assert service["health"]["quorum"] == quorum
+            assert [server.get("weight") for server in service["servers"]] == weights
+            assert told["counters"]["health"][
+                "probes_" + ("failed" if quorum == "lost" else "passed")
+            ]
+
+    trace = play(scenario, pair(ROUTER, SERVICE + CHECKED, SYNC, BOTH)).trace
+    assert any("west: quorum lost" in line for line in trace)
+    assert not any("the nodes differ" in line for line in trace)
 
 
 # From one run to the next

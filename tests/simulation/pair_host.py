@@ -34,6 +34,7 @@ from lvsha.sync.ipvs.daemons import Socket
 from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
 from lvsha.wire import vrrp
+from tests.probers import ScriptedProber
 
 if TYPE_CHECKING:
     from tests.simulation.pair_world import Life, Machine, Wire
@@ -122,6 +123,9 @@ class SimulatedHost:
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
+
+    def prober(self) -> ScriptedProber:
+        return self.machine.prober
 
 
 class SimulatedDisk:

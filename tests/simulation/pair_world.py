@@ -44,6 +44,7 @@ from lvsha.failover.addresses import LIFETIME
 from lvsha.model import VrrpState
 from lvsha.node import Node
 from tests.packets import NO_VNET
+from tests.probers import ScriptedProber
 from tests.simulation.pair_host import SimulatedHost
 from tests.simulation.tasks import Process, current_process
 
@@ -188,6 +189,7 @@ class Machine:
     Attributes:
         held: virtual addresses and when their lifetime ends.
         powered: False answers nobody.
+        prober: finds what the real servers are like.
         disk: what a process has left in its state file.
     """
 
@@ -198,6 +200,7 @@ class Machine:
         self.powered = True
         self.disk: bytes | None = None
         self.life: Life | None = None
+        self.prober = ScriptedProber()
         roles = world.pair.nodes[name].interfaces
         self.wires = {
             interface: Wire(

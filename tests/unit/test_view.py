@@ -158,3 +158,26 @@ def test_without_daemons_nothing_is_said_of_them() -> None:
 )
 def test_what_is_missing_or_strange_is_never_an_error(status: object) -> None:
     assert "connections" in shown(status)
+
+
+def test_servers_that_are_checked_have_their_health_beside_them() -> None:
+    down = {"opinion": "down", "since_seconds": 3.0, "reason": "[/]status 500"}
+    services = {
+        "web": {
+            "address": "192.0.2.1:80",
+            "health": {"quorum": "lost"},
+            "servers": [
+                {"address": "10.1.0.1:80", "weight": 0, "health": down},
+                {"address": "10.1.0.2:80", "health": {"opinion": "up", "since_seconds": 200}},
+                {"address": "10.1.0.3:80", "health": None},
+                {"address": "10.1.0.4:80", "health": 7},
+            ],
+        },
+        "unchecked": {"servers": [{"address": "10.1.0.9:80"}]},
+    }
+    text = shown({"services": services})
+    assert "quorum lost" in text
+    assert "down for 3.0 s: [/]status 500" in text
+    assert "up for 3 min: -" in text
+    assert re.search(r"10\.1\.0\.3:80 .* -\s*$", text, re.MULTILINE)
+    assert "health" not in shown(STATUS)
