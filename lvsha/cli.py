@@ -293,6 +293,9 @@ def drill(
         bool, typer.Option(help="Bring the failed director back in a second act.")
     ] = True,
     advert_interval: Annotated[float, typer.Option(help="Of VRRP, in seconds.")] = 0.1,
+    probe_interval: Annotated[
+        float, typer.Option(help="Of the UDP flow that measures outages, in seconds.")
+    ] = 0.005,
     sync_loss: Annotated[
         int,
         typer.Option(
@@ -319,6 +322,7 @@ def drill(
         failure=failure,
         then_return=then_return,
         advert_interval=advert_interval,
+        probe_interval=probe_interval,
         sync_loss=sync_loss,
         directory=directory,
         json=json_file,

@@ -30,7 +30,12 @@ from lvsha.failover.addresses import (
     remove_leftovers,
 )
 from lvsha.failover.rivals import ClaimListener, PacketClaimListener
-from lvsha.failover.transport import AdvertisementTransport, MulticastTransport, own_address
+from lvsha.failover.transport import (
+    AdvertisementTransport,
+    RawTransport,
+    own_address,
+    split_speakers,
+)
 from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
 from lvsha.state_file import StateFile, StateStore
@@ -115,9 +120,9 @@ class Host(Protocol):
         ...
 
     def advertisement_transport(
-        self, interface: str, router: VirtualRouter
+        self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> AbstractContextManager[AdvertisementTransport]:
-        """What carries VRRP advertisements."""
+        """What carries VRRP advertisements; ``virtual`` are addresses never to speak from."""
         ...
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
@@ -195,11 +200,13 @@ class LinuxHost:
         return open_multicast(daemon, index, settings)
 
     def advertisement_transport(
-        self, interface: str, router: VirtualRouter
+        self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> AbstractContextManager[AdvertisementTransport]:
         """A raw socket for protocol 112."""
-        virtual = [placed.address.ip.packed for placed in router.addresses]
-        return MulticastTransport(interface, own_address(interface, router.family, virtual))
+        if not router.peers:
+            return RawTransport(interface, own_address(interface, router.family, virtual))
+        speakers = [address.packed for address in router.peers]
+        return RawTransport(interface, *split_speakers(interface, speakers))
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """Netlink."""

@@ -35,7 +35,7 @@ from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
-from lvsha.failover.speaker import RouterStateChanged, Speaker
+from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
 from lvsha.handover import Handover
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
@@ -220,7 +220,9 @@ class Node:
         nursery.start_soon(self._follow_elections, receiver)
         for router in self.pair.virtual_routers:
             transport = resources.enter_context(
-                self._host.advertisement_transport(self._own.interfaces[router.interface], router)
+                self._host.advertisement_transport(
+                    self._own.interfaces[router.interface], router, self._all_virtual()
+                )
             )
             election = Election(
                 vrid=router.vrid,
@@ -228,6 +230,9 @@ class Node:
                 interval=router.advert_interval,
                 preempt=router.preempt,
                 address=transport.source,
+                version=router.version,
+                preempt_delay=router.preempt_delay,
+                startup_delay=router.startup_delay,
             )
             speaker = Speaker(
                 election,
@@ -242,7 +247,8 @@ class Node:
                     for placed in router.addresses
                     if placed.interface == router.interface
                 ],
-                pseudo_header=router.checksum == "keepalived",
+                pseudo_header=PSEUDO_HEADERS[router.checksum],
+                hop_limit_min=router.hop_limit_min,
             )
             self._speakers[router.name] = speaker
             self._takeovers[router.name] = takeover = self._takeover(speaker, router, resources)
@@ -299,6 +305,9 @@ class Node:
 
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
+
+    def _all_virtual(self) -> frozenset[bytes]:
+        return frozenset().union(*map(self._virtual, self._routers))
 
     def _back_up(self) -> None:
         """Say for which addresses another node is the master (``backup_only``)."""

@@ -13,6 +13,8 @@ from rich.text import Text
 
 _STYLES: Final = {"MASTER": "bold green", "BACKUP": "cyan", "FAULT": "bold red", "INIT": "dim"}
 _DASH: Final = "-"
+REFUSED_LATELY: Final = 60.0
+"""Seconds for which a VRRP message that was refused is news."""
 
 
 def show_status(status: object, console: Console) -> None:
@@ -28,6 +30,8 @@ def show_status(status: object, console: Console) -> None:
     routers = _items(_get(status, "routers"))
     if routers:
         console.print(_routers(routers))
+        for line in _refusals(routers):
+            console.print(Text(line, style="yellow"))
     services = _items(_get(status, "services"))
     if services:
         console.print(_services(services))
@@ -82,6 +86,27 @@ def _routers(routers: list[tuple[str, object]]) -> Table:
             heard if isinstance(peer, dict) else _DASH,
         )
     return table
+
+
+def _refusals(routers: list[tuple[str, object]]) -> list[str]:
+    """Whose VRRP messages are being refused, and why."""
+    lines = []
+    for name, router in routers:
+        last = _get(router, "last_refused")
+        ago = _get(last, "heard_seconds_ago")
+        if not isinstance(ago, int | float) or ago > REFUSED_LATELY:
+            continue
+        details = [
+            f"{key} {value}"
+            for key, value in _items(last)
+            if key not in {"cause", "address", "heard_seconds_ago"}
+        ]
+        why = f" ({', '.join(details)})" if details else ""
+        lines.append(
+            f"{name}: messages of {_text(last, 'address')} are refused for their "
+            f"{_text(last, 'cause').replace('_', ' ')}{why}, {_seconds(ago)} ago"
+        )
+    return lines
 
 
 def _services(services: list[tuple[str, object]]) -> Table:

@@ -58,6 +58,7 @@ LEVELS = (
     ("lvsha.sync.*", 2),
     ("lvsha.failover.black_box", 2),
     ("lvsha.failover.election", 2),
+    ("lvsha.failover.reception", 2),
     ("lvsha.failover.timeline", 2),
     ("lvsha.failover.verification", 2),
     ("lvsha.failover", 0),

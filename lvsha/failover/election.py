@@ -1,9 +1,9 @@
 """Decide which director holds the addresses of one virtual router.
 
-This is the VRRPv3 state machine of RFC 9568, section 6.4, with the state FAULT that
-keepalived adds, and nothing else. It opens no socket, reads no clock and draws no random
-number: every method takes the current time and returns the actions that the caller must
-carry out, in that order.
+This is the VRRP state machine of RFC 9568, section 6.4, with the state FAULT that
+keepalived adds, and nothing else. Version 2 (RFC 3768) is the same machine with another
+skew. It opens no socket, reads no clock and draws no random number: every method takes the
+current time and returns the actions that the caller must carry out, in that order.
 
 What always holds, whatever a peer sends:
 
@@ -19,7 +19,13 @@ Beyond the RFC:
 
 * A returning node takes the addresses from a master of lower priority only while that is
   permitted, which is when its copy of the connection table is complete. Otherwise it is a
-  backup as with preemption off. Where there is no master it always takes over.
+  backup as with preemption off. Where there is no master it always takes over. With
+  ``preempt_delay`` it also lets that master go on for so long since it heard it first.
+* With ``startup_delay`` a node is no more than a backup for so long after its start, even
+  where there is no master: the links of a machine that boots may carry nothing yet.
+* The owner (priority 255) starts as MASTER only where it may preempt at once; otherwise it
+  is a backup as others are. That it preempts whatever ``preempt`` says is the RFC's. Two
+  owners settle by their addresses, as any equal priorities do (erratum 8298).
 * Addresses are announced again after a takeover and from time to time, because switches
   and neighbours forget, and after another master was heard.
 * A master that is told to hands over to a backup of its choice, whatever the priorities: it
@@ -40,7 +46,8 @@ from typing import Final
 
 from lvsha.counters import Counters
 from lvsha.model import VrrpState
-from lvsha.wire.vrrp import PRIORITY_OWNER, PRIORITY_RESIGN, Advertisement
+from lvsha.wire import vrrp2
+from lvsha.wire.vrrp import PRIORITY_OWNER, PRIORITY_RESIGN, VERSION, Advertisement
 
 # A neighbour that missed the first announcement gets another when its own link has settled
 # (1 s) and one that follows the moment when a dead master's kernel lets go of the addresses
@@ -53,6 +60,8 @@ ANNOUNCE_GAP: Final = 0.1
 
 # Three advertisements may be lost (RFC 9568, section 6.1, Active_Down_Interval).
 DOWN_ADVERTISEMENTS: Final = 3
+# Version 2 counts the skew in 256ths of a second whatever the interval (RFC 3768, section 6.1).
+_SKEW_UNIT_OF_VERSION_2: Final = 1.0
 
 # An advertisement that comes after more than so many intervals is late, or another was lost.
 LATE: Final = 1.5
@@ -99,6 +108,7 @@ Actions = tuple[Action, ...]
 REASONS: Final = frozenset(
     {
         "started",
+        "owner_started",
         "stopped",
         "master_silent",
         "master_resigned",
@@ -139,7 +149,8 @@ class Election:
     Attributes:
         state: what this node is.
         deadline: when to call `expire`; None for never.
-        priority: of this node, 1 to 254.
+        version: of the protocol, 2 or 3.
+        priority: of this node, 1 to 255.
         since: when the state was entered.
         peer: who was heard last; None before that.
         gaps: the last advertisements that came late, at most `GAPS_MAX`.
@@ -152,25 +163,41 @@ class Election:
     """
 
     def __init__(
-        self, *, vrid: int, priority: int, interval: float, preempt: bool, address: bytes
+        self,
+        *,
+        vrid: int,
+        priority: int,
+        interval: float,
+        preempt: bool,
+        address: bytes,
+        version: int = VERSION,
+        preempt_delay: float = 0.0,
+        startup_delay: float = 0.0,
     ) -> None:
         """Describe a router; nothing happens before `start`.
 
         Args:
             vrid: the number of the virtual router.
-            priority: 1 to 254; the owner's 255 is not supported.
+            priority: 1 to 255, which is the owner's.
             interval: between own advertisements.
             preempt: whether a master of lower priority may be displaced at all.
             address: the own primary address, which decides between equal priorities
                 (RFC 9568, section 6.4.3).
+            version: of the protocol, which tells the skew.
+            preempt_delay: how long a master of lower priority is let go on.
+            startup_delay: how long nothing is taken after `start`.
         """
         assert 1 <= vrid <= 255
-        assert PRIORITY_RESIGN < priority < PRIORITY_OWNER
+        assert PRIORITY_RESIGN < priority <= PRIORITY_OWNER
         assert interval > 0
+        assert version in {vrrp2.VERSION, VERSION}
         self.vrid = vrid
+        self.version = version
         self.priority = priority
         self.interval = interval
-        self.preempt = preempt
+        self.preempt = preempt or priority == PRIORITY_OWNER
+        self.preempt_delay = preempt_delay
+        self.startup_delay = startup_delay
         self.address = address
         self.state = VrrpState.INIT
         self.since: float | None = None
@@ -182,11 +209,14 @@ class Election:
         self.transitions = Counters()
         self.counters = Counters()
         self._started = False
-        # BACKUP: the timer, how it will be explained, and the rate of the master.
+        self._quiet_until = -math.inf
+        # BACKUP: the timer, how it will be explained, the rate of the master, and when one
+        # of lower priority was heard last, and first.
         self._down_at = math.inf
         self._down_reason = "master_silent"
         self._master_interval = interval
         self._yielded_at = -math.inf
+        self._yields_since = math.inf
         # MASTER: until when a backup that was chosen may displace it, and until when one that
         # was chosen does not yield to the master before it.
         self._handing_over_until = -math.inf
@@ -206,14 +236,15 @@ class Election:
             case VrrpState.INIT | VrrpState.FAULT:
                 return None
             case VrrpState.BACKUP:
-                return self._down_at
+                return max(self._down_at, self._quiet_until)
             case VrrpState.MASTER:
                 return min(self._advertise_at, self._announce_at[0])
 
     @property
     def skew(self) -> float:
         """Skew_Time: the lower the priority, the later (RFC 9568, section 6.1)."""
-        return (256 - self.priority) * self._master_interval / 256
+        unit = self._master_interval if self.version == VERSION else _SKEW_UNIT_OF_VERSION_2
+        return (256 - self.priority) * unit / 256
 
     @property
     def down_interval(self) -> float:
@@ -221,12 +252,13 @@ class Election:
         return DOWN_ADVERTISEMENTS * self._master_interval + self.skew
 
     def start(self, now: float) -> Actions:
-        """Begin to take part, as a backup that listens first (section 6.4.1)."""
+        """Begin to take part; all but the owner listen first (section 6.4.1)."""
         assert not self._started
         self._started = True
+        self._quiet_until = now + self.startup_delay
         if self.state is VrrpState.FAULT:
             return ()
-        return self._become_backup(now, "started")
+        return self._begin(now, "started")
 
     def receive(self, advertisement: Advertisement, source: bytes, now: float) -> Actions:
         """Take notice of an advertisement for this virtual router.
@@ -261,7 +293,7 @@ class Election:
             case VrrpState.INIT | VrrpState.FAULT:
                 return stalled
             case VrrpState.BACKUP:
-                if now < self._down_at:
+                if now < max(self._down_at, self._quiet_until):
                     return stalled
                 return stalled + self._become_master(now)
             case VrrpState.MASTER:
@@ -290,13 +322,13 @@ class Election:
         return stalled + self._leave(VrrpState.FAULT, "fault", now, detail=reason)
 
     def recover(self, now: float) -> Actions:
-        """The fault is over: listen as a backup, as after `start`."""
+        """The fault is over: go on as after `start`."""
         stalled = self._give_way_after_stall(now)
         if self.state is not VrrpState.FAULT:
             return stalled
         self.fault_reason = None
         if self._started:
-            return self._become_backup(now, "recovered")
+            return self._begin(now, "recovered")
         return self._enter(VrrpState.INIT, "recovered", now)
 
     def hand_over(self, now: float) -> Actions:
@@ -372,11 +404,14 @@ class Election:
         displaces = self.preempt and not self.stepped_aside
         if advertisement.priority < self.priority and displaces:
             self._yielded_at = now
-            if self.preemption_permitted:
+            self._yields_since = min(self._yields_since, now)
+            if self.preemption_permitted and now >= self._yields_since + self.preempt_delay:
                 self.counters.add("lower_priority_ignored")
                 self._down_reason = "preempted_lower_priority"
                 return
             self.counters.add("preemption_held_back")
+        else:
+            self._yields_since = math.inf
         self._obey(advertisement, now)
 
     def _obey(self, advertisement: Advertisement, now: float) -> None:
@@ -407,6 +442,7 @@ class Election:
 
     def _yield_to(self, advertisement: Advertisement, reason: str, now: float) -> Actions:
         actions = self._leave(VrrpState.BACKUP, reason, now)
+        self._yields_since = math.inf
         self._obey(advertisement, now)
         return actions
 
@@ -462,10 +498,17 @@ class Election:
         self._master_interval = self.interval
         self._down_at = now + self.down_interval
         self._down_reason = "master_silent"
+        self._yields_since = math.inf
 
-    def _become_backup(self, now: float, reason: str) -> Actions:
+    def _begin(self, now: float, reason: str) -> Actions:
+        """Listen as a backup; the owner takes over at once if it may (section 6.4.1)."""
         self._listen(now)
-        return self._enter(VrrpState.BACKUP, reason, now)
+        actions = self._enter(VrrpState.BACKUP, reason, now)
+        held_up = self.preempt_delay > 0 or self.stepped_aside or now < self._quiet_until
+        if self.priority < PRIORITY_OWNER or held_up or not self.preemption_permitted:
+            return actions
+        self._down_reason = "owner_started"
+        return actions + self._become_master(now)
 
     def _become_master(self, now: float) -> Actions:
         """Section 6.4.2: advertise first, so that an old master lets go."""

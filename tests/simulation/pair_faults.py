@@ -8,14 +8,10 @@ import trio
 
 from lvsha.control import Lasting
 from lvsha.errors import HandoverError
-from lvsha.model import VrrpState
-from tests.simulation.pair_world import GATEWAY, Life
+from tests.simulation.pair_world import GATEWAY, Life, Machine, World
 
 if TYPE_CHECKING:
     from tests.simulation.test_pair_simulation import Simulation
-
-HAND_BACK_TRIES: Final = 20
-HAND_BACK_PAUSE: Final = 0.25
 
 Fault = Callable[["Simulation"], Awaitable[None]]
 
@@ -47,7 +43,7 @@ async def stop(simulation: "Simulation") -> None:
 
 
 async def hand_over(simulation: "Simulation") -> None:
-    """A node hands over what it is MASTER of; later it is handed all of that again."""
+    """A node hands over what it is MASTER of; `hand_back` repairs that."""
     found = simulation.running()
     if found is None:
         return
@@ -56,14 +52,27 @@ async def hand_over(simulation: "Simulation") -> None:
     await _tell_to_hand_over(life, {})
     await simulation.must_serve()
     await trio.sleep(simulation.dice.choice([0.0, 0.5, 4.0]))
-    for name, speaker in life.node._speakers.items():
-        for _ in range(HAND_BACK_TRIES):
-            if machine.life is not life or not speaker.election.stepped_aside:
-                break
-            for other in simulation.world.machines.values():
-                if other.life is not None and other.state_of(name) is VrrpState.MASTER:
-                    await _tell_to_hand_over(other.life, {"router": name})
-            await trio.sleep(HAND_BACK_PAUSE)
+
+
+async def hand_back(world: World) -> None:
+    """An operator has everything handed to who would have it, had nobody stepped aside."""
+    for router in world.pair.virtual_routers:
+        priorities = {
+            name: node.priority_of(router.name) for name, node in world.pair.nodes.items()
+        }
+        best = world.machines[max(priorities, key=priorities.__getitem__)]
+        speaker = None if best.life is None else best.life.node._speakers.get(router.name)
+        if speaker is None or not speaker.election.stepped_aside:
+            continue
+        for master in world.masters(router.name):
+            if master.life is not None:
+                await _tell_to_hand_over(master.life, {"router": router.name})
+
+
+def _best(world: World, router: str) -> Machine:
+    """The machine of the highest priority."""
+    nodes = world.pair.nodes
+    return world.machines[max(nodes, key=lambda name: nodes[name].priority_of(router))]
 
 
 async def _tell_to_hand_over(life: Life, arguments: Mapping[str, object]) -> None:

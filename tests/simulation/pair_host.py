@@ -24,8 +24,9 @@ from lvsha.datapath.forwarder import ANSWER_INTERVAL
 from lvsha.datapath.network import NetworkChange
 from lvsha.datapath.surprises import Surprises
 from lvsha.failover.addresses import InterfaceAddress
+from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.rivals import Claim
-from lvsha.failover.transport import BATCH_MAX, ReceivedMessage
+from lvsha.failover.transport import BATCH_MAX
 from lvsha.model import ConnectionFlag
 from lvsha.service_manager import Nobody
 from lvsha.settings import Settings
@@ -107,7 +108,7 @@ class SimulatedHost:
         raise AssertionError("simulated pairs speak lvsha's own format")
 
     def advertisement_transport(
-        self, interface: str, router: VirtualRouter
+        self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> contextlib.AbstractContextManager["SimulatedAdvertisementTransport"]:
         transport = SimulatedAdvertisementTransport(self.life, self.machine.wires[interface])
         self.messages.append(transport)
@@ -329,7 +330,7 @@ class SimulatedAdvertisementTransport:
 
     def __init__(self, life: "Life", wire: "Wire") -> None:
         self.source = wire.address
-        self.destination = vrrp.GROUP_IPv4
+        self.destinations = (vrrp.GROUP_IPv4,)
         self._life = life
         self._wire = wire
         self._waiting: deque[ReceivedMessage] = deque(maxlen=MESSAGES_WAITING_MAX)
@@ -348,11 +349,11 @@ class SimulatedAdvertisementTransport:
         self._waiting.append(received)
         self._arrived.set()
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, destination: bytes) -> None:
         machine, segment = self._life.machine, self._wire.segment
         if self._life.dead or not self._wire.up:
             return
-        received = ReceivedMessage(message, self.source, self.destination, vrrp.HOP_LIMIT)
+        received = ReceivedMessage(message, self.source, destination, vrrp.HOP_LIMIT)
         for other in machine.world.machines.values():
             if other is not machine:
                 arrive = partial(self._arrive, other, received)

@@ -46,6 +46,18 @@ def shown(status: object) -> str:
     return out.getvalue()
 
 
+def test_refused_messages_of_late_are_told_with_their_cause() -> None:
+    def refused(ago: float, **details: object) -> str:
+        last = {"cause": "hop_limit", "address": "10.0.0.9", **details, "heard_seconds_ago": ago}
+        return shown({"routers": {"web": {"state": "MASTER", "last_refused": last}}})
+
+    words = "web: messages of 10.0.0.9 are refused for their hop limit"
+    assert f"{words} (hop_limit 64), 2.0 s ago" in refused(2.0, hop_limit=64)
+    assert f"{words}, 2.0 s ago" in refused(2.0)
+    assert words not in refused(61.0)
+    assert words not in shown({"routers": {"web": {"last_refused": None}}})
+
+
 def test_every_part_of_a_status_is_shown() -> None:
     text = shown(STATUS)
     for words in (
