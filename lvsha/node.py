@@ -354,6 +354,8 @@ class Node:
         self._recorder.carried(
             router, self._store.tally(sync_id), complete=self.sync.complete(sync_id)
         )
+        alone = self._speakers[router].election.peer is None
+        self._store.settle_restored(sync_id, alone=alone)
         self.sync.lead(sync_id)
 
     def _take_over(self, sync_id: int) -> None:

@@ -4,7 +4,8 @@ At an orderly stop, and from time to time if the pair file says so, the connecti
 written to a file; at a start it is read, before anything is forwarded or told. It is what
 this node knew, not what is true now: connections come in as copies do, counted as told, so
 that the first comparison with a peer that leads finds what differs and takes the peer's
-word for it, in every bucket that differs.
+word for it, in every bucket that differs. The seconds that a connection had left count
+where no peer was heard: one that was may have had packets of it since.
 
 Nothing here ends a director. What cannot be read is kept aside, what cannot be written is
 logged, and the node goes on without.

@@ -868,6 +868,31 @@ def test_the_word_of_a_peer_with_a_whole_table_wins_over_what_was_saved() -> Non
     play(scenario)
 
 
+def test_what_a_leader_has_as_well_lives_as_long_as_a_copy_does() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        east, west = world.machines.values()
+        life = living(east)
+        life.stop.set()
+        await life.ended.wait()
+        # Its sums stay the same while its client goes on talking.
+        await trio.sleep(100.0)
+        client.poke()
+        await trio.sleep(1.0)
+        await start(east, settle=0.001)
+        restored, at_west = found(east, client), found(west, client)
+        assert restored is not None
+        assert at_west is not None
+        assert restored.expires > at_west.expires
+        await trio.sleep(8.0)
+        assert state(east) is VrrpState.MASTER
+        again = found(east, client)
+        assert again is not None
+        assert again.expires > at_west.expires
+
+    play(scenario)
+
+
 def test_connections_are_saved_from_time_to_time_if_that_is_wanted() -> None:
     async def scenario(world: World) -> None:
         (east,) = world.machines.values()

@@ -131,6 +131,35 @@ def test_a_pause_of_all_tasks_is_counted_and_is_no_fault() -> None:
     trio.run(run)
 
 
+def test_a_loop_in_which_every_turn_is_long_is_no_fault() -> None:
+    async def run() -> None:
+        pulse, faults = Pulse(), list[str | None]()
+        pulse.open()
+        vigil = Vigil(pulse.beat, Manager(), 0.1, lambda: faults.append(vigil.fault))
+
+        async def go_round() -> None:
+            while True:
+                await trio.lowlevel.wait_readable(pulse.fileno())
+                await trio.lowlevel.checkpoint()
+                pulse.answer()
+
+        async def hold_up() -> None:
+            while True:
+                time.sleep(0.12)  # noqa: ASYNC251 - what the test is about
+                await trio.lowlevel.checkpoint()
+
+        with trio.move_on_after(2.0):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(go_round)
+                nursery.start_soon(hold_up)
+                nursery.start_soon(vigil.watch, lambda: "")
+        pulse.close()
+        assert faults == []
+        assert vigil.counters.snapshot()["pauses"] >= 1
+
+    trio.run(run)
+
+
 def test_several_ask_the_loop_together() -> None:
     async def run() -> None:
         pulse = Pulse()
