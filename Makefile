@@ -8,13 +8,14 @@ DRILL_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SCALE_ARGS ?=
+DRILLS_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help drill test check sim vectors interop fuzz bench scale clean
+.PHONY: help drill test check sim vectors interop fuzz bench scale drill-all clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 drill: ## rehearse a failover in network namespaces; DRILL_ARGS="--method dr --failure handover"
 	@tools/prepare.sh run
@@ -40,11 +41,12 @@ vectors: ## compare with recordings of a kernel; LVSHA_VECTORS=DIR for others th
 	@tools/prepare.sh test
 	@$(PYTHON) -m tests.vectors $(LVSHA_VECTORS)
 
-interop: ## compare with a live kernel in a user-mode guest; SEEDS=200
+interop: ## compare with a live kernel in a guest, and with keepalived; SEEDS=200
 	@tools/prepare.sh interop
 	@$(PYTHON) -m tests.interop --seeds $(SEEDS)
 	@$(PYTHON) -m tests.interop.sync --seeds $$(( ($(SEEDS) + 4) / 5 ))
 	@$(PYTHON) -m tests.interop.migration
+	@$(PYTHON) -m tests.interop.vrrp
 
 fuzz: ## drive the director with hostile frames, then datagrams; SECONDS=600 FUZZ_ARGS="--seed 7"
 	@tools/prepare.sh test
@@ -58,6 +60,10 @@ bench: ## measure against a bare packet loop on this machine
 scale: ## cost, memory and pauses with a million connections; SCALE_ARGS=--quick
 	@tools/prepare.sh test
 	@$(PYTHON) -m bench.scale $(SCALE_ARGS)
+
+drill-all: ## every drill with every method; DRILLS_ARGS="--method dr"
+	@tools/prepare.sh test
+	@$(PYTHON) -m bench.drills $(DRILLS_ARGS)
 
 clean: ## remove what the targets above have made in this directory
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist drill

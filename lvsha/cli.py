@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a drill lost an established connection; 2 the configuratio
 command line is wrong; 3 this machine lacks something.
 """
 
+import faulthandler
 import json
 import logging
 import os
@@ -33,6 +34,8 @@ from lvsha.node import Node
 from lvsha.observe.command import GROUPS
 from lvsha.observe.command import observe as watch_link
 from lvsha.observe.display import render
+from lvsha.process import run_in_real_time, stay_in_memory
+from lvsha.reload import compare
 from lvsha.replay import Summary
 from lvsha.replay import replay as replay_capture
 from lvsha.settings import NAMES, Settings
@@ -40,6 +43,7 @@ from lvsha.sync import key_file
 from lvsha.sync.ipvs.roster import PORT
 from lvsha.sync.seal import key_id
 from lvsha.view import show_receipts, show_status
+from lvsha.why import ask_why, explain
 
 EXIT_CONFIGURATION: Final = 2
 EXIT_HOST: Final = 3
@@ -85,9 +89,14 @@ def run(
 
     def start() -> None:
         pair = load_pair(file)
-        director = _make_node(pair, file, _node_name(pair, file, node))
+        name = _node_name(pair, file, node)
+        director = _make_node(pair, file, name)
+        if pair.nodes[name].lock_memory:
+            stay_in_memory()
+        if pair.nodes[name].realtime_priority:
+            run_in_real_time(pair.nodes[name].realtime_priority)
         try:
-            trio.run(_run_until_told, director)
+            trio.run(_run_until_told, director, file)
         except BaseExceptionGroup as group:
             # Not except*: what that raises leaves it within a group in Python 3.11.2.
             explained, others = group.split((ConfigError, HostError))
@@ -154,6 +163,31 @@ def status(
             show_status(answer, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
 
     _explained(show)
+
+
+@app.command()
+def why(
+    router: Annotated[
+        str | None,
+        typer.Argument(help="Which virtual router; default: the one that changed last."),
+    ] = None,
+    peer: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another node: its control socket, or what its why --json has printed."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="All that this node remembers, as JSON.")
+    ] = False,
+) -> None:
+    """Explain the last change of master, event by event."""
+
+    def tell() -> None:
+        if as_json:
+            sys.stdout.write(json.dumps(ask_why(), indent=2) + "\n")
+        else:
+            sys.stdout.write("\n".join(explain(peer or [], router)) + "\n")
+
+    _explained(tell)
 
 
 @app.command()
@@ -259,6 +293,9 @@ def drill(
         bool, typer.Option(help="Bring the failed director back in a second act.")
     ] = True,
     advert_interval: Annotated[float, typer.Option(help="Of VRRP, in seconds.")] = 0.1,
+    probe_interval: Annotated[
+        float, typer.Option(help="Of the UDP flow that measures outages, in seconds.")
+    ] = 0.005,
     sync_loss: Annotated[
         int,
         typer.Option(
@@ -285,6 +322,7 @@ def drill(
         failure=failure,
         then_return=then_return,
         advert_interval=advert_interval,
+        probe_interval=probe_interval,
         sync_loss=sync_loss,
         directory=directory,
         json=json_file,
@@ -394,12 +432,8 @@ def _advise(path: Path, ring: key_file.Ring) -> str:
     return f"{advice}."
 
 
-async def _run_until_told(node: Node) -> None:
-    """Run a node; SIGTERM and SIGINT ask it to hand over and end, SIGHUP does nothing.
-
-    SIGHUP asks other daemons to read their configuration again. Dying of it, as a process
-    does by default, would be the worst answer.
-    """
+async def _run_until_told(node: Node, file: Path) -> None:
+    """Run a node; SIGTERM and SIGINT ask it to hand over and end, SIGHUP to look at its file."""
     stop = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
@@ -407,7 +441,8 @@ async def _run_until_told(node: Node) -> None:
             async def listen() -> None:
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        structlog.get_logger().warning("SIGHUP ignored; there is no reload")
+                        node.vigil.reloading()
+                        node.vigil.ready(compare(node.pair, file))
                     else:
                         stop.set()
 
@@ -479,4 +514,6 @@ def _configure_logging(log_format: str) -> None:
 
 def main() -> None:
     """The entry point."""
+    # A director that the watchdog ends says where it was.
+    faulthandler.enable()
     app()

@@ -24,8 +24,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from lvsha.config_failover import PlacedAddress, VirtualRouter, check_virtual_routers
 from lvsha.config_fields import (
     AbsolutePath,
     InterfaceName,
@@ -34,20 +35,18 @@ from lvsha.config_fields import (
     Name,
     Port,
     Priority,
-    SyncId,
     Table,
     refuse,
 )
+from lvsha.config_life import SavedStateTable
 from lvsha.config_replay import Replay, check_replay
-from lvsha.config_services import Mark, Server, Service, check_services
+from lvsha.config_services import Mark, Server, Service, check_checks, check_services
 from lvsha.config_telling import Tell, TellOrWord
 from lvsha.config_tracking import (
     Events,
     Group,
-    NotifyOrCommand,
     Tracker,
     TrackingRouter,
-    Tracks,
     check_tracking,
 )
 from lvsha.errors import ConfigError
@@ -73,63 +72,6 @@ __all__ = [
 ]
 
 DIGEST_BYTES: Final = 16
-
-
-class PlacedAddress(Table):
-    """A virtual address and the role of the interface that carries it."""
-
-    address: IpInterface
-    interface: Name
-
-
-def _placed(value: object) -> object:
-    """Accept the short form ``"192.0.2.10/24@inside"`` beside the table form."""
-    if not isinstance(value, str):
-        return value
-    address, _, interface = value.partition("@")
-    if "/" not in address:
-        raise ValueError(f"an address with its prefix length, such as {address}/24")
-    return {"address": address, "interface": interface or "."}
-
-
-class VirtualRouter(Table):
-    """A VRRP virtual router: addresses that move together (RFC 9568)."""
-
-    name: Name
-    vrid: Annotated[int, Field(ge=1, le=255)]
-    interface: Name
-    addresses: Annotated[
-        tuple[Annotated[PlacedAddress, BeforeValidator(_placed)], ...],
-        Field(min_length=1, max_length=64),
-    ]
-    advert_interval: Annotated[float, Field(ge=0.01, le=40.95)] = 1.0
-    preempt: bool = True
-    checksum: Literal["rfc9568", "keepalived"] = "rfc9568"
-    sync_id: SyncId
-    track: Tracks = ()
-    notify: NotifyOrCommand | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_defaults(cls, data: object) -> object:
-        """The sync id is the vrid, and addresses stand on the router's own interface."""
-        if not isinstance(data, Mapping):
-            return data
-        vrid = data.get("vrid")
-        # Without a vrid there is one mistake to tell, not two.
-        filled = {"sync_id": vrid if isinstance(vrid, int) else 0, **data}
-        if isinstance(data.get("addresses"), list):
-            own = data.get("interface")
-            filled["addresses"] = [
-                f"{entry}@{own}" if isinstance(entry, str) and "@" not in entry else entry
-                for entry in data["addresses"]
-            ]
-        return filled
-
-    @property
-    def family(self) -> int:
-        """4 or 6: the family of the advertisements, which is that of the first address."""
-        return self.addresses[0].address.version
 
 
 PORT_MAX: Final = 65_535
@@ -199,6 +141,7 @@ class Limits(Table):
 
     connections: Annotated[int, Field(ge=1, le=50_000_000)] = 2_000_000
     fragment_bytes: Annotated[int, Field(ge=131_072, le=1_073_741_824)] = 4_194_304
+    probes: Annotated[int, Field(ge=1, le=10_000)] = 256
 
 
 class Scheduling(Table):
@@ -217,6 +160,8 @@ class Node(Table):
     priority: Priority = 100
     priorities: dict[Name, Priority] = Field(default_factory=dict)
     interfaces: dict[Name, InterfaceName]
+    realtime_priority: Annotated[int, Field(ge=0, le=99)] = 0
+    lock_memory: bool = False
 
     def priority_of(self, router: str) -> int:
         """The VRRP priority of this node for a virtual router."""
@@ -238,6 +183,7 @@ class Pair(Table):
     ipvs: Settings = Settings()
     scheduling: Scheduling = Scheduling()
     limits: Limits = Limits()
+    saved_state: SavedStateTable = SavedStateTable()
     replay: Replay | None = None
 
     @property
@@ -384,7 +330,13 @@ def _cross_check(pair: Pair) -> Iterable[str]:
             if count > 1:
                 yield f"{kind}: expected different names, but {count} are called {name!r}"
     yield from _check_roles(pair)
-    yield from _check_virtual_routers(pair)
+    yield from check_virtual_routers(
+        pair.virtual_routers,
+        {
+            router.name: [node.priority_of(router.name) for node in pair.nodes.values()]
+            for router in pair.virtual_routers
+        },
+    )
     yield from check_services(pair.services, pair.marks)
     yield from check_tracking(
         pair.trackers,
@@ -399,6 +351,9 @@ def _cross_check(pair: Pair) -> Iterable[str]:
         },
         [service.name for service in pair.services],
     )
+    roles = {name: node.interfaces for name, node in pair.nodes.items()}
+    for service in pair.services:
+        yield from check_checks(service, roles)
     if pair.replay is not None:
         yield from check_replay(pair.replay)
     yield from _check_sync(pair)
@@ -426,41 +381,6 @@ def _check_roles(pair: Pair) -> Iterable[str]:
             if router_name not in {router.name for router in pair.virtual_routers}:
                 yield (
                     f"nodes.{name}.priorities.{router_name}: expected the name of a virtual router"
-                )
-
-
-def _check_virtual_routers(pair: Pair) -> Iterable[str]:
-    identities: dict[tuple[str, int, int], str] = {}
-    owners: dict[IpAddress, str] = {}
-    sync_ids: dict[int, str] = {}
-    for router in pair.virtual_routers:
-        leader = sync_ids.setdefault(router.sync_id, router.name)
-        if leader != router.name:
-            # One node could be MASTER for one and another for the other, and an id has
-            # one source.
-            yield (
-                f"virtual_routers.{router.name}.sync_id: expected a number that {leader!r} "
-                f"does not use (default: the vrid)"
-            )
-        identity = (router.interface, router.family, router.vrid)
-        other = identities.setdefault(identity, router.name)
-        if other != router.name:
-            yield (
-                f"virtual_routers.{router.name}.vrid: expected a number that {other!r} "
-                f"does not use on interface {router.interface!r}"
-            )
-        priorities = [node.priority_of(router.name) for node in pair.nodes.values()]
-        if len(set(priorities)) < len(priorities):
-            yield (
-                f"virtual_routers.{router.name}: expected a different priority on each node "
-                f"(nodes.NAME.priority or nodes.NAME.priorities.{router.name})"
-            )
-        for placed in router.addresses:
-            holder = owners.setdefault(placed.address.ip, router.name)
-            if holder != router.name:
-                yield (
-                    f"virtual_routers.{router.name}.addresses: expected an address that "
-                    f"{holder!r} does not hold, not {placed.address.ip}"
                 )
 
 

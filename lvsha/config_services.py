@@ -8,7 +8,7 @@ All times are seconds.
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -27,6 +27,7 @@ from lvsha.config_fields import (
     Weight,
     refuse,
 )
+from lvsha.config_health import Check, Checks, Health, check_reach
 from lvsha.config_telling import TellOrWord
 from lvsha.model import ForwardMethod, IPv4_BYTES, Protocol
 
@@ -85,6 +86,7 @@ class Server(Table):
     lower: Threshold = 0
     method: Method | None = None
     tunnel: TunnelTable | None = None
+    checks: Checks | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -117,11 +119,14 @@ class Service(Table):
     tunnel: TunnelTable | None = None
     tell: TellOrWord | None = None
     unknown: Unknown | None = None
+    checks: Checks = ()
+    health: Health = Health()
+    sorry_server: Server | None = None
     servers: Annotated[tuple[Server, ...], Field(max_length=4096)] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        refuse([*self._identity_problems(), *self._option_problems()])
+        refuse([*self._identity_problems(), *self._option_problems(), *self._health_problems()])
         return self
 
     def _identity_problems(self) -> Iterator[str]:
@@ -165,6 +170,37 @@ class Service(Table):
                 yield "persistence_mask: expected 1 to 32, because the service is of IPv4"
         elif self.ip_version == 6:
             yield "persistence_mask: expected 1 to 128, because the service is of IPv6"
+
+    def _health_problems(self) -> Iterator[str]:
+        if not self.is_checked:
+            for key in ("health", "sorry_server"):
+                if key in self.model_fields_set:
+                    yield f"{key}: expected none, because no server has checks"
+            return
+        if self.health.slow_start and all(server.weight < 2 for server in self.servers):
+            yield "health: expected no slow_start, because no server has a weight that could grow"
+        waits = self.health.on_failure == "remove" or self.sorry_server is not None
+        if self.health.drain and not waits:
+            yield 'health: expected no drain, which is for on_failure = "remove" and sorry_server'
+        if self.sorry_server is not None and (
+            self.sorry_server.checks is not None or not self.sorry_server.weight
+        ):
+            yield "sorry_server: expected no checks, and a weight of 1 or more"
+
+    def checks_of(self, server: Server) -> Checks:
+        """What is tried on a server: its own checks, or the service's."""
+        return self.checks if server.checks is None else server.checks
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether any server is."""
+        return any(self.checks_of(server) for server in self.servers)
+
+    def all_checks(self) -> Iterator[tuple[int, int, Server, Check]]:
+        """Each check with the numbers of its server and of itself."""
+        for place, server in enumerate(self.servers):
+            for number, check in enumerate(self.checks_of(server)):
+                yield place, number, server, check
 
     @property
     def ip_version(self) -> int:
@@ -298,17 +334,19 @@ def check_services(services: Sequence[Service], marks: Sequence[Mark]) -> Iterab
 
 
 def _check_servers(service: Service, where: str) -> Iterable[str]:
-    endpoints = Counter((server.address, service.port_of(server)) for server in service.servers)
+    sorry = () if service.sorry_server is None else (service.sorry_server,)
+    servers = (*service.servers, *sorry)
+    endpoints = Counter((server.address, service.port_of(server)) for server in servers)
     for (address, port), count in endpoints.items():
         if count > 1:
             yield (
                 f"{where}.servers: expected each server once, but "
                 f"{address} port {port} stands there {count} times"
             )
-    methods = {service.method_of(server) for server in service.servers}
+    methods = {service.method_of(server) for server in servers}
     if service.tunnel is not None and ForwardMethod.TUNNEL not in methods:
         yield f'{where}.tunnel: expected none, because no server has the method "tun"'
-    for server in service.servers:
+    for server in servers:
         yield from _check_server(service, server, f"{where}.servers {server.address}")
 
 
@@ -329,3 +367,16 @@ def _check_server(service: Service, server: Server, where: str) -> Iterable[str]
         )
     elif server.port == 0:
         yield f"{where}.port: expected 1 to 65535, because the service has one port"
+
+
+def check_checks(service: Service, roles: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """Mistakes of a service's checks that only show when other tables are looked at.
+
+    Args:
+        service: which.
+        roles: the roles of the interfaces of each node.
+    """
+    for _, number, server, check in service.all_checks():
+        place = f"services.{service.name}.servers {server.address}.checks[{number}]"
+        for problem in check_reach(check, server.address, service.port_of(server), roles):
+            yield f"{place}.{problem}"

@@ -11,10 +11,14 @@ on as a chore of the director, between frames.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lvsha.counters import Counters
+from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.replication import SWEEP_MAX
-from lvsha.model import ConnectionRecord
-from lvsha.tally import Tally
+from lvsha.model import TEMPLATE_BIT, ConnectionRecord
+from lvsha.tally import NO_SYNC_ID, Tally
+
+_Restored = tuple[Connection, float, float]
+"""A connection, when it ends as a copy, and when it ends of its own."""
 
 
 class ConnectionStore:
@@ -47,6 +51,7 @@ class ConnectionStore:
         self._generations: dict[tuple[int, int | None], int] = {}
         self._to_sweep: dict[int, int] = {}
         self._sweeping: set[int] = set()
+        self._restored: dict[int, list[_Restored]] = {}
 
     def tally(self, sync_id: int) -> Tally:
         """The counts and sums of a sync id; always the same object."""
@@ -59,6 +64,59 @@ class ConnectionStore:
         """Enter connections, or bring them to the state that a peer has told."""
         for refusal, number in self._replication.apply(records, self._clock()).items():
             self.counters.add(f"records_refused_{refusal.value}", number)
+
+    def remaining(self) -> Iterator[list[tuple[ConnectionRecord, float]]]:
+        """All that there is, with the seconds that each has left, slice by slice."""
+        for part in self._director.registry.table.slices():
+            now = self._clock()
+            yield [
+                (connection.record(), connection.expires - now)
+                for connection in part
+                if connection.second >= 0 and not connection.is_poisoned
+            ]
+
+    def restore(self, entries: Sequence[tuple[ConnectionRecord, float]]) -> int:
+        """Enter connections that had so many seconds left; returns how many are in the table.
+
+        What belongs to a sync id lives as a copy does, until `settle_restored` says which.
+        """
+        self.apply([record for record, _ in entries])
+        table, now, restored = self._director.registry.table, self._clock(), 0
+        for (key, *_), left in entries:
+            connection = table.template(key) if key[0] >= TEMPLATE_BIT else table.find(key)
+            if connection is None:
+                continue
+            restored += 1
+            tally, ends = connection.tally, min(connection.expires, now + left)
+            if tally is None or tally.sync_id == NO_SYNC_ID:
+                connection.expires = ends
+                table.hasten(connection)
+            else:
+                waiting = self._restored.setdefault(tally.sync_id, [])
+                waiting.append((connection, connection.expires, ends))
+        return restored
+
+    def settle_restored(self, sync_id: int, *, alone: bool) -> None:
+        """This node leads now; what was restored and had no packet since has its own time.
+
+        Args:
+            sync_id: of which.
+            alone: no peer was heard. One that was may have had packets of these connections
+                since they were saved, and tells nothing of what both have, so that they go
+                on as copies.
+        """
+        restored = self._restored.pop(sync_id, None)
+        if restored is not None and alone:
+            self._director.add_chore(self._shorten(restored))
+
+    def _shorten(self, restored: Sequence[_Restored]) -> Iterator[None]:
+        table = self._director.registry.table
+        for start in range(0, len(restored), SWEEP_MAX):
+            for connection, expires, ends in restored[start : start + SWEEP_MAX]:
+                if connection.second >= 0 and connection.expires == expires:
+                    connection.expires = ends
+                    table.hasten(connection)
+            yield
 
     def forget(self, keys: Sequence[bytes]) -> None:
         """Remove what is there of these; that is reported to nobody."""

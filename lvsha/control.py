@@ -193,17 +193,20 @@ async def _line(stream: trio.SocketStream, limit: int) -> bytes:
     return bytes(data).partition(b"\n")[0]
 
 
-def ask(command: str, arguments: Mapping[str, object] | None = None) -> object:
-    """Ask the director of this network namespace.
+def ask(
+    command: str, arguments: Mapping[str, object] | None = None, *, path: Path | None = None
+) -> object:
+    """Ask the director of this network namespace, or another.
 
     Args:
         command: what.
         arguments: of the command; must become JSON.
+        path: of the control socket of another director.
 
     Raises:
         HostError: none is running, it does not answer, or it says no.
     """
-    path = socket_path()
+    path = socket_path() if path is None else path
     request: dict[str, object] = {"command": command}
     if arguments is not None:
         request["arguments"] = arguments

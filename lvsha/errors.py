@@ -17,6 +17,24 @@ class WireError(LvshaError):
     """Bytes from the network that are not what they claim to be."""
 
 
+AdvertisementFault = Literal[
+    "length", "version", "kind", "id", "count", "interval", "checksum", "authentication"
+]
+"""What can be wrong with a VRRP message, by the field that shows it."""
+
+
+class AdvertisementError(WireError):
+    """A VRRP message that must be discarded.
+
+    Attributes:
+        fault: what to count it as.
+    """
+
+    def __init__(self, fault: AdvertisementFault, text: str) -> None:
+        super().__init__(text)
+        self.fault: Final = fault
+
+
 class SyncError(LvshaError):
     """A sync datagram that cannot be understood or must not be believed."""
 

@@ -3,7 +3,7 @@
 The order: everything that the successor does not know is told; the successor is called over
 the sync link, and takes over when it has all of it; this node goes on until it hears the
 successor's advertisement, and serves frames that still come here for a while after that. At no
-time nobody holds the addresses. Virtual routers of one sync id go together.
+time nobody serves the addresses. Virtual routers of one sync id go together.
 
 A successor must have a complete copy of the connections and the same configuration. If none
 has, the handover is refused, with the reason. Forced, this node resigns with priority 0, as

@@ -5,15 +5,18 @@ address or loads a rule is made here. A node in a simulation gets a host of its 
 network that exists only in memory.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from pathlib import Path
 from typing import Protocol
 
 import structlog
 import trio
 
 from lvsha.config import Sync, VirtualRouter
+from lvsha.config_life import SavedStateTable
 from lvsha.config_tracking import Tracker
 from lvsha.control import ControlServer, Handler, lock_namespace
 from lvsha.counters import Counters
@@ -28,9 +31,18 @@ from lvsha.failover.addresses import (
     NetlinkAddresses,
     remove_leftovers,
 )
-from lvsha.failover.transport import AdvertisementTransport, MulticastTransport, own_address
+from lvsha.failover.rivals import ClaimListener, PacketClaimListener
+from lvsha.failover.transport import (
+    AdvertisementTransport,
+    RawTransport,
+    own_address,
+    split_speakers,
+)
+from lvsha.health.prober import NetworkProber, Prober
 from lvsha.programs import Outcome, check_user, run_program
+from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
+from lvsha.state_file import StateFile, StateStore
 from lvsha.sync.ipvs.daemons import Socket, open_multicast
 from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.transport import MulticastTransport as SyncMulticastTransport
@@ -51,6 +63,10 @@ class FrameForwarder(Protocol):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = ...) -> None:
         """Forward until cancelled; "started" once frames can be handled."""
+        ...
+
+    async def beat(self) -> None:
+        """Return when the loop that carries frames has had a turn."""
         ...
 
     async def network_changed(self) -> None:
@@ -83,6 +99,14 @@ class Host(Protocol):
         """A random number that no earlier run had."""
         ...
 
+    def service_manager(self) -> ServiceManager:
+        """Who has started the process."""
+        ...
+
+    def state_store(self, node: str, saved: SavedStateTable) -> StateStore | None:
+        """Where connections are kept over a restart; None for nowhere."""
+        ...
+
     def forwarder(
         self,
         director: Director,
@@ -102,9 +126,9 @@ class Host(Protocol):
         ...
 
     def advertisement_transport(
-        self, interface: str, router: VirtualRouter
+        self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> AbstractContextManager[AdvertisementTransport]:
-        """What carries VRRP advertisements."""
+        """What carries VRRP advertisements; ``virtual`` are addresses never to speak from."""
         ...
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
@@ -140,6 +164,16 @@ class Host(Protocol):
         """Let local readers have events until cancelled."""
         ...
 
+    def prober(self) -> Prober:
+        """What tries health checks."""
+        ...
+
+    def claim_listener(
+        self, interface: str, addresses: Sequence[bytes]
+    ) -> AbstractContextManager[ClaimListener]:
+        """What hears others who announce addresses of ours."""
+        ...
+
 
 class LinuxHost:
     """This machine."""
@@ -172,6 +206,18 @@ class LinuxHost:
         """From the system's random source."""
         return secrets.randbits(_EPOCH_BITS)
 
+    def service_manager(self) -> ServiceManager:
+        """What the environment names."""
+        return Systemd(os.environ)
+
+    def state_store(self, node: str, saved: SavedStateTable) -> StateStore | None:
+        """The file that is named, or one in the state directory of the unit."""
+        if saved.file is not None:
+            return StateFile(saved.file)
+        # Of several directories, with colons between, the first.
+        directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        return StateFile(Path(directory, f"connections-{node}")) if directory else None
+
     def forwarder(
         self,
         director: Director,
@@ -193,11 +239,13 @@ class LinuxHost:
         return open_multicast(daemon, index, settings)
 
     def advertisement_transport(
-        self, interface: str, router: VirtualRouter
+        self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> AbstractContextManager[AdvertisementTransport]:
         """A raw socket for protocol 112."""
-        virtual = [placed.address.ip.packed for placed in router.addresses]
-        return MulticastTransport(interface, own_address(interface, router.family, virtual))
+        if not router.peers:
+            return RawTransport(interface, own_address(interface, router.family, virtual))
+        speakers = [address.packed for address in router.peers]
+        return RawTransport(interface, *split_speakers(interface, speakers))
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """Netlink."""
@@ -233,3 +281,13 @@ class LinuxHost:
     ) -> None:
         """On the Unix socket."""
         await EventServer(events, group).run(task_status=task_status)
+
+    def prober(self) -> Prober:
+        """Sockets and processes."""
+        return NetworkProber()
+
+    def claim_listener(
+        self, interface: str, addresses: Sequence[bytes]
+    ) -> AbstractContextManager[ClaimListener]:
+        """A packet socket with a filter."""
+        return closing(PacketClaimListener(interface, addresses))

@@ -59,6 +59,15 @@ def link_local_ipv6(interface: str, excluding: Collection[bytes] = ()) -> bytes:
     )
 
 
+def addresses(interface: str, family: int) -> list[bytes]:
+    """All addresses of an interface in a family, 4 or 6.
+
+    Raises:
+        HostError: no such interface.
+    """
+    return _addresses(interface, netifaces.AF_INET if family == 4 else netifaces.AF_INET6)
+
+
 def mac_address(interface: str) -> bytes:
     """The six bytes of the Ethernet address of an interface.
 

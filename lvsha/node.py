@@ -11,8 +11,10 @@ Forwarding, sync and failover do not know of each other. They meet here:
   director.
 * A node may displace a master of lower priority only while its copy of the connection
   table is complete.
-* Trackers change priorities and mean FAULT, and routers of a group follow each other
-  (`lvsha.node_tracking`).
+* What the health checks find becomes weights of the director's servers.
+* Trackers change priorities and mean FAULT, routers of a group follow each other
+  (`lvsha.node_tracking`), and a loop that does not forward any more means FAULT for all
+  (`lvsha.vigil`).
 
 One nursery holds everything. A part that fails takes the node down, and the peer takes
 over.
@@ -35,13 +37,18 @@ from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
-from lvsha.failover.speaker import RouterStateChanged, Speaker
+from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
 from lvsha.handover import Handover
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
+from lvsha.node_health import NodeHealth
+from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.node_tracking import NodeTracking
+from lvsha.recorder import Recorder
 from lvsha.sync_daemons import SyncDaemons
+from lvsha.takeover import Takeover
+from lvsha.vigil import Vigil
 
 TRANSITION: Final = 2.0
 """Seconds after a change of master in which frames may still come to the old one, which
@@ -79,13 +86,26 @@ class Node:
             trio.current_time,
             mark_sync_ids(pair),
         )
+        self._state = NodeState(
+            name, pair.saved_state, self._store, host.state_store(name, pair.saved_state)
+        )
         self.sync = NodeSync(pair, name, self.director, self._store, host, self._take_over)
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
         self.tracking = NodeTracking(pair, name, self.director, host)
+        self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
+        self.sync.may_be_away = self.health.may_be_away
+        self.vigil = Vigil(
+            self._forwarder.beat,
+            host.service_manager(),
+            self._stale_after(),
+            lambda: self.tracking.declare(self.vigil.fault),
+        )
+        self._recorder = Recorder(name)
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
+        self._takeovers: dict[str, Takeover] = {}
         self._masters: set[str] = set()
         self._handover = Handover(
             self._routers,
@@ -138,8 +158,10 @@ class Node:
         with ExitStack() as resources:
             resources.enter_context(self._host.exclusive())
             await self.clean()
+            await self._state.restore()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._host.serve_control, self._commands())
+                await self.health.start(nursery)
                 await nursery.start(self._forwarder.run)
                 await self.sync.start(nursery, resources)
                 await self.tracking.start(nursery, self._forwarder)
@@ -147,13 +169,18 @@ class Node:
                 await self.tracking.settle(stop)
                 await self._start_speakers(nursery, resources)
                 nursery.start_soon(self._watch_readiness)
+                nursery.start_soon(self.vigil.watch, self._line)
+                nursery.start_soon(self._state.save_often)
+                self.vigil.ready()
                 _log.info("director started", node=self.name, version=lvsha.__version__)
                 await stop.wait()
+                self.vigil.stopping()
                 await self._hand_over()
                 await self.tracking.finish()
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await self.clean()
+        await self._state.save()
         connections = len(self.director.registry.table)
         _log.info("director stopped", connections=connections, drops=self._drops())
 
@@ -167,11 +194,16 @@ class Node:
         )
         return {
             "status": self.status,
+            "why": self._why,
             "handover": Lasting(self._handover.command),
             **administration.commands(),
         }
 
     def _services_changed(self) -> None:
+        self._servers_changed()
+        self.health.services_changed()
+
+    def _servers_changed(self) -> None:
         self._forwarder.services_changed()
         self.sync.services_changed()
 
@@ -202,7 +234,9 @@ class Node:
         nursery.start_soon(self._follow_elections, receiver)
         for router in self.pair.virtual_routers:
             transport = resources.enter_context(
-                self._host.advertisement_transport(self._own.interfaces[router.interface], router)
+                self._host.advertisement_transport(
+                    self._own.interfaces[router.interface], router, self._all_virtual()
+                )
             )
             election = Election(
                 vrid=router.vrid,
@@ -210,11 +244,16 @@ class Node:
                 interval=router.advert_interval,
                 preempt=router.preempt,
                 address=transport.source,
+                version=router.version,
+                preempt_delay=router.preempt_delay,
+                startup_delay=router.startup_delay,
             )
             speaker = Speaker(
                 election,
                 transport,
-                self._host.addresses(self._interface_addresses(router)),
+                self._recorder.addresses(
+                    router.name, self._host.addresses(self._interface_addresses(router))
+                ),
                 sender,
                 name=router.name,
                 virtual_addresses=[
@@ -222,14 +261,29 @@ class Node:
                     for placed in router.addresses
                     if placed.interface == router.interface
                 ],
-                pseudo_header=router.checksum == "keepalived",
+                pseudo_header=PSEUDO_HEADERS[router.checksum],
+                hop_limit_min=router.hop_limit_min,
                 on_change=self.tracking.state_changed,
             )
             self._speakers[router.name] = speaker
             self.tracking.adopt(router.name, speaker)
+            self._takeovers[router.name] = takeover = self._takeover(speaker, router, resources)
+            nursery.start_soon(takeover.run)
             if not self.sync.is_on:
                 speaker.permit_preemption(permitted=True)
             await nursery.start(speaker.run)
+
+    def _takeover(self, speaker: Speaker, router: VirtualRouter, resources: ExitStack) -> Takeover:
+        """What sees a takeover through, with its ears on every interface of the addresses."""
+        on: dict[str, list[bytes]] = {}
+        for one in self._interface_addresses(router):
+            on.setdefault(one.interface, []).append(one.address.ip.packed)
+        listeners = [
+            resources.enter_context(self._host.claim_listener(interface, addresses))
+            for interface, addresses in on.items()
+        ]
+        addresses = self._virtual(router.name)
+        return Takeover(speaker, addresses, self.director, listeners, self._recorder)
 
     async def _hand_over(self) -> None:
         """Leave all addresses to others, and serve who has not noticed for a while longer."""
@@ -271,6 +325,9 @@ class Node:
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
 
+    def _all_virtual(self) -> frozenset[bytes]:
+        return frozenset().union(*map(self._virtual, self._routers))
+
     def _back_up(self) -> None:
         """Say for which addresses another node is the master (``backup_only``)."""
         backup_of = {
@@ -289,6 +346,7 @@ class Node:
     ) -> None:
         async with trio.open_nursery() as nursery:
             async for change in changes:
+                self._recorder.changed(change, self._speakers[change.router].election)
                 if VrrpState.MASTER not in {change.old, change.new}:
                     continue
                 if change.new is VrrpState.MASTER:
@@ -301,7 +359,14 @@ class Node:
         self._masters.add(router)
         self._hold(router, held=True, in_transition=True)
         self._back_up()
-        self.sync.lead(self._routers[router].sync_id)
+        self._takeovers[router].begin()
+        sync_id = self._routers[router].sync_id
+        self._recorder.carried(
+            router, self._store.tally(sync_id), complete=self.sync.complete(sync_id)
+        )
+        alone = self._speakers[router].election.peer is None
+        self._store.settle_restored(sync_id, alone=alone)
+        self.sync.lead(sync_id)
 
     def _take_over(self, sync_id: int) -> None:
         """The master of a sync id wants this node to be it, and this node has all that it has."""
@@ -312,11 +377,13 @@ class Node:
     async def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
         self._masters.discard(router)
+        self._takeovers[router].end()
         self._handover.left()
         # After a stall the peer has been master for long; what comes here now is a stray.
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)
         await self._tell_everything(router)
+        self._recorder.told(router, self._store.tally(sync_id))
         self.sync.follow(sync_id, stalled=stalled)
 
     async def _settle(self, change: RouterStateChanged) -> None:
@@ -350,6 +417,14 @@ class Node:
 
     # Observation
 
+    def _line(self) -> str:
+        """What this node is, for the service manager."""
+        states = [f"{s.name} {s.election.state.name}" for s in self._speakers.values()]
+        return f"{', '.join(states) or 'no virtual router'}; services: {len(self.pair.services)}"
+
+    def _why(self) -> dict[str, object]:
+        return self._recorder.export(self._speakers.values(), self.vigil)
+
     def status(self) -> dict[str, object]:
         """Everything ``lvsha status`` shows, as JSON-able values."""
         director = self.director
@@ -374,17 +449,24 @@ class Node:
                     "tell": str(service.policy.tell),
                     "unknown": service.policy.unknown.value,
                     "at_risk": service.at_risk,
-                    "servers": [_server_status(server) for server in service.servers],
+                    "health": self.health.status(service),
+                    "servers": self.health.annotated(
+                        service, [_server_status(server) for server in service.servers]
+                    ),
                 }
                 for service in director.services
             },
             "connections": len(director.registry.table),
+            "life": self.vigil.status(),
+            "takeovers": {name: one.status() for name, one in self._takeovers.items()},
             "drops": self._drops(),
             "surprises": self._forwarder.surprises.status(),
             "counters": {
                 "forwarder": self._forwarder.counters.snapshot(),
                 "records": self._store.counters.snapshot(),
+                "state": self._state.counters.snapshot(),
                 "sync": self.sync.counters(),
+                "health": self.health.counted(),
             },
         }
 

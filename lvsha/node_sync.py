@@ -7,13 +7,14 @@ has them. Daemons can be started beside either while the node runs, as ``ipvsadm
 
 What the nodes compare of their configurations is the pair file and, beside it, the services
 as they run: a service that was changed on one node alone would be missed at a takeover. Not
-compared are weights, which each node may set by what its own checks say.
+compared are weights, which each node may set by what its own checks say, and whether servers
+are listed that these checks add and remove.
 """
 
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Final, Protocol, assert_never
@@ -92,6 +93,7 @@ class NodeSync:
     Attributes:
         replicas: one for each virtual router, with lvsha's own format.
         daemons: those that speak the kernel's.
+        may_be_away: the servers of a service that are not compared.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class NodeSync:
         self.replicas: list[Replica] = []
         self._courier: Courier | None = None
         self.daemons = make_daemons(pair, name, director, store, host.open_sync_socket)
+        self.may_be_away: Callable[[VirtualService], Collection[tuple[bytes, int]]] = lambda _: ()
         self._services_changed = trio.Event()
         self._running: dict[str, bytes] = {}
 
@@ -145,7 +148,7 @@ class NodeSync:
         transport = resources.enter_context(
             self._host.sync_transport(self._pair.nodes[self._name].interfaces[sync.interface], sync)
         )
-        self._running = await _digests(self._director.services)
+        self._running = await self._digests()
         digest, digests = self._configuration()
         self.replicas = [
             Replica(
@@ -234,8 +237,18 @@ class NodeSync:
             await self._services_changed.wait()
             await trio.sleep(SETTLE)
             self._services_changed = trio.Event()
-            self._running = await _digests(self._director.services)
+            self._running = await self._digests()
             courier.configure(*self._configuration())
+
+    async def _digests(self) -> dict[str, bytes]:
+        """A digest of every service as it runs; other tasks have their turn meanwhile."""
+        digests: dict[str, bytes] = {}
+        for number, service in enumerate(list(self._director.services), 1):
+            away = self.may_be_away(service)
+            digests[f"running.{service.name}"] = _digest(_described(service, away))
+            if not number % SERVICES_IN_ONE_GO:
+                await trio.lowlevel.checkpoint()
+        return digests
 
     async def _report(self, events: trio.MemoryReceiveChannel[SyncEvent]) -> None:
         async for event in events:
@@ -286,21 +299,12 @@ async def _watch_keys(seal: Seal, key_file: KeyFile) -> None:
             _log.info("the keys of the sync link have changed", accepted=len(keys))
 
 
-async def _digests(services: Iterable[VirtualService]) -> dict[str, bytes]:
-    """A digest of every service as it runs; other tasks have their turn meanwhile."""
-    digests: dict[str, bytes] = {}
-    for number, service in enumerate(list(services), 1):
-        digests[f"running.{service.name}"] = _digest(_described(service))
-        if not number % SERVICES_IN_ONE_GO:
-            await trio.lowlevel.checkpoint()
-    return digests
-
-
-def _described(service: VirtualService) -> object:
+def _described(service: VirtualService, away: Collection[tuple[bytes, int]]) -> object:
     """What two nodes must agree on of a service, as JSON values."""
     servers = [
         (str(server), server.method.name, server.upper, server.lower, asdict(server.tunnel))
         for server in service.servers
+        if (server.address, server.port) not in away
     ]
     options = service.options
     return [

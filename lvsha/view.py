@@ -12,7 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 _STYLES: Final = {"MASTER": "bold green", "BACKUP": "cyan", "FAULT": "bold red", "INIT": "dim"}
+_OPINIONS: Final = {"up": "green", "down": "bold red"}
 _DASH: Final = "-"
+REFUSED_LATELY: Final = 60.0
+"""Seconds for which a VRRP message that was refused is news."""
 
 
 def show_status(status: object, console: Console) -> None:
@@ -28,6 +31,8 @@ def show_status(status: object, console: Console) -> None:
     routers = _items(_get(status, "routers"))
     if routers:
         console.print(_routers(routers))
+        for line in _refusals(routers):
+            console.print(Text(line, style="yellow"))
     trackers = _items(_get(_get(status, "tracking"), "trackers"))
     if trackers:
         console.print(_trackers(trackers))
@@ -118,11 +123,35 @@ def _trackers(trackers: list[tuple[str, object]]) -> Table:
     return table
 
 
+def _refusals(routers: list[tuple[str, object]]) -> list[str]:
+    """Whose VRRP messages are being refused, and why."""
+    lines = []
+    for name, router in routers:
+        last = _get(router, "last_refused")
+        ago = _get(last, "heard_seconds_ago")
+        if not isinstance(ago, int | float) or ago > REFUSED_LATELY:
+            continue
+        details = [
+            f"{key} {value}"
+            for key, value in _items(last)
+            if key not in {"cause", "address", "heard_seconds_ago"}
+        ]
+        why = f" ({', '.join(details)})" if details else ""
+        lines.append(
+            f"{name}: messages of {_text(last, 'address')} are refused for their "
+            f"{_text(last, 'cause').replace('_', ' ')}{why}, {_seconds(ago)} ago"
+        )
+    return lines
+
+
 def _services(services: list[tuple[str, object]]) -> Table:
     columns = ("service", "at risk", "server", "method", "weight", "active", "inactive", "opened")
-    table = _table(*columns)
+    checked = any(_get(service, "health") is not None for _, service in services)
+    table = _table(*columns, *(("health",) if checked else ()))
     for name, service in services:
         title = f"{_service(name, service)} {_text(service, 'scheduler')}"
+        quorum = _text(_get(service, "health"), "quorum")
+        title += f", quorum {quorum}" if quorum in {"lost", "unknown"} else ""
         own = (title, _text(service, "at_risk"))
         servers = _get(service, "servers")
         for server in servers if isinstance(servers, list) and servers else [None]:
@@ -133,9 +162,19 @@ def _services(services: list[tuple[str, object]]) -> Table:
                     _text(server, key)
                     for key in ("address", "method", "weight", "active", "inactive", "connections")
                 ),
+                *((_health(_get(server, "health")),) if checked else ()),
             )
             own = ("", "")
     return table
+
+
+def _health(health: object) -> Text:
+    """What the checks of a server say; a dash for one without checks."""
+    opinion = _text(health, "opinion")
+    if health is None:
+        return Text(opinion)
+    text = f"{opinion} for {_seconds(_get(health, 'since_seconds'))}: {_text(health, 'reason')}"
+    return Text(text, style=_OPINIONS.get(opinion, ""))
 
 
 def _service(name: str, service: object) -> str:

@@ -166,7 +166,11 @@ MESSAGES: Final[dict[str, list[tuple[Message, int]]]] = {
         (Sums(_east(14), 71, tuple(TALLY.sums[71:74])), LEVEL),
     ],
     "Progress": [(Progress(_WEST, "east", 5, 14), LEVEL)],
-    "A handover": [(Handover(_east(14), "west", 6), LEVEL)],
+    "A handover": [
+        (Handover(_east(14), "west", 6), LEVEL),
+        (Handover(_WEST, "east", 5, 258), LEVEL),
+        (Handover(_east(14), "west", 6, 258), LEVEL),
+    ],
     "A question and its answer": [
         (Question(_east(14), (ENDED, WEB.key)), LEVEL),
         (Answer(_WEST, "east", [WEB], (ENDED,)), LEVEL),

@@ -164,7 +164,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         st.booleans(),
     ),
     st.builds(Progress, ORIGINS, NAMES, UINT64, UINT64),
-    st.builds(Handover, ORIGINS, NAMES, UINT64),
+    st.builds(Handover, ORIGINS, NAMES, UINT64, UINT64),
     st.builds(Question, ORIGINS, st.lists(keys(), max_size=32).map(tuple)),
     st.builds(
         Answer,

@@ -84,8 +84,9 @@ do
   add(ProtoField.bytes, "digest", "Digest of the configuration")
   add(ProtoField.string, "leader", "Leader")
   add(u64, "leader_epoch", "Leader's epoch")
-  add(ProtoField.string, "successor", "Successor")
-  add(u64, "successor_epoch", "Successor's epoch")
+  add(ProtoField.string, "node", "Node")
+  add(u64, "node_epoch", "Node's epoch")
+  add(u64, "moment", "Moment")
   add(u8, "state", "State", base.DEC, PEER_STATES)
   add(u64, "position", "Position")
   add(ProtoField.bool, "complete", "Complete")
@@ -737,10 +738,11 @@ local READERS = {
   [7] = { 4, 4, configuration },
   [8] = { 3, 3, gap_request },
   [9] = { 2, 3, sums },
-  [10] = { 2, 2, function(tvb, tree, body)
-    local successor = add_name(tvb, tree, f["successor"], body[7])
-    add_integer(tvb, tree, f["successor_epoch"], body[8])
-    return "calls " .. successor
+  [10] = { 3, 3, function(tvb, tree, body)
+    local node = add_name(tvb, tree, f["node"], body[7])
+    add_integer(tvb, tree, f["node_epoch"], body[8])
+    add_integer(tvb, tree, f["moment"], body[9])
+    return "to " .. node
   end },
   [12] = { 3, 3, function(tvb, tree, body)
     local records = add_groups(tvb, tree, body[7])

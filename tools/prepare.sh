@@ -3,7 +3,7 @@
 #
 #   tools/prepare.sh run     what `lvsha` and its drill need
 #   tools/prepare.sh test    that, and what the test suite, the linters and the bench need
-#   tools/prepare.sh interop that, and what a guest with a kernel of its own needs
+#   tools/prepare.sh interop that, keepalived, and what a guest with a kernel of its own needs
 #
 # As root on Debian it installs missing packages with apt-get. Otherwise it says in one
 # sentence which are missing. Nothing is written outside .venv but by apt-get.
@@ -25,7 +25,8 @@ if [ "$purpose" != run ]; then
     optional="keepalived:keepalived sysctl:procps ethtool:ethtool"
 fi
 if [ "$purpose" = interop ]; then
-    optional="$optional linux.uml:user-mode-linux ipvsadm:ipvsadm modprobe:kmod"
+    programs="$programs keepalived:keepalived sysctl:procps"
+    optional="ethtool:ethtool linux.uml:user-mode-linux ipvsadm:ipvsadm modprobe:kmod"
 fi
 
 say() {
@@ -91,13 +92,18 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
         give_up "apt-get could not install: $needed"
     fi
     # shellcheck disable=SC2086
-    if [ -n "$wanted" ] && install_packages $wanted; then
-        # Debian enables the daemon when it installs it. It would start only with a
-        # configuration of its own, but a test suite should not leave one enabled at all.
+    if [ -n "$wanted" ]; then
+        install_packages $wanted || say "going on without: $wanted"
+    fi
+    # Debian enables the daemon when it installs it. It would start only with a
+    # configuration of its own, but a test suite should not leave one enabled at all.
+    case " $needed$wanted" in
+    *" keepalived "*)
         if [ -d /run/systemd/system ]; then
             systemctl --quiet disable --now keepalived || true
         fi
-    fi
+        ;;
+    esac
 elif [ -n "$needed" ]; then
     give_up "these packages are missing; install them as root with: apt-get install ${needed% }"
 fi

@@ -43,6 +43,7 @@ from lvsha.datapath.guard import Guard
 from lvsha.datapath.host_link import HostLink
 from lvsha.datapath.memory import available_pages
 from lvsha.datapath.network import HOST, NetworkChange, Outgoing
+from lvsha.datapath.pulse import Pulse
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.reassembly import Reassembled
 from lvsha.datapath.rules import HOST_INTERFACE
@@ -114,6 +115,7 @@ class Forwarder:
             director, self._interfaces, self._host_link, self.counters, self._set_filters
         )
         self._epoll = select.epoll()
+        self._pulse = Pulse()
         self._frame = Frame()
         self._receivers: dict[int, Tap] = {}
         self._senders: dict[int, Tap] = {}
@@ -140,6 +142,8 @@ class Forwarder:
         try:
             await self._mirror()
             await self._guard.open()
+            self._pulse.open()
+            self._epoll.register(self._pulse, select.EPOLLIN)
             with short_pauses() as collector:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._follow)
@@ -156,6 +160,7 @@ class Forwarder:
             self._watcher.close()
             self._guard.close()
             self._epoll.close()
+            self._pulse.close()
             self._host_link.close()
             for tap in (*self._receivers.values(), *self._senders.values()):
                 tap.close()
@@ -167,6 +172,10 @@ class Forwarder:
     async def settled(self) -> None:
         """Wait until all changes of services so far are in force on the host."""
         await self._guard.settled()
+
+    async def beat(self) -> None:
+        """Return when the loop that carries frames has had a turn."""
+        await self._pulse.beat()
 
     async def network_changed(self) -> None:
         """Wait until links, addresses, routes or neighbours of the host change."""
@@ -301,11 +310,13 @@ class Forwarder:
             self._note_alive(now)
             surprises = self._surprises
             taps = {tap.socket.fileno(): tap for tap in self._receivers.values()}
-            host = self._host_link.fileno()
+            host, pulse = self._host_link.fileno(), self._pulse.fileno()
             while now < began_at + TURN and (ready := poll(LINGER)):
                 for number, _ in ready:
                     if number == host:
                         self._drain_host(now)
+                    elif number == pulse:
+                        self._pulse.answer()
                     elif self._guard.pending:
                         self._drain(taps[number], now, self._decide_with_care)
                     else:

@@ -15,7 +15,7 @@ from lvsha.errors import ConfigError
 
 Method = Literal["nat", "dr", "tun"]
 Family = Literal[4, 6]
-Failure = Literal["crash", "handover", "stop", "hang", "link", "return"]
+Failure = Literal["crash", "both", "handover", "stop", "hang", "link", "sync", "return"]
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FAMILIES: Final[tuple[Family, ...]] = get_args(Family)

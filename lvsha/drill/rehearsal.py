@@ -55,6 +55,9 @@ ACT_TITLES: Final = {
     "back": "{node} is handed its place again",
     "stop": "{node} is stopped cleanly (SIGTERM)",
     "hang": "{node} hangs (SIGSTOP)",
+    "other": "{node} is killed, too (SIGKILL)",
+    "sync": "the cable of {node} to the sync network is pulled",
+    "replug": "the cable of {node} to the sync network is plugged in again",
     "link": "the outside cable of {node} is pulled",
     "return": "{node} comes back with the higher priority",
     "wake": "{node} wakes up (SIGCONT)",
@@ -287,35 +290,48 @@ class Rehearsal:
         first = self._directors[FIRST]
         name = self._options.failure
         if name == "return":
-            return [await self._act(client, "return", FIRST, self._start_again)]
+            return [await self._act(client, "return", first, FIRST, self._start_again)]
         deeds: dict[str, tuple[Callable[[Director], Awaitable[None]], str]] = {
             "crash": (self._kill, "return"),
+            "both": (self._kill, "return"),
             "handover": (self._hand_over, "back"),
             "stop": (self._stop, "return"),
             "hang": (self._hang, "wake"),
             "link": (self._pull, "plug"),
+            "sync": (self._pull_sync, "replug"),
         }
         deed, sequel = deeds[name]
-        acts = [await self._act(client, name, SECOND, deed)]
-        if self._options.then_return:
+        title, heir = ("crash" if name == "both" else name), (FIRST if name == "sync" else SECOND)
+        acts = [await self._act(client, title, first, heir, deed)]
+        if self._options.then_return or name == "both":
             undo = {
                 "return": self._start_again,
                 "back": self._hand_back,
                 "wake": self._wake,
                 "plug": self._plug,
+                "replug": self._plug_sync,
             }[sequel]
-            acts.append(await self._act(client, sequel, FIRST, undo))
+            acts.append(await self._act(client, sequel, first, FIRST, undo))
         elif first.stopped:
             await self._wake(first)
+        if name == "both":
+            # The one that has come back has its connections from the other, which goes now.
+            second = self._directors[SECOND]
+            acts.append(await self._act(client, "other", second, FIRST, self._kill))
         return acts
 
     async def _act(
-        self, client: _Client, name: str, heir: str, deed: Callable[[Director], Awaitable[None]]
+        self,
+        client: _Client,
+        name: str,
+        director: Director,
+        heir: str,
+        deed: Callable[[Director], Awaitable[None]],
     ) -> Act:
-        """Do something to the first director and watch until the effect is over."""
-        self._observer.begin(ACT_TITLES[name].format(node=FIRST))
+        """Do something to a director and watch until the effect is over."""
+        self._observer.begin(ACT_TITLES[name].format(node=director.name))
         at = time.monotonic()
-        await deed(self._directors[FIRST])
+        await deed(director)
         deadline = at + ROLES_TIME_MAX
         while self._state(heir) != "MASTER" and time.monotonic() < deadline:
             await self._watch_for(POLL)
@@ -324,7 +340,7 @@ class Rehearsal:
         await client.tell("use-idle", self._patience + STOP_TIME_MAX)
         until = time.monotonic()
         self._observer.end(f"{heir} is MASTER" if took_over else f"{heir} did not become MASTER")
-        return Act(name, FIRST, heir, at, until)
+        return Act(name, director.name, heir, at, until)
 
     async def _kill(self, director: Director) -> None:
         director.expected = False
@@ -370,6 +386,12 @@ class Rehearsal:
     async def _wake(self, director: Director) -> None:
         director.signal(signal.SIGCONT)
         director.stopped = False
+
+    async def _pull_sync(self, director: Director) -> None:
+        laboratory.pull_cable("sync", director.name)
+
+    async def _plug_sync(self, director: Director) -> None:
+        laboratory.plug_cable("sync", director.name)
 
     async def _pull(self, director: Director) -> None:
         laboratory.pull_cable("outside", director.name)

@@ -271,7 +271,10 @@ def two_masters(states: Sequence[StateSeen], ended_at: float) -> Iterable[tuple[
 
 
 def _takeover(states: Sequence[StateSeen], act: Act) -> float | None:
-    """How long after the act's moment its heir said that it is MASTER."""
+    """How long after the act's moment its heir said that it is MASTER; 0 if it was already."""
+    before = [seen.state for seen in states if seen.at < act.at and seen.node == act.heir]
+    if before[-1:] == [MASTER]:
+        return 0.0
     for seen in states:
         if act.at <= seen.at < act.until and seen.node == act.heir and seen.state == MASTER:
             return seen.at - act.at

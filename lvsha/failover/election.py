@@ -1,9 +1,9 @@
 """Decide which director holds the addresses of one virtual router.
 
-This is the VRRPv3 state machine of RFC 9568, section 6.4, with the state FAULT that
-keepalived adds, and nothing else. It opens no socket, reads no clock and draws no random
-number: every method takes the current time and returns the actions that the caller must
-carry out, in that order.
+This is the VRRP state machine of RFC 9568, section 6.4, with the state FAULT that
+keepalived adds, and nothing else. Version 2 (RFC 3768) is the same machine with another
+skew. It opens no socket, reads no clock and draws no random number: every method takes the
+current time and returns the actions that the caller must carry out, in that order.
 
 What always holds, whatever a peer sends:
 
@@ -19,7 +19,13 @@ Beyond the RFC:
 
 * A returning node takes the addresses from a master of lower priority only while that is
   permitted, which is when its copy of the connection table is complete. Otherwise it is a
-  backup as with preemption off. Where there is no master it always takes over.
+  backup as with preemption off. Where there is no master it always takes over. With
+  ``preempt_delay`` it also lets that master go on for so long since it heard it first.
+* With ``startup_delay`` a node is no more than a backup for so long after its start, even
+  where there is no master: the links of a machine that boots may carry nothing yet.
+* The owner (priority 255) starts as MASTER only where it may preempt at once; otherwise it
+  is a backup as others are. That it preempts whatever ``preempt`` says is the RFC's. Two
+  owners settle by their addresses, as any equal priorities do (erratum 8298).
 * Addresses are announced again after a takeover and from time to time, because switches
   and neighbours forget, and after another master was heard.
 * A master that is told to hands over to a backup of its choice, whatever the priorities: it
@@ -36,12 +42,23 @@ the suffix ``_cs``.
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from lvsha.counters import Counters
+from lvsha.failover.actions import (
+    REASONS,
+    AcquireAddresses,
+    Action,
+    Actions,
+    Advertise,
+    AnnounceAddresses,
+    ReleaseAddresses,
+    StateChanged,
+)
+from lvsha.failover.heard import Gap, Peer
 from lvsha.model import VrrpState
-from lvsha.wire.vrrp import PRIORITY_OWNER, PRIORITY_RESIGN, Advertisement
+from lvsha.wire import vrrp2
+from lvsha.wire.vrrp import PRIORITY_OWNER, PRIORITY_RESIGN, VERSION, Advertisement
 
 # A neighbour that missed the first announcement gets another when its own link has settled
 # (1 s) and one that follows the moment when a dead master's kernel lets go of the addresses
@@ -58,72 +75,15 @@ DOWN_ADVERTISEMENTS: Final = 3
 # virtual routers that move together; who is heard of for this much longer is alive.
 COMPANION_INTERVALS: Final = 2
 
+# Version 2 counts the skew in 256ths of a second whatever the interval (RFC 3768, section 6.1).
+_SKEW_UNIT_OF_VERSION_2: Final = 1.0
+
+# An advertisement that comes after more than so many intervals is late, or another was lost.
+LATE: Final = 1.5
+GAPS_MAX: Final = 64
+
 # A successor takes over within milliseconds; its advertisement may be lost a few times.
 HAND_OVER_TIME: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Advertise:
-    """Send an advertisement with this priority; 0 resigns."""
-
-    priority: int
-
-
-@dataclass(frozen=True, slots=True)
-class AcquireAddresses:
-    """Put the virtual addresses on their interfaces."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseAddresses:
-    """Take the virtual addresses off their interfaces."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnnounceAddresses:
-    """Send gratuitous ARP or unsolicited neighbour advertisements now."""
-
-
-@dataclass(frozen=True, slots=True)
-class StateChanged:
-    """The state is another; ``reason`` is a word of `REASONS`, or says what the fault is."""
-
-    old: VrrpState
-    new: VrrpState
-    reason: str
-
-
-Action = Advertise | AcquireAddresses | ReleaseAddresses | AnnounceAddresses | StateChanged
-Actions = tuple[Action, ...]
-
-REASONS: Final = frozenset(
-    {
-        "started",
-        "stopped",
-        "master_silent",
-        "master_resigned",
-        "preempted_lower_priority",
-        "higher_priority_heard",
-        "greater_address_heard",
-        "handed_over",
-        "stalled",
-        "fault",
-        "recovered",
-        "group_took_over",
-        "group_gave_way",
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The router that was heard last, and when."""
-
-    address: bytes
-    priority: int
-    interval_cs: int
-    pseudo_header: bool
-    heard_at: float
 
 
 class Election:
@@ -132,9 +92,11 @@ class Election:
     Attributes:
         state: what this node is.
         deadline: when to call `expire`; None for never.
-        priority: of this node, 1 to 254.
+        version: of the protocol, 2 or 3.
+        priority: of this node, 1 to 255.
         since: when the state was entered.
         peer: who was heard last; None before that.
+        gaps: the last advertisements that came late, at most `GAPS_MAX`.
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
         companions: the virtual routers of this node that move together with this one.
@@ -145,29 +107,46 @@ class Election:
     """
 
     def __init__(
-        self, *, vrid: int, priority: int, interval: float, preempt: bool, address: bytes
+        self,
+        *,
+        vrid: int,
+        priority: int,
+        interval: float,
+        preempt: bool,
+        address: bytes,
+        version: int = VERSION,
+        preempt_delay: float = 0.0,
+        startup_delay: float = 0.0,
     ) -> None:
         """Describe a router; nothing happens before `start`.
 
         Args:
             vrid: the number of the virtual router.
-            priority: 1 to 254; the owner's 255 is not supported.
+            priority: 1 to 255, which is the owner's.
             interval: between own advertisements.
             preempt: whether a master of lower priority may be displaced at all.
             address: the own primary address, which decides between equal priorities
                 (RFC 9568, section 6.4.3).
+            version: of the protocol, which tells the skew.
+            preempt_delay: how long a master of lower priority is let go on.
+            startup_delay: how long nothing is taken after `start`.
         """
         assert 1 <= vrid <= 255
-        assert PRIORITY_RESIGN < priority < PRIORITY_OWNER
+        assert PRIORITY_RESIGN < priority <= PRIORITY_OWNER
         assert interval > 0
+        assert version in {vrrp2.VERSION, VERSION}
         self.vrid = vrid
+        self.version = version
         self.priority = priority
         self.interval = interval
-        self.preempt = preempt
+        self.preempt = preempt or priority == PRIORITY_OWNER
+        self.preempt_delay = preempt_delay
+        self.startup_delay = startup_delay
         self.address = address
         self.state = VrrpState.INIT
         self.since: float | None = None
         self.peer: Peer | None = None
+        self.gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
         self.fault_reason: str | None = None
         self.preemption_permitted = False
         self.companions: Sequence[Election] = ()
@@ -175,11 +154,14 @@ class Election:
         self.transitions = Counters()
         self.counters = Counters()
         self._started = False
-        # BACKUP: the timer, how it will be explained, and the rate of the master.
+        self._quiet_until = -math.inf
+        # BACKUP: the timer, how it will be explained, the rate of the master, and when one
+        # of lower priority was heard last, and first.
         self._down_at = math.inf
         self._down_reason = "master_silent"
         self._master_interval = interval
         self._yielded_at = -math.inf
+        self._yields_since = math.inf
         # MASTER: until when a backup that was chosen may displace it, and until when one that
         # was chosen does not yield to the master before it.
         self._handing_over_until = -math.inf
@@ -199,14 +181,15 @@ class Election:
             case VrrpState.INIT | VrrpState.FAULT:
                 return None
             case VrrpState.BACKUP:
-                return self._down_at
+                return max(self._down_at, self._quiet_until)
             case VrrpState.MASTER:
                 return min(self._advertise_at, self._announce_at[0])
 
     @property
     def skew(self) -> float:
         """Skew_Time: the lower the priority, the later (RFC 9568, section 6.1)."""
-        return (256 - self.priority) * self._master_interval / 256
+        unit = self._master_interval if self.version == VERSION else _SKEW_UNIT_OF_VERSION_2
+        return (256 - self.priority) * unit / 256
 
     @property
     def down_interval(self) -> float:
@@ -214,12 +197,13 @@ class Election:
         return DOWN_ADVERTISEMENTS * self._master_interval + self.skew
 
     def start(self, now: float) -> Actions:
-        """Begin to take part, as a backup that listens first (section 6.4.1)."""
+        """Begin to take part; all but the owner listen first (section 6.4.1)."""
         assert not self._started
         self._started = True
+        self._quiet_until = now + self.startup_delay
         if self.state is VrrpState.FAULT:
             return ()
-        return self._become_backup(now, "started")
+        return self._begin(now, "started")
 
     def receive(self, advertisement: Advertisement, source: bytes, now: float) -> Actions:
         """Take notice of an advertisement for this virtual router.
@@ -254,7 +238,7 @@ class Election:
             case VrrpState.INIT | VrrpState.FAULT:
                 return stalled
             case VrrpState.BACKUP:
-                if now < self._down_at:
+                if now < max(self._down_at, self._quiet_until):
                     return stalled
                 if self._companions_obey(now):
                     self.counters.add("stood_back_for_the_group")
@@ -287,13 +271,13 @@ class Election:
         return stalled + self._leave(VrrpState.FAULT, "fault", now, detail=reason)
 
     def recover(self, now: float) -> Actions:
-        """The fault is over: listen as a backup, as after `start`."""
+        """The fault is over: go on as after `start`."""
         stalled = self._give_way_after_stall(now)
         if self.state is not VrrpState.FAULT:
             return stalled
         self.fault_reason = None
         if self._started:
-            return self._become_backup(now, "recovered")
+            return self._begin(now, "recovered")
         return self._enter(VrrpState.INIT, "recovered", now)
 
     def hand_over(self, now: float) -> Actions:
@@ -419,6 +403,11 @@ class Election:
         return not displaces and peer.heard_at > max(since, now - self.down_interval)
 
     def _note(self, advertisement: Advertisement, source: bytes, now: float) -> None:
+        before = self.peer
+        if before is not None and before.address == source:
+            interval, seconds = before.interval_cs / 100, now - before.heard_at
+            if seconds > LATE * interval:
+                self.gaps.append(Gap(now, seconds, interval))
         self.peer = Peer(
             source,
             advertisement.priority,
@@ -436,11 +425,14 @@ class Election:
         displaces = self.preempt and not self.stepped_aside
         if advertisement.priority < self.priority and displaces:
             self._yielded_at = now
-            if self.preemption_permitted:
+            self._yields_since = min(self._yields_since, now)
+            if self.preemption_permitted and now >= self._yields_since + self.preempt_delay:
                 self.counters.add("lower_priority_ignored")
                 self._down_reason = "preempted_lower_priority"
                 return
             self.counters.add("preemption_held_back")
+        else:
+            self._yields_since = math.inf
         self._obey(advertisement, now)
 
     def _obey(self, advertisement: Advertisement, now: float) -> None:
@@ -471,6 +463,7 @@ class Election:
 
     def _yield_to(self, advertisement: Advertisement, reason: str, now: float) -> Actions:
         actions = self._leave(VrrpState.BACKUP, reason, now)
+        self._yields_since = math.inf
         self._obey(advertisement, now)
         return actions
 
@@ -526,10 +519,17 @@ class Election:
         self._master_interval = self.interval
         self._down_at = now + self.down_interval
         self._down_reason = "master_silent"
+        self._yields_since = math.inf
 
-    def _become_backup(self, now: float, reason: str) -> Actions:
+    def _begin(self, now: float, reason: str) -> Actions:
+        """Listen as a backup; the owner takes over at once if it may (section 6.4.1)."""
         self._listen(now)
-        return self._enter(VrrpState.BACKUP, reason, now)
+        actions = self._enter(VrrpState.BACKUP, reason, now)
+        held_up = self.preempt_delay > 0 or self.stepped_aside or now < self._quiet_until
+        if self.priority < PRIORITY_OWNER or held_up or not self.preemption_permitted:
+            return actions
+        self._down_reason = "owner_started"
+        return actions + self._become_master(now)
 
     def _become_master(self, now: float) -> Actions:
         """Section 6.4.2: advertise first, so that an old master lets go."""

@@ -21,7 +21,7 @@ Queues: see `_Jobs` and `CHANGES_MAX`.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -30,21 +30,27 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from lvsha.counters import Counters
-from lvsha.errors import WireError
-from lvsha.failover.addresses import Addresses
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Action,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
-from lvsha.failover.transport import AdvertisementTransport, ReceivedMessage
+from lvsha.failover.addresses import Addresses
+from lvsha.failover.election import Election
+from lvsha.failover.reception import (
+    Difference,
+    OtherRouter,
+    ReceivedMessage,
+    Reception,
+    Refused,
+)
+from lvsha.failover.transport import AdvertisementTransport
 from lvsha.log import LimitedLog
 from lvsha.model import IPv4_BYTES, VrrpState, format_address
-from lvsha.wire import vrrp
+from lvsha.wire import vrrp, vrrp_versions
 
 # How often the addresses are renewed; their lifetime (addresses.LIFETIME) is several times
 # as long.
@@ -57,6 +63,12 @@ STOP_TIME_MAX: Final = 3.0
 # the newest, and one that is so far behind can look at `status`.
 CHANGES_MAX: Final = 64
 JOBS_MAX: Final = 32
+PSEUDO_HEADERS: Final[Mapping[str, bool | None]] = {
+    "auto": None,
+    "rfc9568": False,
+    "keepalived": True,
+}
+"""The conventions of the IPv4 checksum by their names; see `Speaker`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,16 @@ class RouterStateChanged:
     old: VrrpState
     new: VrrpState
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastRefused:
+    """The newest message for the virtual router that was refused."""
+
+    cause: str
+    source: bytes
+    details: Mapping[str, object]
+    heard_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +158,8 @@ class Speaker:
         *,
         name: str,
         virtual_addresses: Sequence[bytes],
-        pseudo_header: bool,
+        pseudo_header: bool | None,
+        hop_limit_min: int = vrrp.HOP_LIMIT,
         on_change: Callable[[RouterStateChanged], None] | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
@@ -151,7 +174,9 @@ class Speaker:
             virtual_addresses: as they are advertised. Those of another family than the
                 transport's are left out, and link-local ones come first (RFC 9568,
                 section 5.2.9).
-            pseudo_header: whether the IPv4 checksum includes it, as keepalived's does.
+            pseudo_header: whether the IPv4 checksum of version 3 includes it, as
+                keepalived's does; None to do as the peer does that was heard last.
+            hop_limit_min: what messages of unicast peers must have left at least.
             on_change: called with each state change in the step that makes it, for what
                 must follow at once; it neither waits nor calls this object.
             log: for state changes and refused messages.
@@ -165,6 +190,16 @@ class Speaker:
         family = [one for one in virtual_addresses if len(one) == len(transport.source)]
         assert family
         self._virtual = tuple(sorted(family, key=_comes_later))
+        self._reception = Reception(
+            version=election.version,
+            vrid=election.vrid,
+            interval_cs=self._interval_cs,
+            source=transport.source,
+            destinations=transport.destinations,
+            addresses=self._virtual,
+            hop_limit_min=hop_limit_min,
+        )
+        self._last_refused: LastRefused | None = None
         self._log = (log or structlog.get_logger()).bind(router=name, vrid=election.vrid)
         self._limited = LimitedLog(self._log)
         self._jobs = _Jobs(self.counters)
@@ -226,6 +261,10 @@ class Speaker:
         master = state is VrrpState.MASTER
         self._perform(election.join_masters(now) if master else election.join_backups(now))
 
+    def announce(self) -> None:
+        """Announce the addresses once more, as far as they are held."""
+        self._jobs.put(AnnounceAddresses())
+
     async def stop(self) -> None:
         """Remove the addresses, resign, and return when `run` is at its end."""
         self._stopping = True
@@ -240,18 +279,23 @@ class Speaker:
         return {
             "router": self.name,
             "vrid": election.vrid,
+            "version": election.version,
             "state": election.state.name,
             "since_seconds": None if election.since is None else now - election.since,
             "priority": election.priority,
             "interval_seconds": election.interval,
             "address": format_address(self._transport.source),
+            "sends_to": [format_address(one) for one in self._transport.destinations],
             "virtual_addresses": [format_address(one) for one in self._virtual],
             "addresses_held": self._held,
             "preempt": election.preempt,
+            "preempt_delay_seconds": election.preempt_delay,
+            "startup_delay_seconds": election.startup_delay,
             "preemption_permitted": election.preemption_permitted,
             "stepped_aside": election.stepped_aside,
             "fault": election.fault_reason,
             "peer": self._peer_status(now),
+            "last_refused": self._last_refused_status(now),
             "transitions": election.transitions.snapshot(),
             "counters": {**election.counters.snapshot(), **self.counters.snapshot()},
         }
@@ -264,8 +308,25 @@ class Speaker:
             "address": format_address(peer.address),
             "priority": peer.priority,
             "interval_seconds": peer.interval_cs / 100,
-            "checksum": "keepalived" if peer.pseudo_header else "rfc9568",
+            "checksum": self._convention(peer.pseudo_header),
             "heard_seconds_ago": now - peer.heard_at,
+        }
+
+    def _convention(self, pseudo_header: bool) -> str | None:
+        """The name of a checksum's convention; None where there is but one."""
+        if self.election.version != vrrp.VERSION or len(self._transport.source) != IPv4_BYTES:
+            return None
+        return "keepalived" if pseudo_header else "rfc9568"
+
+    def _last_refused_status(self, now: float) -> dict[str, object] | None:
+        last = self._last_refused
+        if last is None:
+            return None
+        return {
+            "cause": last.cause,
+            "address": format_address(last.source),
+            **last.details,
+            "heard_seconds_ago": now - last.heard_at,
         }
 
     async def _work_while_listening(self, task_status: trio.TaskStatus[None]) -> None:
@@ -306,39 +367,27 @@ class Speaker:
             self._waiting.cancel()
 
     def _hear(self, received: ReceivedMessage, now: float) -> None:
-        """Check a message (RFC 9568, section 7.1) and hand it on."""
-        if received.hop_limit != vrrp.HOP_LIMIT:
-            self._report("hop_limit_not_255", received, now, hop_limit=received.hop_limit)
-            return
-        try:
-            advertisement = vrrp.parse(
-                received.message, source=received.source, destination=received.destination
-            )
-        except WireError as error:
-            self._report("advertisement_malformed", received, now, error=str(error))
-            return
-        if advertisement.vrid != self.election.vrid:
-            # Others may share the link; that is no mistake.
+        """Hand a message on, if it is worth it."""
+        heard = self._reception.judge(received)
+        if isinstance(heard, OtherRouter):
             self.counters.add("other_virtual_router")
             return
+        if isinstance(heard, Refused):
+            self._last_refused = LastRefused(
+                heard.counter.removeprefix("refused_"), received.source, heard.details, now
+            )
+            self._report(heard, received, now)
+            return
         self.counters.add("advertisements_received")
-        self._compare(advertisement, received, now)
-        self._perform(self.election.receive(advertisement, received.source, now))
+        for difference in heard.differences:
+            self._report(difference, received, now)
+        self._perform(self.election.receive(heard.advertisement, received.source, now))
 
-    def _compare(
-        self, advertisement: vrrp.Advertisement, received: ReceivedMessage, now: float
-    ) -> None:
-        """Tell differences that are a mistake of configuration but no reason to refuse."""
-        if set(advertisement.addresses) != set(self._virtual):
-            theirs = [format_address(one) for one in advertisement.addresses]
-            self._report("address_list_differs", received, now, theirs=theirs)
-        if advertisement.interval_cs != self._interval_cs:
-            theirs_seconds = advertisement.interval_cs / 100
-            self._report("interval_differs", received, now, theirs_seconds=theirs_seconds)
-
-    def _report(self, event: str, received: ReceivedMessage, now: float, **fields: object) -> None:
-        self.counters.add(event)
-        self._limited.warning(event, now, source=format_address(received.source), **fields)
+    def _report(self, finding: Refused | Difference, received: ReceivedMessage, now: float) -> None:
+        self.counters.add(finding.counter)
+        self._limited.warning(
+            finding.counter, now, source=format_address(received.source), **finding.details
+        )
 
     def _perform(self, actions: Sequence[Action]) -> None:
         """Carry out actions in order; returns at once."""
@@ -373,19 +422,30 @@ class Speaker:
 
     @property
     def _interval_cs(self) -> int:
-        return max(1, min(round(self.election.interval * 100), vrrp.INTERVAL_CS_MAX))
+        longest = vrrp_versions.INTERVALS_CS_MAX[self.election.version]
+        return max(1, min(round(self.election.interval * 100), longest))
 
     def _advertise(self, priority: int) -> None:
-        source, destination = self._transport.source, self._transport.destination
-        self._transport.send(
-            vrrp.emit(
-                vrrp.Advertisement(self.election.vrid, priority, self._interval_cs, self._virtual),
-                source=source,
-                destination=destination,
-                pseudo_header=self._pseudo_header,
-            )
+        election, transport = self.election, self._transport
+        advertisement = vrrp.Advertisement(
+            election.vrid, priority, self._interval_cs, self._virtual, election.version
         )
+        for destination in transport.destinations:
+            message = vrrp_versions.emit(
+                advertisement,
+                source=transport.source,
+                destination=destination,
+                pseudo_header=self._sends_pseudo_header,
+            )
+            transport.send(message, destination)
         self.counters.add("advertisements_sent")
+
+    @property
+    def _sends_pseudo_header(self) -> bool:
+        if self._pseudo_header is not None:
+            return self._pseudo_header
+        peer = self.election.peer
+        return peer is not None and peer.pseudo_header
 
     async def _work(self, scope: trio.CancelScope) -> None:
         """Do the jobs, one after the other, until there are no more."""

@@ -1,8 +1,9 @@
 """Carry VRRP messages over one interface.
 
 This is the seam between the speaker and the network: raw sockets of IP protocol 112 that
-have joined the group of RFC 9568 (224.0.0.18 or ff02::12) on one interface. It neither
-reads nor builds advertisements.
+have joined the group of RFC 9568 (224.0.0.18 or ff02::12) on one interface, or that send to
+each of some peers. It neither reads nor builds advertisements, and tells whoever sent one:
+what a stranger says is judged elsewhere.
 
 What always holds: messages leave with a hop limit of 255, from the interface's own address
 and never from a virtual one; own messages are not looped back; neither `send` nor
@@ -14,8 +15,7 @@ with its interface.
 import errno
 import socket
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -26,6 +26,7 @@ from structlog.typing import FilteringBoundLogger
 from lvsha import interfaces
 from lvsha.counters import Counters
 from lvsha.errors import HostError
+from lvsha.failover.reception import ReceivedMessage
 from lvsha.log import LimitedLog
 from lvsha.model import IPv4_BYTES, IPv6_BYTES, format_address, parse_address
 from lvsha.model import Protocol as IpProtocol
@@ -38,16 +39,8 @@ _DATAGRAM_MAX: Final = 2048
 _ANCILLARY_MAX: Final = 256
 # How long a socket in trouble is left alone, so that an error cannot become a busy loop.
 _ERROR_PAUSE: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedMessage:
-    """A message with what its IP header says."""
-
-    message: bytes
-    source: bytes
-    destination: bytes
-    hop_limit: int
+# linux/in.h; the socket module does not have it.
+_IP_PKTINFO: Final = 8
 
 
 class AdvertisementTransport(Protocol):
@@ -59,8 +52,8 @@ class AdvertisementTransport(Protocol):
         ...
 
     @property
-    def destination(self) -> bytes:
-        """The address that messages are sent to."""
+    def destinations(self) -> Sequence[bytes]:
+        """The addresses that messages are sent to: the group alone, or each peer."""
         ...
 
     async def wait_readable(self) -> None:
@@ -71,12 +64,12 @@ class AdvertisementTransport(Protocol):
         """What has arrived, at most `BATCH_MAX` messages; never waits."""
         ...
 
-    def send(self, message: bytes) -> None:
-        """Send to the group; never waits and never raises for the network's trouble."""
+    def send(self, message: bytes, destination: bytes) -> None:
+        """Send to one of `destinations`; never waits, never raises for the network's trouble."""
         ...
 
 
-class MulticastTransport:
+class RawTransport:
     """The real thing: a raw socket on one interface. Use it as a context manager.
 
     Attributes:
@@ -87,15 +80,16 @@ class MulticastTransport:
         self,
         interface: str,
         source: bytes,
+        peers: Sequence[bytes] = (),
         *,
         log: FilteringBoundLogger | None = None,
     ) -> None:
-        """Open the socket and join the group.
+        """Open the socket, and join the group if there are no peers.
 
         Args:
             interface: its name.
-            source: its own primary IPv4 or link-local IPv6 address (see
-                `own_address`); tells the family.
+            source: its own address to send from (see `own_address`); tells the family.
+            peers: to whom messages are sent, instead of the group.
             log: where trouble is told, at a limited rate.
 
         Raises:
@@ -104,11 +98,12 @@ class MulticastTransport:
         self.counters = Counters()
         self._interface = interface
         self._source = source
-        self._destination = GROUP_IPv4 if len(source) == IPv4_BYTES else GROUP_IPv6
+        group = GROUP_IPv4 if len(source) == IPv4_BYTES else GROUP_IPv6
+        self._destinations = tuple(peers) or (group,)
         self._log = LimitedLog(log or structlog.get_logger())
         self._paused = False
         try:
-            self._socket = _open(interface, source)
+            self._socket = _open(interface, source, join=not peers)
         except PermissionError as error:
             raise HostError("VRRP needs raw sockets (the capability CAP_NET_RAW)") from error
         except OSError as error:
@@ -120,9 +115,9 @@ class MulticastTransport:
         return self._source
 
     @property
-    def destination(self) -> bytes:
-        """The group of the family."""
-        return self._destination
+    def destinations(self) -> Sequence[bytes]:
+        """The group of the family, or the peers."""
+        return self._destinations
 
     def __enter__(self) -> Self:
         return self
@@ -136,7 +131,7 @@ class MulticastTransport:
         self.close()
 
     def close(self) -> None:
-        """Leave the group."""
+        """Close the socket, and with it leave the group."""
         self._socket.close()
 
     async def wait_readable(self) -> None:
@@ -168,27 +163,24 @@ class MulticastTransport:
                 messages.append(message)
         return messages
 
-    def send(self, message: bytes) -> None:
-        """Send to the group, or count that it was not possible."""
-        try:
-            if len(self._source) == IPv4_BYTES:
-                self._socket.sendto(message, (format_address(self._destination), 0))
-            else:
-                self._send_ipv6(message)
-        except OSError as error:
-            self._trouble("send_failed", error)
-
-    def _send_ipv6(self, message: bytes) -> None:
+    def send(self, message: bytes, destination: bytes) -> None:
+        """Send to the group or a peer, or count that it was not possible."""
         # The source is given with each message. To bind the socket to it would fail for
         # the second or two in which the kernel still checks a new link-local address.
-        index = socket.if_nametoindex(self._interface)
-        chosen = struct.pack("@16sI", self._source, index)
-        self._socket.sendmsg(
-            [message],
-            [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, chosen)],
-            0,
-            (format_address(self._destination), 0, 0, index),
-        )
+        address = format_address(destination)
+        try:
+            if len(self._source) == IPv4_BYTES:
+                # struct in_pktinfo: interface index, source, and a field for receivers.
+                chosen = struct.pack("@i4s4s", 0, self._source, bytes(4))
+                ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, chosen)]
+                self._socket.sendmsg([message], ancillary, 0, (address, 0))
+            else:
+                index = socket.if_nametoindex(self._interface)
+                chosen = struct.pack("@16sI", self._source, index)
+                ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, chosen)]
+                self._socket.sendmsg([message], ancillary, 0, (address, 0, 0, index))
+        except OSError as error:
+            self._trouble("send_failed", error)
 
     def _trouble(self, event: str, error: OSError) -> None:
         self.counters.add(event)
@@ -200,7 +192,7 @@ class MulticastTransport:
         )
 
 
-def own_address(interface: str, family: int, virtual: Sequence[bytes]) -> bytes:
+def own_address(interface: str, family: int, virtual: Collection[bytes]) -> bytes:
     """The address that VRRP speaks from on an interface (RFC 9568, sections 5.1.1.1, 5.1.2.1).
 
     Args:
@@ -216,7 +208,28 @@ def own_address(interface: str, family: int, virtual: Sequence[bytes]) -> bytes:
     return interfaces.link_local_ipv6(interface, virtual)
 
 
-def _open(interface: str, source: bytes) -> socket.socket:
+def split_speakers(interface: str, speakers: Sequence[bytes]) -> tuple[bytes, tuple[bytes, ...]]:
+    """Which of the addresses of all speakers is the own one, and which are the peers'.
+
+    Args:
+        interface: the name of the interface that has the own one.
+        speakers: of one family.
+
+    Raises:
+        HostError: none of them is on the interface, or more than one.
+    """
+    present = interfaces.addresses(interface, 4 if len(speakers[0]) == IPv4_BYTES else 6)
+    own = [address for address in speakers if address in present]
+    if len(own) != 1:
+        names = ", ".join(map(format_address, speakers))
+        raise HostError(
+            f"interface {interface} has {len(own)} of the addresses {names}; expected one of "
+            "the virtual router's peers to be this node's own"
+        )
+    return own[0], tuple(address for address in speakers if address != own[0])
+
+
+def _open(interface: str, source: bytes, *, join: bool) -> socket.socket:
     family = socket.AF_INET if len(source) == IPv4_BYTES else socket.AF_INET6
     opened = socket.socket(
         family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, IpProtocol.VRRP
@@ -225,13 +238,23 @@ def _open(interface: str, source: bytes) -> socket.socket:
         index = socket.if_nametoindex(interface)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         if family == socket.AF_INET:
-            _join_ipv4(opened, source, index)
+            _prepare_ipv4(opened)
+            if join:
+                _join_ipv4(opened, source, index)
         else:
-            _join_ipv6(opened, index)
+            _prepare_ipv6(opened)
+            if join:
+                _join_ipv6(opened, index)
     except OSError:
         opened.close()
         raise
     return opened
+
+
+def _prepare_ipv4(opened: socket.socket) -> None:
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, HOP_LIMIT)
+    # CS6, internetwork control: what a queue should drop last.
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xC0)
 
 
 def _join_ipv4(opened: socket.socket, source: bytes, index: int) -> None:
@@ -247,20 +270,22 @@ def _join_ipv4(opened: socket.socket, source: bytes, index: int) -> None:
         socket.IP_ADD_MEMBERSHIP,
         struct.pack("@4s4si", GROUP_IPv4, bytes(4), index),
     )
-    # CS6, internetwork control: what a queue should drop last.
-    opened.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xC0)
+
+
+def _prepare_ipv6(opened: socket.socket) -> None:
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, HOP_LIMIT)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0xC0)
 
 
 def _join_ipv6(opened: socket.socket, index: int) -> None:
     opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
     opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, HOP_LIMIT)
     opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
-    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
-    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     opened.setsockopt(
         socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, struct.pack("@16si", GROUP_IPv6, index)
     )
-    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0xC0)
 
 
 def _unwrap_ipv4(packet: bytes) -> ReceivedMessage | None:

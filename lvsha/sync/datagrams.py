@@ -218,8 +218,8 @@ def encode(message: Message, level: int = LEVEL) -> bytes:
             seen = (message.leader, message.leader_epoch, message.position)
             return _encode(MessageType.PROGRESS, origin, seen)
         case Handover():
-            called = (message.successor, message.successor_epoch)
-            return _encode(MessageType.HANDOVER, origin, called)
+            fields = (message.node, message.node_epoch, message.moment)
+            return _encode(MessageType.HANDOVER, origin, fields)
         case Question():
             return _encode(MessageType.QUESTION, origin, (message.keys,))
         case Answer():
@@ -455,7 +455,7 @@ def _progress(origin: Origin, body: list[Any]) -> Progress:
 
 
 def _handover(origin: Origin, body: list[Any]) -> Handover:
-    return Handover(origin, *_addressed(body))
+    return Handover(origin, *_addressed(body), _integer(body[8], UINT64_MAX, "moment"))
 
 
 def _question(origin: Origin, body: list[Any]) -> Question:
@@ -483,7 +483,7 @@ _DECODERS: Final[dict[int, tuple[int, Callable[[Origin, list[Any]], Message]]]] 
     MessageType.PART_END: (2, _snapshot_end),
     MessageType.SUMS_REQUEST: (2, _sums_request),
     MessageType.PROGRESS: (3, _progress),
-    MessageType.HANDOVER: (2, _handover),
+    MessageType.HANDOVER: (3, _handover),
     MessageType.QUESTION: (1, _question),
     MessageType.ANSWER: (3, _answer),
 }

@@ -262,11 +262,18 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """The leader wants a peer to lead next, as soon as it has all up to this number."""
+    """A leader calls who shall lead next, as soon as it has all up to this number; the answer.
+
+    Attributes:
+        node, node_epoch: for whom it is.
+        moment: of an answer, the microsecond of the sender's clock; of a call, that of the
+            newest answer, 0 before there is one. So a call that was late shows.
+    """
 
     origin: Origin
-    successor: str
-    successor_epoch: int
+    node: str
+    node_epoch: int
+    moment: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ from lvsha.sync.actions import (
     PeerChanged,
     Refused,
     Send,
-    TakeOver,
 )
+from lvsha.sync.calls import Calls, called
 from lvsha.sync.configuration import Comparison
 from lvsha.sync.copy import Copy
 from lvsha.sync.datagrams import decode, encode, encode_answers
@@ -75,8 +75,6 @@ DATAGRAM_BYTES_MIN: Final = 500
 # A change of a peer's state is told at once, but not more often than this part of the
 # heartbeat interval.
 HEARTBEAT_SPACING: Final = 0.1
-# A call may be lost, or come before what the successor misses.
-HAND_OVER_INTERVAL: Final = 0.02
 # A listener that is sent a snapshot tells its progress every few datagrams.
 PROGRESS_PATIENCE: Final = 0.3
 SYNC_ID_ANY: Final = 0
@@ -136,8 +134,7 @@ class Replica:
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
         self._questions = Questions(datagram_max)
-        self._called: tuple[str, int] | None = None
-        self._call_at = float("inf")
+        self._calls = Calls()
         self._source = Source(
             tally=tally,
             node=node,
@@ -174,7 +171,7 @@ class Replica:
             return None
         times = [self._source.deadline, self._home.deadline, self._questions.deadline]
         times += [copy.deadline for copy in self._others.values()]
-        first = min(self._heartbeat_at, self._drained_at, self._call_at)
+        first = min(self._heartbeat_at, self._drained_at, self._calls.deadline)
         return min([first, *(time for time in times if time is not None)])
 
     @property
@@ -249,25 +246,21 @@ class Replica:
             return []
         self._source.drain()
         self._questions.forget()
-        self._called = None
+        self._calls.end()
         self._drained_at = now + DRAIN
         return self._performed(self._home.follow(now), now, heartbeat=True)
 
     def hand_over(self, successor: str, now: float) -> list[Action]:
-        """Say who shall lead next, until this node leads no longer; empty for nobody."""
+        """Call who shall lead next, until this node leads no longer; nobody, if empty."""
         if not self._running or self._source.role is not Role.LEAD:
             return []
+        self._calls.end()
         peer = self._home.peers.get(successor)
-        self._called = None if peer is None else (successor, peer.epoch)
-        return self._performed([*self._source.flush(now), *self._call(now)], now)
-
-    def _call(self, now: float) -> list[Action]:
-        """Call the successor, for what was said before may be lost."""
-        if self._called is None:
-            self._call_at = float("inf")
+        if peer is None:
             return []
-        self._call_at = now + HAND_OVER_INTERVAL
-        return [Send(encode(Handover(self._source.origin, *self._called)))]
+        actions = self._source.flush(now)
+        actions += self._calls.begin(peer, self._source.origin, now)
+        return self._performed(actions, now)
 
     def resync(self, now: float) -> list[Action]:
         """The process was stalled: believe nothing until the leader's sums have agreed."""
@@ -284,7 +277,7 @@ class Replica:
             return []
         # The packets of one connection come to either node while the addresses move.
         role, overlaps = self._source.role, self._home.overlap.is_on(now)
-        in_haste = overlaps or role is Role.DRAIN or self._called is not None
+        in_haste = overlaps or role is Role.DRAIN or bool(self._calls)
         if self._questions or overlaps:
             keys = [
                 change.record.key if isinstance(change, ConnectionChanged) else change.key
@@ -383,8 +376,8 @@ class Replica:
             actions += copy.expire(self._origin(sync_id), now)
         again = self._questions.expire(self._source.origin, now)
         actions += [Send(encode(question)) for question in again]
-        if now >= self._call_at:
-            actions += self._call(now)
+        if now >= self._calls.deadline:
+            actions += self._calls.repeat(self._source.origin, now)
         self._adapt(now)
         return self._performed(actions, now, heartbeat=now >= self._heartbeat_at)
 
@@ -471,10 +464,11 @@ class Replica:
                     return self._serve(peer, message, now)
             case Heartbeat():
                 return self._comparison.heard(origin.node, message.digest)
-            case Handover() if message.successor_epoch == self.epoch:
+            case Handover() if message.node_epoch == self.epoch:
                 # Complete means that it has all up to the number that this was said with.
                 if peer is self._home.leader and peer.leads and self.complete:
-                    return [TakeOver(origin.node)]
+                    return [called(peer, message, self._source.origin, now)]
+                return self._calls.answered(peer, message, self._source.origin, now)
             case Configuration():
                 return self._comparison.described(origin.node, message)
             case Question() if message.keys:

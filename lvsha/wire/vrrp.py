@@ -2,7 +2,7 @@
 
 This is the message behind the IP header, for IPv4 and IPv6, and not the header itself:
 hop limit and addresses of the packet are checked by whoever received it. Version 2 is
-another format and is refused here.
+another format (see `lvsha.wire.vrrp2`) and is refused here.
 
 Implementations disagree about the checksum over IPv4. RFC 9568, section 5.2.8, sums the
 message alone, as Cisco and Juniper do; keepalived and FRR put a pseudo-header before it,
@@ -16,7 +16,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from lvsha.errors import WireError
+from lvsha.errors import AdvertisementError
 from lvsha.model import IPv4_BYTES, IPv6_BYTES, Protocol
 from lvsha.wire import checksum
 
@@ -38,7 +38,7 @@ _CHECKSUM: Final = slice(6, 8)
 
 @dataclass(frozen=True, slots=True)
 class Advertisement:
-    """What the holder of a virtual router says about itself.
+    """What the holder of a virtual router says about itself, in either version.
 
     ``pseudo_header`` tells whether the checksum of a parsed advertisement included the
     pseudo-header; `emit` does not look at it.
@@ -65,27 +65,27 @@ def parse(message: bytes, *, source: bytes, destination: bytes) -> Advertisement
         destination: the address the packet was sent to.
 
     Raises:
-        WireError: the message must be discarded.
+        AdvertisementError: the message must be discarded.
     """
     if len(message) < HEADER_BYTES:
-        raise WireError("VRRP message cut short")
+        raise AdvertisementError("length", "VRRP message cut short")
     first, vrid, priority, count, interval, _ = _LAYOUT.unpack_from(message)
     if first >> 4 != VERSION:
-        raise WireError("VRRP version is not 3")
+        raise AdvertisementError("version", "VRRP version is not 3")
     if first & 0x0F != ADVERTISEMENT:
-        raise WireError("VRRP message is no advertisement")
+        raise AdvertisementError("kind", "VRRP message is no advertisement")
     if vrid == 0:
-        raise WireError("VRRP virtual router id 0")
+        raise AdvertisementError("id", "VRRP virtual router id 0")
     if count == 0:
-        raise WireError("VRRP advertisement without an address")
+        raise AdvertisementError("count", "VRRP advertisement without an address")
     # The upper four bits are reserved and ignored (section 5.2.6).
     interval_cs = interval & INTERVAL_CS_MAX
     if interval_cs == 0:
-        raise WireError("VRRP advertisement interval 0")
+        raise AdvertisementError("interval", "VRRP advertisement interval 0")
     size = len(source)
     length = HEADER_BYTES + count * size
     if len(message) < length:
-        raise WireError("VRRP address list cut short")
+        raise AdvertisementError("length", "VRRP address list cut short")
     return Advertisement(
         vrid,
         priority,
@@ -103,7 +103,7 @@ def _has_pseudo_header(message: bytes, source: bytes, destination: bytes) -> boo
     pseudo = checksum.pseudo_header_sum(source, destination, Protocol.VRRP, len(message))
     if checksum.ones_complement_sum(message, pseudo) == checksum.MODULUS:
         return True
-    raise WireError("VRRP checksum is wrong")
+    raise AdvertisementError("checksum", "VRRP checksum is wrong")
 
 
 def emit(

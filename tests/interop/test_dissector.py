@@ -237,7 +237,11 @@ def fields_of(message: Message, level: int) -> Expected:
         case Progress():
             return addressed_fields(message) | {"position": [message.position]}
         case Handover():
-            return {"successor": [message.successor], "successor_epoch": [message.successor_epoch]}
+            return {
+                "node": [message.node],
+                "node_epoch": [message.node_epoch],
+                "moment": [message.moment],
+            }
         case Question():
             return together([{"key": list(message.keys)}, *map(key_fields, message.keys)])
         case Answer():

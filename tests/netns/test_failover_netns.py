@@ -33,7 +33,7 @@ from scapy.layers.vrrp import VRRPv3
 from lvsha.failover.addresses import InterfaceAddress, NetlinkAddresses
 from lvsha.failover.election import Election
 from lvsha.failover.speaker import RouterStateChanged, Speaker
-from lvsha.failover.transport import MulticastTransport, own_address
+from lvsha.failover.transport import RawTransport, own_address
 
 ROOT = Path(__file__).parents[2]
 INTERFACE = "outside"
@@ -448,7 +448,7 @@ async def speak(priority: int, family: int, checksum: str) -> None:
     )
     election.permit_preemption(True, trio.current_time())
     send, changes = trio.open_memory_channel[RouterStateChanged](64)
-    with MulticastTransport(INTERFACE, source) as transport:
+    with RawTransport(INTERFACE, source) as transport:
         speaker = Speaker(
             election,
             transport,

@@ -5,15 +5,15 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Actions,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.election import Election
 from lvsha.model import VrrpState
 from lvsha.wire.vrrp import Advertisement
 
@@ -31,6 +31,9 @@ events = st.tuples(
             "expire",
             "permit",
             "forbid",
+            "hand_over",
+            "take_over",
+            "step_aside",
             "fault",
             "recover",
             "stop",
@@ -48,6 +51,9 @@ events = st.tuples(
 )
 
 
+delays = st.sampled_from([0.0, 0.0, 0.5, 7.0])
+
+
 def happen(election: Election, event: Event, now: float, started: bool) -> Actions:
     kind, _, priority, interval_cs, source = event
     match kind:
@@ -58,6 +64,12 @@ def happen(election: Election, event: Event, now: float, started: bool) -> Actio
             return election.expire(now)
         case "permit" | "forbid":
             return election.permit_preemption(kind == "permit", now)
+        case "hand_over":
+            return election.hand_over(now)
+        case "take_over":
+            return election.take_over(now)
+        case "step_aside":
+            return election.step_aside(now)
         case "fault":
             return election.fault("a reason", now)
         case "recover":
@@ -75,22 +87,48 @@ def happen(election: Election, event: Event, now: float, started: bool) -> Actio
 
 
 @settings(max_examples=300)
-@given(st.lists(events, max_size=60), st.integers(1, 254), st.booleans())
+@given(
+    st.lists(events, max_size=60),
+    st.integers(1, 255),
+    st.booleans(),
+    st.sampled_from([2, 3]),
+    delays,
+    delays,
+)
 def test_promises_hold_whatever_happens(
-    sequence: list[Event], priority: int, preempt: bool
+    sequence: list[Event],
+    priority: int,
+    preempt: bool,
+    version: int,
+    preempt_delay: float,
+    startup_delay: float,
 ) -> None:
-    election = Election(vrid=1, priority=priority, interval=1.0, preempt=preempt, address=OWN)
+    election = Election(
+        vrid=1,
+        priority=priority,
+        interval=1.0,
+        preempt=preempt,
+        address=OWN,
+        version=version,
+        preempt_delay=preempt_delay,
+        startup_delay=startup_delay,
+    )
+    quiet_until = 0.0
     now, started, holds, state = 0.0, False, False, VrrpState.INIT
     for event in sequence:
         if event[0] == "expire" and election.deadline is not None:
             now = max(now, election.deadline)
         now += event[1]
+        if event[0] == "start" and not started:
+            quiet_until = now + startup_delay
         actions = happen(election, event, now, started)
         started = event[0] == "start" or (started and event[0] != "stop")
         for action in actions:
             match action:
                 case AcquireAddresses():
                     assert not holds
+                    # One that is called, or whose group has the addresses, need not listen.
+                    assert now >= quiet_until or event[0] in {"take_over", "join masters"}
                     holds = True
                 case ReleaseAddresses():
                     assert holds

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lvsha.errors import WireError
 from lvsha.model import Protocol
-from lvsha.wire import checksum, vrrp
+from lvsha.wire import checksum, vrrp, vrrp2
 
 families = st.sampled_from([4, 16])
 
@@ -65,5 +65,43 @@ def test_only_wire_errors_escape(message: bytes, size: int, repair: bool) -> Non
         message = blank[:6] + checksum.checksum(blank).to_bytes(2) + blank[8:]
     try:
         vrrp.parse(message, source=source, destination=source)
+    except WireError:
+        return
+
+
+old_advertisements = st.builds(
+    vrrp2.Advertisement,
+    st.integers(1, 255),
+    st.integers(0, 255),
+    st.integers(1, 255),
+    st.lists(st.binary(min_size=4, max_size=4), min_size=1, max_size=8).map(tuple),
+)
+
+
+@given(old_advertisements, st.binary(max_size=40))
+def test_emit_and_parse_of_version_2_are_a_pair(
+    advertisement: vrrp2.Advertisement, padding: bytes
+) -> None:
+    assert vrrp2.parse(vrrp2.emit(advertisement) + padding) == advertisement
+
+
+@given(old_advertisements)
+def test_version_2_cut_short_at_every_byte_is_refused(advertisement: vrrp2.Advertisement) -> None:
+    message = vrrp2.emit(advertisement)
+    for length in range(len(message)):
+        try:
+            vrrp2.parse(message[:length])
+        except WireError:
+            continue
+        raise AssertionError(f"{length} of {len(message)} bytes were accepted")
+
+
+@given(st.binary(max_size=80), st.booleans())
+def test_only_wire_errors_escape_from_version_2(message: bytes, repair: bool) -> None:
+    if repair and len(message) >= 8:
+        blank = b"\x21" + message[1:6] + b"\0\0" + message[8:]
+        message = blank[:6] + checksum.checksum(blank).to_bytes(2) + blank[8:]
+    try:
+        vrrp2.parse(message)
     except WireError:
         return

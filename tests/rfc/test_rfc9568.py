@@ -1,8 +1,7 @@
 """RFC 9568 (VRRP version 3): one test for each MUST that a program like lvsha can keep.
 
 Left out, with the reason in docs/limits.md: what concerns the virtual MAC (the interface's
-own is used), router advertisements, and forwarding by the kernel. The owner of an address
-(priority 255) is not supported.
+own is used), router advertisements, and forwarding by the kernel.
 """
 
 import pytest
@@ -10,18 +9,18 @@ import trio
 import trio.testing
 
 from lvsha.errors import WireError
-from lvsha.failover.addresses import Addresses
-from lvsha.failover.announcements import announcement_frames
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.addresses import Addresses
+from lvsha.failover.announcements import announcement_frames
+from lvsha.failover.election import Election
+from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.speaker import RouterStateChanged, Speaker
-from lvsha.failover.transport import ReceivedMessage
 from lvsha.model import VrrpState, parse_address
 from lvsha.wire import arp, checksum, ipv6, neighbour_discovery, vrrp
 
@@ -39,7 +38,7 @@ class SilentTransport:
 
     def __init__(self, source: bytes = OWN) -> None:
         self.source = source
-        self.destination = vrrp.GROUP_IPv4 if len(source) == 4 else vrrp.GROUP_IPv6
+        self.destinations = (vrrp.GROUP_IPv4 if len(source) == 4 else vrrp.GROUP_IPv6,)
         self.arrived: list[ReceivedMessage] = []
         self.sent: list[bytes] = []
 
@@ -52,7 +51,8 @@ class SilentTransport:
         arrived, self.arrived = self.arrived, []
         return arrived
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, destination: bytes) -> None:
+        assert destination in self.destinations
         self.sent.append(message)
 
 
@@ -142,7 +142,7 @@ def test_5_1_1_3_messages_with_another_ttl_are_discarded() -> None:
     transport.arrived = [from_peer(message(), hop_limit=254)]
     speaker = speak(transport, unstarted(), [VIRTUAL])
     assert speaker.election.peer is None
-    assert speaker.counters["hop_limit_not_255"] == 1
+    assert speaker.counters["refused_hop_limit"] == 1
 
 
 def test_5_1_2_3_messages_with_another_hop_limit_are_discarded() -> None:
@@ -164,8 +164,8 @@ def test_5_2_2_unknown_types_are_discarded() -> None:
             parse(message(byte0=0x30 | kind))
 
 
-def test_5_2_4_a_backup_uses_priorities_from_1_to_254() -> None:
-    for priority in (0, 255):
+def test_5_2_4_priorities_are_from_1_to_255() -> None:
+    for priority in (0, 256):
         with pytest.raises(AssertionError):
             Election(vrid=7, priority=priority, interval=1.0, preempt=True, address=OWN)
 
@@ -217,6 +217,44 @@ def test_6_4_1_a_router_that_is_not_the_owner_starts_as_backup() -> None:
     made = unstarted()
     assert made.start(5.0) == (StateChanged(VrrpState.INIT, VrrpState.BACKUP, "started"),)
     assert made.deadline == 5.0 + made.down_interval
+
+
+def owner(*, preempt: bool = True, permitted: bool = True) -> Election:
+    made = Election(vrid=7, priority=255, interval=1.0, preempt=preempt, address=OWN)
+    made.permit_preemption(permitted, 0.0)
+    return made
+
+
+def test_6_4_1_the_owner_starts_as_master() -> None:
+    made = owner()
+    assert [type(action) for action in made.start(0.0)] == [
+        StateChanged,
+        Advertise,
+        AcquireAddresses,
+        AnnounceAddresses,
+        StateChanged,
+    ]
+    assert made.state is VrrpState.MASTER
+
+
+def test_6_1_the_owner_always_preempts() -> None:
+    made = owner(preempt=False, permitted=False)
+    made.start(0.0)
+    made.permit_preemption(True, 0.5)
+    for tick in range(1, 5):
+        made.receive(heard(254), PEER, float(tick))
+        made.expire(float(tick))
+    assert made.state is VrrpState.MASTER
+
+
+def test_6_4_3_erratum_8298_two_owners_settle_by_their_addresses() -> None:
+    made = owner()
+    made.start(0.0)
+    assert Advertise(255) in made.receive(heard(255), parse_address("10.0.0.1"), 0.5)
+    assert ReleaseAddresses() in made.receive(heard(255), PEER, 1.0)
+    assert made.state is VrrpState.BACKUP
+    assert made.receive(heard(255), PEER, 1.5) == ()
+    assert made.deadline == 1.5 + made.down_interval
 
 
 def test_6_4_2_a_backup_holds_no_addresses() -> None:

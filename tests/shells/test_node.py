@@ -17,7 +17,10 @@ from lvsha.datapath.network import LinkChange, NetworkChange, Outgoing
 from lvsha.datapath.service_policy import TellWhen, Unknown
 from lvsha.errors import ConfigError, HandoverError, HostError, WireError
 from lvsha.failover.addresses import LIFETIME
+from lvsha.failover.black_box import Event, Export
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
+from lvsha.failover.rivals import Claim
+from lvsha.health.opinions import Finding
 from lvsha.model import (
     ConnectionRecord,
     ForwardMethod,
@@ -26,6 +29,7 @@ from lvsha.model import (
     parse_address,
 )
 from lvsha.node import TRANSITION, Node
+from lvsha.saved_state import Writing
 from lvsha.sync.messages import Role
 from tests.simulation.pair_traffic import Client, Traffic
 from tests.simulation.pair_world import Life, Machine, World
@@ -532,7 +536,7 @@ def test_a_handover_moves_the_addresses_and_they_stay_there() -> None:
     play(scenario)
 
 
-def test_at_no_time_of_a_handover_nobody_holds_the_addresses() -> None:
+def test_at_no_time_of_a_handover_nobody_serves_the_addresses() -> None:
     async def scenario(world: World) -> None:
         await connected(world)
         east, west = world.machines.values()
@@ -542,7 +546,7 @@ def test_at_no_time_of_a_handover_nobody_holds_the_addresses() -> None:
             async def watch() -> None:
                 nonlocal gaps
                 while True:
-                    gaps += not any(VIRTUAL in machine.held for machine in (east, west))
+                    gaps += not any(holds(living(machine))[0] for machine in (east, west))
                     await trio.sleep(0.0005)
 
             nursery.start_soon(watch)
@@ -728,7 +732,7 @@ def test_the_status_says_all_and_is_json() -> None:
         # Its SYN, and its first request, which is the ACK as well.
         assert sum(server["in_packets"] for server in service["servers"]) == 2
         assert said["drops"] == {}
-        assert set(said["counters"]) == {"forwarder", "records", "sync"}
+        assert set(said["counters"]) == {"forwarder", "records", "state", "sync", "health"}
         assert client.server.startswith("server-")
 
     play(scenario)
@@ -756,3 +760,266 @@ def test_two_leaders_are_an_alarm_in_the_log() -> None:
         await trio.sleep(2.0)
 
     assert any("alarm" in line and "second_leader" in line for line in play(scenario).trace)
+
+
+CHECKED = """
+checks = [{ type = "tcp", interval = 0.5, rise = 1, fall = 1 }]
+health = { on_failure = "remove" }
+sorry_server = { address = "10.1.0.99", port = 8080 }
+"""
+
+
+def test_nodes_whose_checks_find_different_things_do_not_differ_and_both_say_what() -> None:
+    bad = Finding(passed=False, reason="bad")
+
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        west.prober.findings.update({"10.1.0.11": bad, "10.1.0.12": bad})
+        await start(east)
+        await start(west)
+        for machine, quorum, weights in (
+            (east, "reached", [1, 1]),
+            (west, "lost", [1, None, None]),
+        ):
+            told = json.loads(json.dumps(living(machine).node.status()))
+            service = told["services"]["http"]
+            assert service["health"]["quorum"] == quorum
+            assert [server.get("weight") for server in service["servers"]] == weights
+            assert told["counters"]["health"][
+                "probes_" + ("failed" if quorum == "lost" else "passed")
+            ]
+
+    trace = play(scenario, pair(ROUTER, SERVICE + CHECKED, SYNC, BOTH)).trace
+    assert any("west: quorum lost" in line for line in trace)
+    assert not any("the nodes differ" in line for line in trace)
+
+
+# From one run to the next
+
+
+def saved(machine: Machine) -> bytes:
+    """What a machine has in its state file."""
+    return machine.disk or b""
+
+
+def test_a_lone_master_keeps_its_connections_over_a_restart() -> None:
+    async def scenario(world: World) -> None:
+        (east,) = world.machines.values()
+        traffic = Traffic(world, 2, clients_max=10)
+        traffic.paused = True
+        life = await start(east)
+        client = traffic.open(world.pair.services[0])
+        await trio.sleep(1.0)
+        before = found(east, client)
+        assert client.established
+        assert before is not None
+        life.stop.set()
+        await life.ended.wait()
+        saved_at = trio.current_time()
+        await trio.sleep(10.0)
+        await start(east)
+        after = found(east, client)
+        assert after is not None
+        assert after is not before
+        assert after.server.address == before.server.address
+        # What was left of its time runs on while nobody runs.
+        assert after.expires == pytest.approx(before.expires, abs=0.02)
+        assert after.expires < saved_at + after.timeout
+        client.poke()
+        await trio.sleep(1.0)
+        assert client.established
+        assert client.waits_since is None
+
+    play(scenario, LONE)
+
+
+def test_a_saved_state_of_another_node_is_kept_aside() -> None:
+    async def scenario(world: World) -> None:
+        (east,) = world.machines.values()
+        east.disk = Writing("south", 0.0).begin() + Writing("south", 0.0).end()
+        life = await start(east)
+        assert not saved(east)
+        assert len(life.node.director.registry.table) == 0
+        counters = cast("dict[str, object]", life.node.status()["counters"])
+        assert counters["state"] == {"states_refused": 1}
+
+    play(scenario, LONE)
+
+
+def test_the_word_of_a_peer_with_a_whole_table_wins_over_what_was_saved() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        east, west = world.machines.values()
+        at_west = found(west, client)
+        assert at_west is not None
+        life = living(east)
+        life.stop.set()
+        await life.ended.wait()
+        assert saved(east)
+        # Meanwhile the connection ends, and its client has another server.
+        assert state(west) is VrrpState.MASTER
+        living(west).node.director.registry.end(at_west)
+        await start(east, settle=0.001)
+        assert found(east, client) is not None
+        await trio.sleep(8.0)
+        assert state(east) is VrrpState.MASTER
+        assert found(east, client) is None
+
+    play(scenario)
+
+
+def test_what_a_leader_has_as_well_lives_as_long_as_a_copy_does() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        east, west = world.machines.values()
+        life = living(east)
+        life.stop.set()
+        await life.ended.wait()
+        # Its sums stay the same while its client goes on talking.
+        await trio.sleep(100.0)
+        client.poke()
+        await trio.sleep(1.0)
+        await start(east, settle=0.001)
+        restored, at_west = found(east, client), found(west, client)
+        assert restored is not None
+        assert at_west is not None
+        assert restored.expires > at_west.expires
+        await trio.sleep(8.0)
+        assert state(east) is VrrpState.MASTER
+        again = found(east, client)
+        assert again is not None
+        assert again.expires > at_west.expires
+
+    play(scenario)
+
+
+def test_connections_are_saved_from_time_to_time_if_that_is_wanted() -> None:
+    async def scenario(world: World) -> None:
+        (east,) = world.machines.values()
+        await start(east, settle=4.0)
+        assert not saved(east)
+        await trio.sleep(2.0)
+        first = saved(east)
+        assert first
+        await trio.sleep(5.0)
+        assert saved(east) != first
+
+    play(scenario, pair(ROUTER, SERVICE, SYNC, EAST, "[saved_state]\ninterval = 5"))
+
+
+# What is remembered
+
+
+def remembered(life: Life) -> list[Event]:
+    handler = life.host.commands["why"]
+    assert not isinstance(handler, Lasting)
+    return list(Export.parse(handler(), "why").events)
+
+
+def test_a_takeover_is_remembered_by_both_nodes() -> None:
+    async def scenario(world: World) -> None:
+        await connected(world)
+        east, west = world.machines.values()
+        old, new = living(east), living(west)
+        old.hang()
+        await trio.sleep(DOWN + 0.1)
+        took_over = {event.kind: event.fields for event in remembered(new)}
+        old.wake()
+        await trio.sleep(1.0)
+        lost = [event for event in remembered(old) if event.fields.get("reason") == "stalled"]
+        assert took_over["state_changed"]["reason"] == "master_silent"
+        assert took_over["state_changed"]["advertisements_missed"] == DOWN_ADVERTISEMENTS
+        assert took_over["connections_carried"]["established"] == 1
+        assert took_over["connections_carried"]["copy_complete"] is True
+        assert took_over["addresses_acquired"]["done"] is True
+        assert "addresses_announced" in took_over
+        assert len(lost) == 1
+        assert [e.fields["untold"] for e in remembered(old) if e.kind == "connections_told"] == [0]
+
+    play(scenario)
+
+
+def test_an_advertisement_that_was_lost_is_remembered() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(east)
+        life = await start(west)
+        assert not [event for event in remembered(life) if event.kind == "advertisement_late"]
+        west.plug("outside", up=False)
+        await trio.sleep(1.5 * INTERVAL)
+        west.plug("outside", up=True)
+        await trio.sleep(2 * INTERVAL)
+        (late,) = [event for event in remembered(life) if event.kind == "advertisement_late"]
+        assert late.router == "web"
+        assert late.fields["interval_ms"] == INTERVAL * 1000
+        after_ms = cast("float", late.fields["after_ms"])
+        assert round(after_ms / (INTERVAL * 1000)) in {2, 3}
+
+    play(scenario)
+
+
+# A takeover is seen through
+
+
+def takeover(machine: Machine) -> dict[str, object]:
+    takeovers = cast("dict[str, dict[str, object]]", living(machine).node.status()["takeovers"])
+    return takeovers["web"]
+
+
+def announcements(life: Life) -> int:
+    return sum(event.kind == "addresses_announced" for event in remembered(life))
+
+
+def test_a_takeover_in_silence_is_announced_again_and_the_first_frame_ends_that() -> None:
+    async def scenario(world: World) -> None:
+        client = await connected(world)
+        east, west = world.machines.values()
+        assert takeover(east)["frames"] == "seen"
+        assert takeover(west)["frames"] == "not held"
+        east.end()
+        await trio.sleep(DOWN + 0.02)
+        new = living(west)
+        assert takeover(west)["frames"] == "awaited"
+        before = announcements(new)
+        await trio.sleep(0.8)
+        # Two of its own series, which had none at that time.
+        assert announcements(new) >= before + 2
+        client.poke()
+        await trio.sleep(0.4)
+        assert takeover(west)["frames"] == "seen"
+        assert sum(event.kind == "first_frame" for event in remembered(new)) == 1
+        seen = announcements(new)
+        await trio.sleep(0.5)
+        assert announcements(new) <= seen + 1
+
+    play(scenario)
+
+
+def test_a_network_in_which_nobody_asks_is_called_silent() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        life = await start(east)
+        await trio.sleep(70)
+        assert takeover(east)["frames"] == "silent"
+        assert sum(event.kind == "no_frame" for event in remembered(life)) == 1
+
+    play(scenario, LONE)
+
+
+def test_another_that_announces_a_held_address_is_answered() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        life = await start(east, settle=100)
+        assert life.host.claims is not None
+        before = announcements(life)
+        for _ in range(10):
+            await life.host.claims.hear.send(Claim(VIRTUAL, bytes(6)))
+        await trio.sleep(0.1)
+        assert announcements(life) == before + 1
+        (rival,) = [event for event in remembered(life) if event.kind == "rival_announced"]
+        assert rival.fields == {"address": "192.0.2.10", "mac": "00:00:00:00:00:00"}
+        counters = cast("dict[str, int]", takeover(east)["counters"])
+        assert counters["rival_announcements"] == 10
+
+    only_outside = ROUTER.replace(', "10.1.0.254/24@inside"', "")
+    play(scenario, pair(only_outside, SERVICE, SYNC, EAST))

@@ -10,20 +10,18 @@ import trio
 import trio.testing
 
 from lvsha.counters import Counters
-from lvsha.failover.election import (
-    AcquireAddresses,
-    Advertise,
-    AnnounceAddresses,
-    Election,
-    ReleaseAddresses,
-)
+from lvsha.failover.actions import AcquireAddresses, Advertise, AnnounceAddresses, ReleaseAddresses
+from lvsha.failover.election import Election
+from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.speaker import CHANGES_MAX, JOBS_MAX, RouterStateChanged, Speaker, _Jobs
-from lvsha.failover.transport import BATCH_MAX, ReceivedMessage
+from lvsha.failover.transport import BATCH_MAX
 from lvsha.model import VrrpState
 from lvsha.wire import vrrp
 
 EAST = bytes((10, 0, 0, 1))
 WEST = bytes((10, 0, 0, 2))
+NORTH = bytes((10, 0, 0, 3))
+STRANGER = bytes((10, 0, 0, 66))
 VIRTUAL = bytes((192, 0, 2, 10))
 INTERVAL = 0.1
 # Priority 100 at 0.1 s.
@@ -39,10 +37,11 @@ class MemoryTransport:
     neighbours: list["MemoryTransport"]
     connected: bool = True
     sent: list[tuple[float, int]] = field(default_factory=list)
+    messages: list[bytes] = field(default_factory=list)
     inbox: list[ReceivedMessage] = field(default_factory=list)
     arrived: trio.Event = field(default_factory=trio.Event)
     diary: list[str] = field(default_factory=list)
-    destination: bytes = vrrp.GROUP_IPv4
+    destinations: tuple[bytes, ...] = (vrrp.GROUP_IPv4,)
 
     async def wait_readable(self) -> None:
         await self.arrived.wait()
@@ -57,12 +56,15 @@ class MemoryTransport:
         self.inbox.append(received)
         self.arrived.set()
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, destination: bytes) -> None:
         self.sent.append((trio.current_time(), message[2]))
+        self.messages.append(message)
         self.diary.append(f"send {message[2]}")
         for neighbour in self.neighbours:
-            if neighbour is not self and neighbour.connected and self.connected:
-                neighbour.deliver(ReceivedMessage(message, self.source, self.destination, 255))
+            if neighbour is self or not (neighbour.connected and self.connected):
+                continue
+            if destination in {vrrp.GROUP_IPv4, neighbour.source}:
+                neighbour.deliver(ReceivedMessage(message, self.source, destination, 255))
 
 
 @dataclass(eq=False)
@@ -110,12 +112,24 @@ class Node:
         *,
         changes_max: float = math.inf,
         permitted: bool = True,
+        version: int = 3,
+        vrid: int = 7,
+        speakers: tuple[bytes, ...] = (),
+        pseudo_header: bool | None = False,
+        interval: float = INTERVAL,
     ) -> None:
         self.transport = MemoryTransport(address, network)
+        if speakers:
+            self.transport.destinations = tuple(one for one in speakers if one != address)
         network.append(self.transport)
         self.addresses = MemoryAddresses(self.transport.diary)
         election = Election(
-            vrid=7, priority=priority, interval=INTERVAL, preempt=True, address=address
+            vrid=vrid,
+            priority=priority,
+            interval=interval if version == 3 else 1.0,
+            preempt=True,
+            address=address,
+            version=version,
         )
         send, self.changes = trio.open_memory_channel[RouterStateChanged](changes_max)
         self.speaker = Speaker(
@@ -125,7 +139,7 @@ class Node:
             send,
             name="web",
             virtual_addresses=[VIRTUAL],
-            pseudo_header=False,
+            pseudo_header=pseudo_header,
         )
         election.permit_preemption(permitted, 0.0)
 
@@ -363,9 +377,9 @@ def test_wrong_messages_are_counted_and_change_nothing() -> None:
             assert node.state is VrrpState.MASTER
             assert node.speaker.election.peer is None
             assert node.speaker.counters.snapshot() == {
-                "advertisement_malformed": 2,
+                "refused_length": 2,
                 "advertisements_sent": 1,
-                "hop_limit_not_255": 1,
+                "refused_hop_limit": 1,
                 "other_virtual_router": 1,
             }
             await node.speaker.stop()
@@ -564,5 +578,133 @@ def test_stop_before_the_start_ends_at_once() -> None:
         await node.speaker.stop()
         await node.speaker.run()
         assert node.diary == []
+
+    play(scenario)
+
+
+def test_peers_are_sent_to_one_by_one_and_settle() -> None:
+    async def scenario(_clock: trio.testing.MockClock) -> None:
+        network: list[MemoryTransport] = []
+        addresses = (EAST, WEST, NORTH)
+        nodes = [Node(network, one, 100 + one[3], speakers=addresses) for one in addresses]
+        stranger = Node(network, STRANGER, 250, speakers=(*addresses, STRANGER))
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                await start(nursery, node)
+            await trio.sleep(5)
+            assert [node.addresses.held for node in nodes] == [False, False, True]
+            await start(nursery, stranger)
+            await trio.sleep(5)
+            # It hears them, has the higher priority and talks; they do not listen to it.
+            assert [node.addresses.held for node in nodes] == [False, False, True]
+            refused = nodes[2].speaker.counters["refused_stranger"]
+            assert refused == stranger.speaker.counters["advertisements_sent"] > 0
+            last = nodes[2].speaker.status()["last_refused"]
+            assert last == {
+                "cause": "stranger",
+                "address": "10.0.0.66",
+                "heard_seconds_ago": pytest.approx(0.0, abs=INTERVAL),
+            }
+            nursery.cancel_scope.cancel()
+
+    play(scenario)
+
+
+def test_version_2_settles_and_tells_of_a_peer_with_version_3() -> None:
+    async def scenario(_clock: trio.testing.MockClock) -> None:
+        network: list[MemoryTransport] = []
+        east = Node(network, EAST, 200, version=2)
+        west = Node(network, WEST, 100, version=2)
+        modern = Node(network, NORTH, 50)
+        async with trio.open_nursery() as nursery:
+            await start(nursery, east)
+            await start(nursery, west)
+            await trio.sleep(10)
+            assert (east.addresses.held, west.addresses.held) == (True, False)
+            assert west.speaker.status()["peer"] == {
+                "address": "10.0.0.1",
+                "priority": 200,
+                "interval_seconds": 1.0,
+                "checksum": None,
+                "heard_seconds_ago": pytest.approx(0.0, abs=1.0),
+            }
+            await start(nursery, modern)
+            await trio.sleep(10)
+            assert modern.addresses.held
+            assert (east.addresses.held, west.addresses.held) == (True, False)
+            assert east.speaker.counters["refused_version"] > 0
+            assert modern.speaker.counters["refused_version"] > 0
+            last = json.loads(json.dumps(modern.speaker.status()))["last_refused"]
+            assert (last["cause"], last["theirs"], last["ours"]) == ("version", 2, 3)
+            nursery.cancel_scope.cancel()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("pseudo_header", "conventions"),
+    [(None, [False, True]), (True, [True, True]), (False, [False, False])],
+)
+def test_the_checksum_follows_the_peer_unless_it_is_given(
+    pseudo_header: bool | None, conventions: list[bool]
+) -> None:
+    async def scenario(_clock: trio.testing.MockClock) -> None:
+        node = Node([], EAST, pseudo_header=pseudo_header)
+        async with trio.open_nursery() as nursery:
+            await start(nursery, node)
+            await trio.sleep(DOWN + 0.01)
+            node.hear(50)
+            await trio.sleep(0.01)
+            sent = [
+                vrrp.parse(message, source=EAST, destination=vrrp.GROUP_IPv4).pseudo_header
+                for message in node.transport.messages
+            ]
+            assert sent == conventions
+            nursery.cancel_scope.cancel()
+
+    play(scenario)
+
+
+def test_ten_milliseconds_are_enough_for_an_interval() -> None:
+    async def scenario(_clock: trio.testing.MockClock) -> None:
+        network: list[MemoryTransport] = []
+        east = Node(network, EAST, 200, interval=0.01)
+        west = Node(network, WEST, 100, interval=0.01)
+        async with trio.open_nursery() as nursery:
+            await start(nursery, east)
+            await start(nursery, west)
+            await trio.sleep(1)
+            assert (east.addresses.held, west.addresses.held) == (True, False)
+            peer = west.speaker.election.peer
+            assert peer is not None
+            assert peer.interval_cs == 1
+            assert len(east.transport.sent) == pytest.approx(97, abs=2)
+            last, _ = east.transport.sent[-1]
+            east.transport.connected = False
+            await trio.sleep(1)
+            assert west.addresses.times("acquire") == pytest.approx(
+                [last + 0.03 + 0.0061], abs=1e-3
+            )
+            nursery.cancel_scope.cancel()
+
+    play(scenario)
+
+
+def test_two_routers_on_one_interface_do_not_disturb_each_other() -> None:
+    async def scenario(_clock: trio.testing.MockClock) -> None:
+        network: list[MemoryTransport] = []
+        one = Node(network, EAST, 100)
+        other = Node(network, WEST, 200, vrid=8)
+        async with trio.open_nursery() as nursery:
+            await start(nursery, one)
+            await start(nursery, other)
+            await trio.sleep(5)
+            assert one.addresses.held
+            assert other.addresses.held
+            for node in (one, other):
+                assert node.speaker.counters["other_virtual_router"] > 0
+                assert node.speaker.election.peer is None
+                assert node.speaker.status()["last_refused"] is None
+            nursery.cancel_scope.cancel()
 
     play(scenario)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_existence_is_enough_where_it_is_asked_for(tmp_path: Path) -> None:
 def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
     words = ["sleep", "601.5"]
     started = [subprocess.Popen(words, executable="/bin/sleep") for _ in range(2)]
+    deadline = time.monotonic() + 10
+    while processes(2) != UP and time.monotonic() < deadline:
+        time.sleep(0.01)  # a busy machine may show them late
     yield started
     for one in started:
         one.kill()

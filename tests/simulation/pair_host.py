@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from lvsha.config import Sync, VirtualRouter
+from lvsha.config_life import SavedStateTable
 from lvsha.config_tracking import Tracker
 from lvsha.control import Handler
 from lvsha.counters import Counters
@@ -25,15 +26,19 @@ from lvsha.datapath.network import NetworkChange
 from lvsha.datapath.surprises import Surprises
 from lvsha.events import EventStream
 from lvsha.failover.addresses import InterfaceAddress
-from lvsha.failover.transport import BATCH_MAX, ReceivedMessage
+from lvsha.failover.reception import ReceivedMessage
+from lvsha.failover.rivals import Claim
+from lvsha.failover.transport import BATCH_MAX
 from lvsha.model import ConnectionFlag
 from lvsha.programs import Outcome
+from lvsha.service_manager import Nobody
 from lvsha.settings import Settings
 from lvsha.sync.ipvs.daemons import Socket
 from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
 from lvsha.tracking.probes import Probe
 from lvsha.wire import vrrp
+from tests.probers import ScriptedProber
 
 if TYPE_CHECKING:
     from tests.simulation.pair_world import Life, Machine, Wire
@@ -54,6 +59,7 @@ class SimulatedHost:
         self.frames: SimulatedForwarder | None = None
         self.datagrams: SimulatedSyncTransport | None = None
         self.messages: list[SimulatedAdvertisementTransport] = []
+        self.claims: SimulatedClaimListener | None = None
         self.cleaned = 0
         self.commands: Mapping[str, Handler] = {}
 
@@ -81,6 +87,12 @@ class SimulatedHost:
     def epoch(self) -> int:
         return self.machine.world.dice.getrandbits(64)
 
+    def service_manager(self) -> Nobody:
+        return Nobody()
+
+    def state_store(self, node: str, saved: SavedStateTable) -> "SimulatedDisk":
+        return SimulatedDisk(self.life)
+
     def forwarder(
         self,
         director: Director,
@@ -101,11 +113,17 @@ class SimulatedHost:
         raise AssertionError("simulated pairs speak lvsha's own format")
 
     def advertisement_transport(
-        self, interface: str, router: VirtualRouter
+        self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> contextlib.AbstractContextManager["SimulatedAdvertisementTransport"]:
         transport = SimulatedAdvertisementTransport(self.life, self.machine.wires[interface])
         self.messages.append(transport)
         return contextlib.nullcontext(transport)
+
+    def claim_listener(
+        self, interface: str, addresses: Sequence[bytes]
+    ) -> contextlib.AbstractContextManager["SimulatedClaimListener"]:
+        self.claims = SimulatedClaimListener()
+        return contextlib.nullcontext(self.claims)
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
@@ -137,6 +155,55 @@ class SimulatedHost:
     ) -> None:
         task_status.started()
         await trio.sleep_forever()
+
+    def prober(self) -> ScriptedProber:
+        return self.machine.prober
+
+
+class SimulatedDisk:
+    """See `lvsha.state_file.StateStore`: what the machine keeps over a process's end."""
+
+    def __init__(self, life: "Life") -> None:
+        self._life = life
+        self._draft = b""
+
+    def time_of_day(self) -> float:
+        return trio.current_time()
+
+    async def read(self, size_max: int) -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        return self._life.machine.disk
+
+    async def set_aside(self) -> str:
+        await trio.lowlevel.checkpoint()
+        self._life.machine.disk = None
+        return "aside"
+
+    def draft(self) -> "SimulatedDisk":
+        return SimulatedDisk(self._life)
+
+    async def write(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self._draft += data
+
+    async def finish(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if not self._life.dead:
+            self._life.machine.disk = self._draft
+
+    def close(self) -> None:
+        self._draft = b""
+
+
+class SimulatedClaimListener:
+    """See `lvsha.failover.rivals.ClaimListener`: what a test lets be heard."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.hear, self._heard = trio.open_memory_channel[Claim](16)
+
+    async def claim(self) -> Claim | None:
+        return await self._heard.receive()
 
 
 class SimulatedForwarder:
@@ -180,6 +247,9 @@ class SimulatedForwarder:
                 self._note_alive()
                 self._take_news()
                 self._take_frames()
+
+    async def beat(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def network_changed(self) -> None:
         await self._changed.wait()
@@ -296,7 +366,7 @@ class SimulatedAdvertisementTransport:
 
     def __init__(self, life: "Life", wire: "Wire") -> None:
         self.source = wire.address
-        self.destination = vrrp.GROUP_IPv4
+        self.destinations = (vrrp.GROUP_IPv4,)
         self._life = life
         self._wire = wire
         self._waiting: deque[ReceivedMessage] = deque(maxlen=MESSAGES_WAITING_MAX)
@@ -315,11 +385,11 @@ class SimulatedAdvertisementTransport:
         self._waiting.append(received)
         self._arrived.set()
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, destination: bytes) -> None:
         machine, segment = self._life.machine, self._wire.segment
         if self._life.dead or not self._wire.up:
             return
-        received = ReceivedMessage(message, self.source, self.destination, vrrp.HOP_LIMIT)
+        received = ReceivedMessage(message, self.source, destination, vrrp.HOP_LIMIT)
         for other in machine.world.machines.values():
             if other is not machine:
                 arrive = partial(self._arrive, other, received)

@@ -45,6 +45,7 @@ from lvsha.model import VrrpState
 from lvsha.node import Node
 from lvsha.tracking.probes import Probe
 from tests.packets import NO_VNET
+from tests.probers import ScriptedProber
 from tests.simulation.pair_host import SimulatedHost
 from tests.simulation.tasks import Process, current_process
 
@@ -191,6 +192,8 @@ class Machine:
         powered: False answers nobody.
         probes: what looks at trackers, by their names.
         programs: the commands that were run, and when.
+        prober: finds what the real servers are like.
+        disk: what a process has left in its state file.
     """
 
     def __init__(self, world: World, name: str, number: int) -> None:
@@ -200,7 +203,9 @@ class Machine:
         self.powered = True
         self.probes: dict[str, Probe] = {}
         self.programs: list[tuple[float, tuple[str, ...]]] = []
+        self.disk: bytes | None = None
         self.life: Life | None = None
+        self.prober = ScriptedProber()
         roles = world.pair.nodes[name].interfaces
         self.wires = {
             interface: Wire(

@@ -1,9 +1,11 @@
 """Two or three elections in one small world, with everything going wrong that can.
 
-One event heap, one seed. The seed draws the number of routers, their priorities, the
-interval, and the rates of loss, duplication, delay, partition, stall, crash and fault. The
-checkers run after every step. Then the world heals, and exactly one master must be found
-within a bound.
+One event heap, one seed. The seed draws the version, multicast or unicast, the number of
+routers, their priorities and intervals, the delays of start and preemption, and the rates of
+loss, duplication, delay, partition, stall, crash, fault and noise. Messages travel as bytes and
+are judged as the speaker does it. The checkers run after every step: never two holders that
+hear each other, never none where a backup could be one. Then the world heals, and exactly one
+master must be found within a bound.
 
 A longer run: ``python -m tests.simulation.test_election_simulation 5000``; one seed again:
 ``python -m tests.simulation.test_election_simulation 1 SEED``.
@@ -19,25 +21,31 @@ from functools import partial
 
 import pytest
 
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Actions,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.election import Election
+from lvsha.failover.reception import Heard, ReceivedMessage, Reception
 from lvsha.model import VrrpState
+from lvsha.wire import vrrp, vrrp_versions
 from lvsha.wire.vrrp import Advertisement
 
 SEEDS = 200
 # In advertisement intervals: how long the world misbehaves, and how long it may take to
-# settle. A node that starts last waits for a down interval (less than 4), learns that it may
-# preempt, and waits for another one.
+# settle, beside the delays. A node that starts last waits for a down interval (less than 4),
+# learns that it may preempt, and waits for another one.
 TROUBLE_INTERVALS = 60
 SETTLE_INTERVALS = 10
+DOWN_INTERVALS_MAX = 4
 CALM_INTERVALS = 15
+VRID = 1
+VIRTUAL = bytes((192, 0, 2, 10))
+STRANGER = bytes((10, 0, 0, 66))
 
 
 @dataclass(eq=False)
@@ -47,7 +55,12 @@ class Router:
     number: int
     priority: int
     address: bytes
+    interval: float
+    reception: Reception
+    destinations: tuple[bytes, ...]
+    pseudo_header: bool
     election: Election | None = None
+    quiet_until: float = 0.0
     life: int = 0
     frozen_until: float = 0.0
     inbox: list[tuple[Advertisement, bytes]] = field(default_factory=list)
@@ -68,21 +81,60 @@ class World:
         self.steps = 0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.order = itertools.count()
-        self.interval = self.dice.choice([0.05, 0.1, 1.0])
+        self.version = self.dice.choice([2, 3, 3, 3])
         self.preempt = self.dice.random() < 0.7
+        # Without sync preemption is permitted from the start on.
+        self.synced = self.dice.random() < 0.7
         self.loss = self.dice.choice([0.0, 0.05, 0.3])
         self.duplication = self.dice.choice([0.0, 0.1])
-        self.delay_max = self.interval * self.dice.choice([0.01, 0.2])
+        count = self.dice.choice([2, 2, 3])
+        intervals = self._draw_intervals(count)
+        self.interval = max(intervals)
+        self.delay_max = min(intervals) * self.dice.choice([0.01, 0.2])
+        self.preempt_delay = self.interval * self.dice.choice([0, 0, 0, 2.5, 20])
+        self.startup_delay = self.interval * self.dice.choice([0, 0, 0, 2.5, 12])
         self.cut: set[frozenset[int]] = set()
-        # The last time that any message was lost, or any router was not listening.
+        # The last time that any message was lost, or any router was not listening; and the
+        # last time that one came or went.
         self.dirty_at = 0.0
-        priorities = self.dice.sample(range(1, 255), k=self.dice.choice([2, 2, 3]))
+        self.upset_at = 0.0
+        priorities = self.dice.sample(range(1, 256), k=count)
+        if self.dice.random() < 0.1:
+            priorities[0] = vrrp.PRIORITY_OWNER
         if self.dice.random() < 0.2:
-            priorities = [priorities[0]] * len(priorities)
+            priorities = [priorities[0]] * count
+        unicast = self.dice.random() < 0.4
+        addresses = [bytes((10, 0, 0, number + 1)) for number in range(count)]
         self.routers = [
-            Router(number, priority, bytes((10, 0, 0, number + 1)))
-            for number, priority in enumerate(priorities)
+            self._router(number, priorities[number], intervals[number], addresses, unicast)
+            for number in range(count)
         ]
+
+    def _draw_intervals(self, count: int) -> list[float]:
+        """In version 3 they may differ, because a backup learns that of the master."""
+        if self.version == 2:
+            return [self.dice.choice([1.0, 2.0])] * count
+        interval = self.dice.choice([0.01, 0.05, 0.1, 1.0])
+        if self.dice.random() < 0.7:
+            return [interval] * count
+        return [interval * self.dice.choice([1, 2, 5]) for _ in range(count)]
+
+    def _router(
+        self, number: int, priority: int, interval: float, addresses: list[bytes], unicast: bool
+    ) -> Router:
+        own = addresses[number]
+        others = tuple(address for address in addresses if address != own)
+        destinations = others if unicast else (vrrp.GROUP_IPv4,)
+        reception = Reception(
+            version=self.version,
+            vrid=VRID,
+            interval_cs=round(interval * 100),
+            source=own,
+            destinations=destinations,
+            addresses=(VIRTUAL,),
+        )
+        pseudo_header = self.dice.random() < 0.5
+        return Router(number, priority, own, interval, reception, destinations, pseudo_header)
 
     def fail(self, sentence: str) -> None:
         raise AssertionError(
@@ -108,16 +160,22 @@ class World:
         router.life += 1
         router.inbox.clear()
         router.holds_since = None
-        router.permitted = False
+        router.permitted = not self.synced
+        router.quiet_until = self.now + self.startup_delay
         router.election = Election(
-            vrid=1,
+            vrid=VRID,
             priority=router.priority,
-            interval=self.interval,
+            interval=router.interval,
             preempt=self.preempt,
             address=router.address,
+            version=self.version,
+            preempt_delay=self.preempt_delay,
+            startup_delay=self.startup_delay,
         )
+        router.election.permit_preemption(router.permitted, self.now)
         self.act(router, router.election.start(self.now))
-        self.permit_later(router)
+        if self.synced:
+            self.permit_later(router)
 
     def permit_later(self, router: Router) -> None:
         life = router.life
@@ -137,6 +195,7 @@ class World:
         router.life += 1
         router.election = None
         router.holds_since = None
+        self.upset_at = self.now
 
     def act(self, router: Router, actions: Actions) -> None:
         """Carry out actions and see that they keep the promises of the election."""
@@ -153,6 +212,8 @@ class World:
                 case AcquireAddresses():
                     if router.holds_since is not None:
                         self.fail(f"router {router.number} acquires twice")
+                    if self.now < router.quiet_until:
+                        self.fail(f"router {router.number} acquires as it starts")
                     router.holds_since = self.now
                 case ReleaseAddresses():
                     if router.holds_since is None:
@@ -161,16 +222,21 @@ class World:
                 case AnnounceAddresses():
                     if router.holds_since is None:
                         self.fail(f"router {router.number} announces what it does not hold")
-                case StateChanged(_, _, reason):
-                    self.note(router, reason)
+                case StateChanged(_, new, reason):
+                    self.note(router, new, reason)
         self.wait(router)
 
-    def note(self, router: Router, reason: str) -> None:
+    def note(self, router: Router, new: VrrpState, reason: str) -> None:
+        if new is not VrrpState.MASTER:
+            self.upset_at = self.now
         if reason == "stalled":
             router.permitted = False
             self.permit_later(router)
-        if reason == "preempted_lower_priority" and not (router.permitted and self.preempt):
+        preempts = self.preempt or router.priority == vrrp.PRIORITY_OWNER
+        if reason == "preempted_lower_priority" and not (router.permitted and preempts):
             self.fail(f"router {router.number} preempts without permission")
+        if reason == "owner_started" and not router.permitted:
+            self.fail(f"router {router.number} starts as master without permission")
 
     def wait(self, router: Router) -> None:
         """Call `expire` at the deadline, or when the router can run again."""
@@ -190,10 +256,21 @@ class World:
     # The wire.
 
     def send(self, router: Router, priority: int) -> None:
-        advertisement = Advertisement(1, priority, round(self.interval * 100), (bytes(4),))
+        advertisement = Advertisement(
+            VRID, priority, round(router.interval * 100), (VIRTUAL,), self.version
+        )
         for other in self.routers:
             if other is router:
                 continue
+            unicast = other.address in router.destinations
+            destination = other.address if unicast else router.destinations[0]
+            message = vrrp_versions.emit(
+                advertisement,
+                source=router.address,
+                destination=destination,
+                pseudo_header=router.pseudo_header,
+            )
+            received = ReceivedMessage(message, router.address, destination, vrrp.HOP_LIMIT)
             if frozenset({router.number, other.number}) in self.cut:
                 self.dirty_at = self.now
                 continue
@@ -202,9 +279,15 @@ class World:
                 if self.dice.random() < self.loss:
                     self.dirty_at = self.now
                     continue
-                self.deliver_later(other, advertisement, router.address)
+                self.deliver_later(other, received)
 
-    def deliver_later(self, router: Router, advertisement: Advertisement, source: bytes) -> None:
+    def deliver_later(self, router: Router, received: ReceivedMessage) -> None:
+        heard = router.reception.judge(received)
+        if not isinstance(heard, Heard):
+            self.fail(f"router {router.number} refuses what another says: {heard}")
+            return
+        advertisement, source = heard.advertisement, received.source
+
         def deliver() -> None:
             if router.election is None:
                 return
@@ -220,7 +303,9 @@ class World:
     def trouble(self) -> None:
         router = self.dice.choice(self.routers)
         other = self.dice.choice(self.routers)
-        match self.dice.choice(["crash", "stall", "cut", "fault", "stop", "forbid"]):
+        match self.dice.choice(["crash", "stall", "cut", "fault", "stop", "forbid", "noise"]):
+            case "noise":
+                self.make_noise(router)
             case "crash" if router.election is not None:
                 self.crash(router)
                 self.after(self.dice.uniform(0, 10 * self.interval), lambda: self.revive(router))
@@ -237,12 +322,48 @@ class World:
                 self.act(router, running(router).stop(self.now))
                 self.crash(router)
                 self.after(self.dice.uniform(0, 5 * self.interval), lambda: self.revive(router))
-            case "forbid" if router.is_awake(self.now):
+            case "forbid" if router.is_awake(self.now) and self.synced:
                 router.permitted = False
                 self.act(router, running(router).permit_preemption(False, self.now))
                 self.permit_later(router)
             case _:
                 pass
+
+    def make_noise(self, router: Router) -> None:
+        """What must not even reach the election."""
+        destination = router.destinations[0]
+        expected = router.address if len(destination) == 4 and destination[0] == 10 else destination
+        unicast = expected == router.address
+        good = self.words(200, VRID, self.version, expected)
+        source = next(one.address for one in self.routers if one is not router)
+        noises = [
+            ReceivedMessage(good, source, expected, self.dice.randrange(vrrp.HOP_LIMIT)),
+            ReceivedMessage(good, router.address, expected, vrrp.HOP_LIMIT),
+            ReceivedMessage(good[: self.dice.randrange(len(good))], source, expected, 255),
+            ReceivedMessage(
+                self.words(200, VRID, 5 - self.version, expected), source, expected, 255
+            ),
+            ReceivedMessage(
+                self.words(200, VRID + 1, self.version, expected), source, expected, 255
+            ),
+            ReceivedMessage(good[:2] + b"\x01" + good[3:], source, expected, 255),
+            ReceivedMessage(
+                good, source, vrrp.GROUP_IPv4 if unicast else router.address, vrrp.HOP_LIMIT
+            ),
+        ]
+        if unicast:
+            noises.append(ReceivedMessage(good, STRANGER, expected, vrrp.HOP_LIMIT))
+        for received in noises:
+            if isinstance(router.reception.judge(received), Heard):
+                self.fail(f"router {router.number} hears noise: {received}")
+
+    def words(self, priority: int, vrid: int, version: int, destination: bytes) -> bytes:
+        return vrrp_versions.emit(
+            Advertisement(vrid, priority, 100, (VIRTUAL,), version),
+            source=STRANGER,
+            destination=destination,
+            pseudo_header=False,
+        )
 
     def revive(self, router: Router) -> None:
         if router.election is None:
@@ -256,6 +377,7 @@ class World:
 
     def freeze(self, router: Router, duration: float) -> None:
         router.frozen_until = self.now + duration
+        self.upset_at = self.now
         life = router.life
         # Its advertisement was due within one interval, and less than four later its peers
         # must have taken over.
@@ -263,7 +385,7 @@ class World:
 
         def wake() -> None:
             # As the speaker does: first what has arrived, then the deadline.
-            self.dirty_at = self.now
+            self.dirty_at = self.upset_at = self.now
             if router.life != life:
                 return
             for advertisement, source in router.inbox:
@@ -289,6 +411,8 @@ class World:
                 self.fail(f"router {router.number} holds what its state does not tell")
             if router.holds_since is not None and router.is_awake(self.now):
                 holders.append(router.holds_since)
+        if not holders:
+            self.check_successor()
         if len(holders) < 2:
             return
         # Two that hear each other: the next advertisement of one of them ends it.
@@ -296,10 +420,21 @@ class World:
         if self.now - together_since > self.interval + 2 * self.delay_max + 1e-9:
             self.fail("two routers hold the addresses and hear each other")
 
+    def check_successor(self) -> None:
+        """Nobody holds the addresses: whoever can must do so within its down interval."""
+        for router in self.routers:
+            election = router.election
+            if election is None or election.state is not VrrpState.BACKUP:
+                continue
+            since = max(self.upset_at, router.quiet_until) + 2 * self.delay_max
+            waited = self.now - since > DOWN_INTERVALS_MAX * self.interval + 1e-9
+            if waited and router.is_awake(self.now):
+                self.fail(f"nobody holds the addresses, but router {router.number} could")
+
     def heal(self) -> None:
         self.loss = 0.0
         self.cut.clear()
-        self.dirty_at = self.now
+        self.dirty_at = self.upset_at = self.now
         for router in self.routers:
             self.revive(router)
             router.frozen_until = min(router.frozen_until, self.now)
@@ -316,7 +451,8 @@ class World:
         if len(masters) != 1:
             self.fail(f"{len(masters)} masters after the network healed")
         best = max(self.routers, key=lambda router: router.priority)
-        if self.preempt and masters[0].priority != best.priority:
+        preempts = self.preempt or best.priority == vrrp.PRIORITY_OWNER
+        if preempts and masters[0].priority != best.priority:
             self.fail("the master is not the one with the highest priority")
         return masters[0]
 
@@ -338,7 +474,8 @@ def run(seed: int) -> int:
     # What is still to happen must not hurt any more: freezes and cuts have ended by now.
     world.run_until(trouble_until + 13 * world.interval)
     world.heal()
-    world.run_until(world.now + SETTLE_INTERVALS * world.interval)
+    delays = world.startup_delay + world.preempt_delay
+    world.run_until(world.now + SETTLE_INTERVALS * world.interval + delays)
     master = world.check_settled()
     since = master.holds_since
     world.run_until(world.now + CALM_INTERVALS * world.interval)

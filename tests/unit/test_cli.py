@@ -432,3 +432,18 @@ def test_an_error_within_groups_is_the_one_that_is_told() -> None:
     error = HostError("the first")
     group = BaseExceptionGroup[ConfigError | HostError]("", [error, ConfigError("the second")])
     assert cli._first(group) is error
+
+
+def test_run_refuses_what_the_machine_does_not_permit(
+    pair_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = pair_file.read_text()
+    pair_file.write_text(text.replace("[nodes.east]\n", "[nodes.east]\nrealtime_priority = 5\n"))
+
+    def refuse(priority: int) -> None:
+        raise HostError(f"realtime_priority = {priority}: no")
+
+    monkeypatch.setattr(cli, "run_in_real_time", refuse)
+    result = lvsha_command("run", pair_file, "--node", "east")
+    assert result.exit_code == cli.EXIT_HOST
+    assert "realtime_priority = 5: no" in result.output

@@ -95,7 +95,7 @@ EXAMPLES: list[Message] = [
     Sums(ORIGIN, 384, tuple(range(127))),
     Sums(ORIGIN, 0, (2**64 - 1,), is_current=False),
     Progress(ORIGIN, "west", 7, 69_999),
-    Handover(ORIGIN, "west", 7),
+    Handover(ORIGIN, "west", 7, 8),
     Question(ORIGIN, (IPV4.key, CALL.key)),
     Answer(ORIGIN, "west", [IPV4], (IPV6.key, CALL.key)),
 ]
@@ -368,7 +368,7 @@ LONGEST_MESSAGES: list[Message] = [
     GapRequest(LONGEST, "n" * 63, 2**64 - 1, ((2**64 - 1, 2**32 - 1),) * RANGES_MAX),
     SumsRequest(LONGEST, "n" * 63, 2**64 - 1),
     Progress(LONGEST, "n" * 63, 2**64 - 1, 2**64 - 1),
-    Handover(LONGEST, "n" * 63, 2**64 - 1),
+    Handover(LONGEST, "n" * 63, 2**64 - 1, 2**64 - 1),
     Question(LONGEST, (template(1, b"c" * 255).key,)),
 ]
 

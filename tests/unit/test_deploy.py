@@ -64,6 +64,12 @@ def test_unit_does_not_restart_what_a_wrong_pair_file_stopped() -> None:
     assert unit()["RestartPreventExitStatus"] == [str(cli.EXIT_CONFIGURATION)]
 
 
+def test_unit_is_told_how_the_director_is() -> None:
+    assert unit()["Type"] == ["notify"]
+    assert int(unit()["WatchdogSec"][0]) >= 5  # the collector of cycles must not end a director
+    assert unit()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
 @systemd
 def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
     # The program is not installed where tests run, so another one stands for it.

@@ -23,6 +23,7 @@ from lvsha.config import (
     Timeouts,
     VirtualRouter,
 )
+from lvsha.config_life import SavedStateTable
 from lvsha.config_services import TunnelTable
 from lvsha.config_tracking import Events, Group
 from lvsha.datapath.reasons import Reason
@@ -73,6 +74,7 @@ def shown(default: object) -> str:
         ("`[ipvs]`", Settings),
         ("`[scheduling]`", Scheduling),
         ("`[limits]`", Limits),
+        ("`[saved_state]`", SavedStateTable),
         ("`[nodes.NAME]`", Node),
     ],
     ids=str,

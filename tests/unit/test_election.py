@@ -2,17 +2,15 @@
 
 import pytest
 
-from lvsha.failover.election import (
-    DOWN_ADVERTISEMENTS,
-    HAND_OVER_TIME,
+from lvsha.failover.actions import (
     AcquireAddresses,
     Actions,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.election import DOWN_ADVERTISEMENTS, HAND_OVER_TIME, Election
 from lvsha.model import VrrpState
 from lvsha.wire.vrrp import Advertisement
 
@@ -316,6 +314,100 @@ def test_transitions_are_counted_by_reason_and_the_peer_is_remembered() -> None:
     assert made.peer.heard_at == 4.0
 
 
+def delayed(*, preempt_delay: float = 0.0, startup_delay: float = 0.0) -> Election:
+    made = Election(
+        vrid=7,
+        priority=100,
+        interval=1.0,
+        preempt=True,
+        address=OWN,
+        preempt_delay=preempt_delay,
+        startup_delay=startup_delay,
+    )
+    made.permit_preemption(True, 0.0)
+    made.start(0.0)
+    return made
+
+
+def hear_every_second(made: Election, priority: int, begin: int, end: int) -> float | None:
+    """Hear a master each second; tells when this node became MASTER."""
+    for second in range(begin, end):
+        while made.deadline is not None and made.deadline < second:
+            made.expire(made.deadline)
+        if made.state is MASTER:
+            return made.since
+        made.receive(heard(priority), SMALLER, float(second))
+    return None
+
+
+def test_preemption_waits_for_the_delay_since_the_lower_master_was_heard_first() -> None:
+    # Heard at 1 s, obeyed up to 10 s, and displaced a down interval later.
+    assert hear_every_second(delayed(preempt_delay=10.0), 50, 1, 30) == 10.0 + DOWN
+
+
+def test_a_better_master_starts_the_preempt_delay_anew() -> None:
+    made = delayed(preempt_delay=10.0)
+    assert hear_every_second(made, 50, 1, 8) is None
+    assert hear_every_second(made, 200, 8, 9) is None
+    assert hear_every_second(made, 50, 9, 40) == 18.0 + DOWN
+
+
+def test_the_preempt_delay_does_not_hold_up_a_takeover_from_nobody() -> None:
+    made = delayed(preempt_delay=100.0)
+    made.receive(heard(50), SMALLER, 1.0)
+    assert made.expire(1.0 + DOWN)[-1] == StateChanged(BACKUP, MASTER, "master_silent")
+
+
+def test_nothing_is_taken_within_the_startup_delay() -> None:
+    made = delayed(startup_delay=10.0)
+    assert made.deadline == 10.0
+    made.receive(heard(0), SMALLER, 5.0)
+    assert made.expire(9.99) == ()
+    assert made.expire(10.0)[1] == AcquireAddresses()
+
+
+def test_after_the_startup_delay_the_master_counts_as_ever() -> None:
+    made = delayed(startup_delay=10.0)
+    made.receive(heard(200), GREATER, 9.0)
+    assert made.deadline == 9.0 + DOWN
+
+
+def test_a_startup_delay_is_not_repeated_after_a_fault() -> None:
+    made = delayed(startup_delay=10.0)
+    made.expire(10.0)
+    made.fault("eth0 is down", 11.0)
+    made.recover(12.0)
+    assert made.deadline == 12.0 + DOWN
+
+
+@pytest.mark.parametrize(
+    ("permitted", "preempt_delay", "startup_delay"),
+    [(False, 0.0, 0.0), (True, 1.0, 0.0), (True, 0.0, 1.0)],
+)
+def test_an_owner_that_must_wait_listens_as_others_do(
+    permitted: bool, preempt_delay: float, startup_delay: float
+) -> None:
+    made = Election(
+        vrid=7,
+        priority=255,
+        interval=1.0,
+        preempt=False,
+        address=OWN,
+        preempt_delay=preempt_delay,
+        startup_delay=startup_delay,
+    )
+    made.permit_preemption(permitted, 0.0)
+    assert made.start(0.0) == (StateChanged(INIT, BACKUP, "started"),)
+    assert made.deadline == 3 + 1 / 256
+
+
+def test_the_start_of_an_owner_is_told_as_such() -> None:
+    made = Election(vrid=7, priority=255, interval=1.0, preempt=True, address=OWN)
+    made.permit_preemption(True, 0.0)
+    assert made.start(0.0)[-1] == StateChanged(BACKUP, MASTER, "owner_started")
+    assert made.transitions.snapshot() == {"owner_started": 1, "started": 1}
+
+
 # Handover
 
 
@@ -397,3 +489,14 @@ def test_who_steps_aside_resigns_and_takes_over_again_only_if_nobody_does() -> N
     made.receive(heard(50), SMALLER, DOWN + 1.0)
     assert made.deadline == DOWN + 1.0 + DOWN
     assert made.expire(DOWN + 1.0 + DOWN)[-1] == StateChanged(BACKUP, MASTER, "master_silent")
+
+
+def test_an_owner_that_has_handed_over_does_not_come_back_by_itself() -> None:
+    made = Election(vrid=7, priority=255, interval=1.0, preempt=True, address=OWN)
+    made.permit_preemption(True, 0.0)
+    made.start(0.0)
+    made.step_aside(1.0)
+    made.fault("eth0 is down", 1.1)
+    assert made.recover(1.2) == (StateChanged(FAULT, BACKUP, "recovered"),)
+    made.receive(heard(50), SMALLER, 1.3)
+    assert made.deadline == pytest.approx(1.3 + made.down_interval)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.election import Election
 from lvsha.model import VrrpState
 from lvsha.wire.vrrp import Advertisement
 

@@ -25,8 +25,14 @@ def test_example_is_in_order(path: Path) -> None:
     assert len(build_director(pair).services) == len(pair.services)
 
 
-def test_both_shapes_of_a_pair_have_an_example() -> None:
-    assert [path.stem for path in EXAMPLES] == ["mutual-backup", "two-node"]
+def test_every_shape_of_a_pair_has_an_example() -> None:
+    assert [path.stem for path in EXAMPLES] == ["mutual-backup", "two-node", "unicast"]
+
+
+def test_the_unicast_pair_lists_both_speakers() -> None:
+    (router,) = load("unicast.toml").virtual_routers
+    assert len(router.peers) == 2
+    assert router.preempt_delay > 0
 
 
 def test_in_the_two_node_pair_one_node_leads_everywhere() -> None:

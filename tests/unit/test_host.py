@@ -87,7 +87,7 @@ def test_an_interface_that_is_not_there_is_named() -> None:
     with pytest.raises(HostError, match=NOWHERE):
         made.sync_transport(NOWHERE, Sync())
     with pytest.raises(HostError, match=NOWHERE):
-        made.advertisement_transport(NOWHERE, ROUTER)
+        made.advertisement_transport(NOWHERE, ROUTER, ())
 
 
 def test_it_makes_a_forwarder_for_the_director() -> None:

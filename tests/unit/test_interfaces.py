@@ -5,6 +5,7 @@ import pytest
 
 from lvsha import interfaces
 from lvsha.errors import HostError
+from lvsha.failover.transport import split_speakers
 from lvsha.model import parse_address
 
 Listing = dict[int, list[dict[str, str]]]
@@ -59,3 +60,28 @@ def test_what_is_missing_is_one_sentence_with_the_interface(listing: Listing) ->
         interfaces.primary_ipv4("eth0")
     with pytest.raises(HostError, match="eth0 has no link-local IPv6 address"):
         interfaces.link_local_ipv6("eth0")
+
+
+@pytest.mark.parametrize(
+    ("speakers", "own"),
+    [
+        (("192.0.2.1", "192.0.2.2", "192.0.2.3"), 0),
+        (("192.0.2.2", "192.0.2.10"), 1),
+        (("2001:db8::2", "2001:db8::1"), 1),
+        (("fe80::1", "fe80::2"), 0),
+    ],
+)
+def test_a_node_finds_its_own_address_among_the_speakers(
+    listing: Listing, speakers: tuple[str, ...], own: int
+) -> None:
+    addresses = [parse_address(one) for one in speakers]
+    expected = addresses[own], tuple(addresses[:own] + addresses[own + 1 :])
+    assert split_speakers("eth0", addresses) == expected
+
+
+@pytest.mark.parametrize("speakers", [("192.0.2.2", "192.0.2.3"), ("192.0.2.1", "192.0.2.10")])
+def test_a_node_that_is_no_speaker_or_two_of_them_is_told(
+    listing: Listing, speakers: tuple[str, ...]
+) -> None:
+    with pytest.raises(HostError, match=r"eth0 has [02] of the addresses 192\.0\.2\."):
+        split_speakers("eth0", [parse_address(one) for one in speakers])

@@ -1,10 +1,13 @@
 """One sync id on one node: start and stop, roles, completeness, and several ids at once."""
 
+from dataclasses import replace
+
 import msgpack
 import pytest
 
 from lvsha.model import ConnectionChanged
-from lvsha.sync.actions import Apply, BeginSnapshot, PeerChanged, Send, TakeOver
+from lvsha.sync.actions import Action, Apply, BeginSnapshot, PeerChanged, Send, TakeOver
+from lvsha.sync.calls import CALL_AGE_MAX, HAND_OVER_INTERVAL
 from lvsha.sync.copy import REQUEST_INTERVAL
 from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
@@ -20,7 +23,7 @@ from lvsha.sync.messages import (
 )
 from lvsha.sync.overlap import DRAIN, OVERLAP
 from lvsha.sync.pace import Pace
-from lvsha.sync.replica import HAND_OVER_INTERVAL, Replica
+from lvsha.sync.replica import Replica
 from lvsha.tally import Tally
 from tests.replica_group import Group
 from tests.replicas import (
@@ -375,7 +378,7 @@ def test_a_leader_calls_its_successor_until_it_leads_no_more() -> None:
     east.role = Role.FOLLOW
     east.heartbeat(leader="west", state=PeerState.REPLICATE)
     (first,) = sent_of(Handover, replica.hand_over("east", START))
-    assert (first.successor, first.successor_epoch) == ("east", east.epoch)
+    assert (first.node, first.node_epoch, first.moment) == ("east", east.epoch, 0)
     later = sent_of(Handover, expire_until(replica, START + 5 * HAND_OVER_INTERVAL))
     assert later == [first] * 5
     replica.follow(START + 5 * HAND_OVER_INTERVAL)
@@ -405,21 +408,59 @@ def test_who_is_called_takes_over_when_it_has_all_that_the_leader_has() -> None:
     replica = started()
     east = replicating(replica)
 
-    def is_called(epoch: int) -> bool:
-        return TakeOver("east") in east.say(Handover(east.origin(), "west", epoch))
+    def call(epoch: int, moment: int = 0, now: float = START) -> list[Action]:
+        return east.say(Handover(east.origin(), "west", epoch, moment), now)
 
-    assert is_called(replica.epoch)
-    assert not is_called(replica.epoch + 1)
+    def is_called() -> bool:
+        answers = sent_of(Handover, call(replica.epoch))
+        again = [action for each in answers for action in call(replica.epoch, each.moment)]
+        return TakeOver("east") in again
+
+    (answer,) = sent_of(Handover, call(replica.epoch))
+    assert (answer.node, answer.node_epoch, answer.origin.role) == ("east", 5, Role.FOLLOW)
+    assert is_called()
+    assert events(call(replica.epoch + 1)) == []
     # A change that is missing here must come first.
     east.sequence += 1
-    assert not is_called(replica.epoch)
+    assert not is_called()
     east.changes(connection(1), sequence=1)
-    assert is_called(replica.epoch)
+    assert is_called()
     # Only whom this node follows can call it, while it leads.
     north = East(replica, node="north", epoch=9)
-    assert TakeOver("north") not in north.say(Handover(north.origin(), "west", replica.epoch))
+    moment = round(START * 1_000_000)
+    forged = Handover(north.origin(), "west", replica.epoch, moment)
+    assert TakeOver("north") not in north.say(forged)
     east.role = Role.DRAIN
-    assert not is_called(replica.epoch)
+    assert not is_called()
+
+
+def test_a_call_that_has_waited_for_long_is_only_answered() -> None:
+    replica = started()
+    east = replicating(replica)
+    moment = round(START * 1_000_000)
+    call = Handover(east.origin(), "west", replica.epoch, moment)
+    assert TakeOver("east") in east.say(call, START + CALL_AGE_MAX)
+    late = START + CALL_AGE_MAX + 0.01
+    actions = east.say(call, late)
+    assert TakeOver("east") not in actions
+    assert [answer.moment for answer in sent_of(Handover, actions)] == [round(late * 1_000_000)]
+    assert TakeOver("east") not in east.say(replace(call, moment=moment + 1), START)
+
+
+def test_a_leader_calls_again_at_once_with_the_answer() -> None:
+    replica = leading()
+    east = East(replica)
+    east.role = Role.FOLLOW
+    east.heartbeat(leader="west", state=PeerState.REPLICATE)
+    answer = Handover(east.origin(), "west", replica.epoch, 77)
+    assert sent_of(Handover, east.say(answer)) == [], "nobody was called"
+    replica.hand_over("east", START)
+    (again,) = sent_of(Handover, east.say(answer))
+    assert (again.node, again.moment) == ("east", 77)
+    north = East(replica, node="north", epoch=9)
+    north.role = Role.FOLLOW
+    north.heartbeat(leader="west")
+    assert sent_of(Handover, north.say(Handover(north.origin(), "west", replica.epoch, 78))) == []
 
 
 def test_changes_leave_at_once_while_the_addresses_move() -> None:

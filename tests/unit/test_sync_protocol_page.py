@@ -22,6 +22,7 @@ from tests.sync_examples import MESSAGES, SEALED, TALLY, TOLD
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sync-protocol.md").read_text("utf-8")
 
 BEHAVIOUR = (
+    "calls",
     "catching_up",
     "configuration",
     "copy",

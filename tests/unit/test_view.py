@@ -46,6 +46,18 @@ def shown(status: object) -> str:
     return out.getvalue()
 
 
+def test_refused_messages_of_late_are_told_with_their_cause() -> None:
+    def refused(ago: float, **details: object) -> str:
+        last = {"cause": "hop_limit", "address": "10.0.0.9", **details, "heard_seconds_ago": ago}
+        return shown({"routers": {"web": {"state": "MASTER", "last_refused": last}}})
+
+    words = "web: messages of 10.0.0.9 are refused for their hop limit"
+    assert f"{words} (hop_limit 64), 2.0 s ago" in refused(2.0, hop_limit=64)
+    assert f"{words}, 2.0 s ago" in refused(2.0)
+    assert words not in refused(61.0)
+    assert words not in shown({"routers": {"web": {"last_refused": None}}})
+
+
 def test_every_part_of_a_status_is_shown() -> None:
     text = shown(STATUS)
     for words in (
@@ -170,3 +182,26 @@ def test_trackers_groups_and_changed_priorities_are_shown() -> None:
     assert re.search(r"gw +gateway +down +3\.0 s +gateway \[fd00::1\] does not answer", text)
     assert re.search(r"check +script +up +- +-", text)
     assert "group all: BACKUP (web, mail)" in text
+
+
+def test_servers_that_are_checked_have_their_health_beside_them() -> None:
+    down = {"opinion": "down", "since_seconds": 3.0, "reason": "[/]status 500"}
+    services = {
+        "web": {
+            "address": "192.0.2.1:80",
+            "health": {"quorum": "lost"},
+            "servers": [
+                {"address": "10.1.0.1:80", "weight": 0, "health": down},
+                {"address": "10.1.0.2:80", "health": {"opinion": "up", "since_seconds": 200}},
+                {"address": "10.1.0.3:80", "health": None},
+                {"address": "10.1.0.4:80", "health": 7},
+            ],
+        },
+        "unchecked": {"servers": [{"address": "10.1.0.9:80"}]},
+    }
+    text = shown({"services": services})
+    assert "quorum lost" in text
+    assert "down for 3.0 s: [/]status 500" in text
+    assert "up for 3 min: -" in text
+    assert re.search(r"10\.1\.0\.3:80 .* -\s*$", text, re.MULTILINE)
+    assert "health" not in shown(STATUS)

@@ -1,7 +1,7 @@
 import pytest
 
 from lvsha.errors import WireError
-from lvsha.wire.vrrp2 import Advertisement, parse
+from lvsha.wire.vrrp2 import Advertisement, emit, parse
 
 # Version 2, vrid 51, priority 100, 1 s, 192.0.2.10, without a password or a checksum.
 SAMPLE = bytes.fromhex("2133640100010000c000020a0000000000000000")
@@ -48,3 +48,16 @@ def test_a_cut_advertisement_is_refused() -> None:
     for length in range(len(SAMPLE)):
         with pytest.raises(WireError):
             parse(damaged()[:length])
+
+
+def test_what_is_emitted_is_read_again() -> None:
+    sent = Advertisement(51, 100, 255, (bytes((192, 0, 2, 10)), bytes((192, 0, 2, 11))))
+    message = emit(sent)
+    assert parse(message) == sent
+    assert parse(message + b"padding") == sent
+    assert emit(Advertisement(51, 100, 1, (bytes((192, 0, 2, 10)),))) == damaged()
+
+
+def test_an_advertisement_without_an_address_is_refused() -> None:
+    with pytest.raises(WireError, match="without an address"):
+        parse(damaged(_3=0))

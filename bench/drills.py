@@ -1,0 +1,86 @@
+"""Every drill, one after the other: each failure with each method, and one table of all.
+
+Each is ``lvsha drill`` as a person runs it, in a process of its own. Exit codes: 0 no
+established connection was lost in any; 1 one was; 3 a drill could not be carried out.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lvsha.drill.exercise import EXIT_KEPT, EXIT_LOST
+from lvsha.drill.options import FAILURES, METHODS
+
+DRILL_TIME_MAX: Final = 300.0
+EXIT_IMPOSSIBLE: Final = 3
+
+
+def drills(
+    failure: Annotated[
+        list[str] | None, typer.Option(help=f"Only this one, of {', '.join(FAILURES)}; repeatable.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"Only this one, of {', '.join(METHODS)}; repeatable.")
+    ] = None,
+    advert_interval: Annotated[float, typer.Option(help="Of VRRP, in seconds.")] = 0.1,
+    probe_interval: Annotated[float, typer.Option(help="Of the UDP flow, in seconds.")] = 0.001,
+    directory: Annotated[Path, typer.Option(help="Where reports are left.")] = Path("drill"),
+) -> None:
+    """Rehearse every failure with every method."""
+    for chosen, known in ((failure, FAILURES), (method, METHODS)):
+        for name in chosen or ():
+            if name not in known:
+                raise typer.BadParameter(f"expected one of {', '.join(known)}, not {name!r}")
+    console = Console()
+    table = Table("drill", "act", "outage ms", "usual gap ms", "broken", "longest wait ms")
+    worst = EXIT_KEPT
+    for each in failure or FAILURES:
+        for how in method or METHODS:
+            console.print(f"{each}, {how}", style="dim")
+            place = directory / f"{each}-{how}"
+            options = ["--failure", each, "--method", how, "--directory", str(place)]
+            options += ["--advert-interval", str(advert_interval)]
+            options += ["--probe-interval", str(probe_interval)]
+            code = _drill(options)
+            worst = max(worst, code if code in {EXIT_KEPT, EXIT_LOST} else EXIT_IMPOSSIBLE)
+            if code in {EXIT_KEPT, EXIT_LOST}:
+                _add(table, f"{each}, {how}", json.loads((place / "report.json").read_text()))
+            else:
+                table.add_row(f"{each}, {how}", "could not be carried out", "", "", "", "")
+    console.print(table)
+    raise typer.Exit(worst)
+
+
+def _drill(options: list[str]) -> int:
+    command = [sys.executable, "-m", "lvsha", "drill", *options]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.DEVNULL, timeout=DRILL_TIME_MAX, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return EXIT_IMPOSSIBLE
+    return done.returncode
+
+
+def _add(table: Table, name: str, report: dict[str, Any]) -> None:
+    for act in report["acts"]:
+        kinds = act["connections"].values()
+        stalls = [kind["stall_max_ms"] for kind in kinds if kind["stall_max_ms"] is not None]
+        table.add_row(
+            name,
+            act["name"],
+            f"{act['outage_ms']:.0f}",
+            f"{act['usual_gap_ms']:.0f}",
+            str(sum(kind["broken"] for kind in kinds)),
+            f"{max(stalls):.0f}" if stalls else "-",
+        )
+
+
+if __name__ == "__main__":
+    typer.run(drills)

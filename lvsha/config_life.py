@@ -1,0 +1,19 @@
+"""The part of a pair file about what one run of a director leaves for the next."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from lvsha.config_fields import AbsolutePath, Table
+
+
+class SavedStateTable(Table):
+    """Where connections are kept over a restart.
+
+    Without ``file`` they are kept in the state directory that the service manager gives, and
+    nowhere if it gives none. ``interval`` 0 saves at an orderly stop only.
+    """
+
+    file: AbsolutePath | None = None
+    interval: Annotated[float, Field(ge=0, le=86_400)] = 0
+    age_max: Annotated[float, Field(ge=1, le=86_400)] = 300

@@ -1,0 +1,1 @@
+"""Health checks: which real servers may be chosen."""

@@ -1,0 +1,162 @@
+"""Try checks on real servers: the seam between the runner and the network.
+
+`NetworkProber` is the real thing. Whatever a server does, `probe` returns a `Finding` within
+the check's time-out and has closed what it opened. Certificates and users are looked up once,
+in `prepare`, because either may take tens of milliseconds.
+"""
+
+import errno
+import os
+import ssl
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol, assert_never
+
+import h11
+import trio
+
+from lvsha.config_health import Check
+from lvsha.errors import ConfigError
+from lvsha.health.datagrams import passes_silently, probe_dns, probe_ping, probe_udp
+from lvsha.health.opinions import Finding, quoted
+from lvsha.health.script import identity, probe_script, run_program
+from lvsha.health.streams import probe_http, probe_smtp, probe_tcp
+from lvsha.health.target import Target
+from lvsha.health.tls import Tls
+
+_OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Prober(Protocol):
+    """What tries checks, and runs commands."""
+
+    async def prepare(self, checks: Iterable[Check], users: Iterable[str | None]) -> None:
+        """Look up what these checks, and the commands of these users, need.
+
+        Raises:
+            ConfigError: something is not there.
+        """
+        ...
+
+    async def probe(self, check: Check, target: Target) -> Finding:
+        """Try a check once."""
+        ...
+
+    async def run(
+        self, user: str | None, command: Sequence[str], environment: dict[str, str]
+    ) -> str | None:
+        """Run a command, until cancelled; None if that went well, else what went wrong."""
+        ...
+
+
+class NetworkProber:
+    """This machine's sockets and processes."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[tuple[bool, str], ssl.SSLContext] = {}
+        self._identities: dict[str | None, tuple[str, ...]] = {}
+        self._turns = trio.Lock()
+
+    async def prepare(self, checks: Iterable[Check], users: Iterable[str | None]) -> None:
+        """Read certificates and look up users, in a thread."""
+        checks = list(checks)
+        trusts = {_trust(check) for check in checks if check.type == "https"}
+        names = {check.user for check in checks if check.type == "script"} | set(users)
+        for trust in trusts - self._contexts.keys():
+            self._contexts[trust] = await trio.to_thread.run_sync(_context, *trust)
+        for name in names - self._identities.keys():
+            self._identities[name] = await trio.to_thread.run_sync(identity, name)
+
+    async def probe(self, check: Check, target: Target) -> Finding:
+        """Try a check once, for its time-out at most."""
+        with trio.move_on_after(check.timeout):
+            try:
+                return await self._probe(check, target)
+            except ssl.SSLError as error:
+                return Finding(False, f"TLS: {_of_tls(error)}")
+            except TimeoutError:
+                # Of a connection by the kernel, or of a search in the body.
+                return Finding(False, "took too long")
+            except OSError as error:
+                return Finding(False, _of_system(error))
+            except trio.BrokenResourceError as error:
+                return Finding(False, _of_stream(error))
+            except h11.RemoteProtocolError as error:
+                return Finding(False, f"not HTTP: {quoted(str(error))}")
+            except EOFError:
+                return Finding(False, "closed before the end")
+        if passes_silently(check):
+            return Finding(True, f"no error within {check.timeout:g} s")
+        return Finding(False, f"no answer within {check.timeout:g} s")
+
+    def _tls(self, check: Check) -> Tls:
+        return Tls(self._contexts[_trust(check)], self._turns)
+
+    async def _probe(self, check: Check, target: Target) -> Finding:
+        match check.type:
+            case "tcp":
+                return await probe_tcp(target)
+            case "http":
+                return await probe_http(check, target, None)
+            case "https":
+                return await probe_http(check, target, self._tls(check))
+            case "dns":
+                return await probe_dns(check, target)
+            case "udp":
+                return await probe_udp(check, target)
+            case "ping":
+                return await probe_ping(target)
+            case "smtp":
+                return await probe_smtp(check, target)
+            case "script":
+                return await probe_script(
+                    self._identities[check.user],
+                    check.command or (),
+                    {"LVSHA_ADDRESS": target.address, "LVSHA_PORT": str(target.port)},
+                    dynamic=check.dynamic,
+                )
+            case _:
+                assert_never(check.type)
+
+    async def run(
+        self, user: str | None, command: Sequence[str], environment: dict[str, str]
+    ) -> str | None:
+        """Run a command as a user that was prepared."""
+        try:
+            status = await run_program(self._identities[user], command, environment)
+        except OSError as error:
+            return _of_system(error)
+        return f"exit status {status}" if status else None
+
+
+def _trust(check: Check) -> tuple[bool, str]:
+    return check.verify, str(check.ca_file or "")
+
+
+def _context(verify: bool, ca_file: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(f"ca_file: {ca_file} cannot be used: {error}") from error
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _of_tls(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return quoted(error.verify_message)
+    return quoted(error.reason or str(error))
+
+
+def _of_system(error: OSError) -> str:
+    text = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _OWN_FAULTS:
+        return f"this node could not check: {text}"
+    return text
+
+
+def _of_stream(error: trio.BrokenResourceError) -> str:
+    """A broken stream tells what broke it."""
+    cause = error.__cause__
+    return _of_system(cause) if isinstance(cause, OSError) else "the connection broke"
