@@ -42,6 +42,13 @@ from lvsha.config_life import SavedStateTable
 from lvsha.config_replay import Replay, check_replay
 from lvsha.config_services import Mark, Server, Service, check_checks, check_services
 from lvsha.config_telling import Tell, TellOrWord
+from lvsha.config_tracking import (
+    Events,
+    Group,
+    Tracker,
+    TrackingRouter,
+    check_tracking,
+)
 from lvsha.errors import ConfigError
 from lvsha.settings import Settings
 
@@ -166,6 +173,9 @@ class Pair(Table):
 
     nodes: Annotated[dict[Name, Node], Field(min_length=1, max_length=16)]
     virtual_routers: tuple[VirtualRouter, ...] = ()
+    groups: tuple[Group, ...] = ()
+    trackers: tuple[Tracker, ...] = ()
+    events: Events = Events()
     services: Annotated[tuple[Service, ...], Field(max_length=10_000)] = ()
     marks: Annotated[tuple[Mark, ...], Field(max_length=10_000)] = ()
     sync: Sync | None = None
@@ -328,6 +338,19 @@ def _cross_check(pair: Pair) -> Iterable[str]:
         },
     )
     yield from check_services(pair.services, pair.marks)
+    yield from check_tracking(
+        pair.trackers,
+        pair.groups,
+        {
+            router.name: TrackingRouter(
+                router.track,
+                router.preempt,
+                tuple(node.priority_of(router.name) for node in pair.nodes.values()),
+            )
+            for router in pair.virtual_routers
+        },
+        [service.name for service in pair.services],
+    )
     roles = {name: node.interfaces for name, node in pair.nodes.items()}
     for service in pair.services:
         yield from check_checks(service, roles)
@@ -344,6 +367,9 @@ def _check_roles(pair: Pair) -> Iterable[str]:
             used.setdefault(placed.interface, f"virtual_routers.{router.name}.addresses")
     if pair.sync is not None:
         used.setdefault(pair.sync.interface, "sync.interface")
+    for tracker in pair.trackers:
+        if tracker.interface is not None:
+            used.setdefault(tracker.interface, f"trackers.{tracker.name}")
     for name, node in pair.nodes.items():
         for role, where in used.items():
             if role not in node.interfaces:

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from lvsha.config_fields import IpAddress, IpInterface, Name, SyncId, Table, refuse
+from lvsha.config_tracking import NotifyOrCommand, Tracks
 from lvsha.wire.vrrp import HOP_LIMIT
 from lvsha.wire.vrrp_versions import INTERVALS_CS_MAX
 
@@ -56,6 +57,8 @@ class VirtualRouter(Table):
     peers: Annotated[tuple[IpAddress, ...], Field(max_length=PEERS_MAX)] = ()
     hop_limit_min: Annotated[int, Field(ge=1, le=HOP_LIMIT)] = HOP_LIMIT
     sync_id: SyncId
+    track: Tracks = ()
+    notify: NotifyOrCommand | None = None
 
     @model_validator(mode="before")
     @classmethod

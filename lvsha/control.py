@@ -66,13 +66,14 @@ def runtime_directory() -> Path:
     return Path(os.environ.get("LVSHA_RUNTIME_DIR", "/run/lvsha"))
 
 
-def _namespace() -> int:
+def namespace_number() -> int:
+    """The inode number of the network namespace, which stands in the names of sockets."""
     return Path("/proc/self/ns/net").stat().st_ino
 
 
 def socket_path() -> Path:
     """The control socket of the director in this network namespace."""
-    return runtime_directory() / f"control-{_namespace()}.sock"
+    return runtime_directory() / f"control-{namespace_number()}.sock"
 
 
 def lock_namespace() -> IO[str]:
@@ -84,7 +85,7 @@ def lock_namespace() -> IO[str]:
     directory = runtime_directory()
     try:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock = (directory / f"lock-{_namespace()}").open("a", encoding="ascii")
+        lock = (directory / f"lock-{namespace_number()}").open("a", encoding="ascii")
     except OSError as error:
         raise HostError(f"{directory} cannot be used: {error.strerror}") from error
     try:

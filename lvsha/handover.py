@@ -16,7 +16,7 @@ MASTER again.
 Times are seconds on Trio's clock.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
@@ -100,6 +100,7 @@ class Handover:
             the successor.
         abandon: the virtual router stays after all.
         priority: of a node in a virtual router.
+        together: a virtual router and all that move with it.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Handover:
         begin: Callable[[str], Awaitable[None]],
         abandon: Callable[[str], None],
         priority: Callable[[str, str], int],
+        together: Callable[[str], Sequence[str]],
     ) -> None:
         self._routers = routers
         self._speakers = speakers
@@ -121,6 +123,7 @@ class Handover:
         self._begin = begin
         self._abandon = abandon
         self._priority = priority
+        self._together = together
         self._left = trio.Event()
         self._under_way: set[int] = set()
 
@@ -145,7 +148,7 @@ class Handover:
             raise ConfigError(f"there is no virtual router {name!r}; the pair file has {known}")
         if name is not None and name not in self._masters:
             raise HandoverError(f"{name}: this node is not MASTER")
-        names = sorted(self._masters) if name is None else [name]
+        names = sorted(self._masters) if name is None else self._masters_among(self._together(name))
         if not names:
             raise HandoverError("this node is MASTER of nothing")
         sync_ids = dict.fromkeys(self._routers[each].sync_id for each in names)
@@ -153,7 +156,12 @@ class Handover:
             # All are asked before the first is moved.
             for sync_id in sync_ids:
                 self._successor(sync_id)
-        return [asdict(await self.hand_over(sync_id, force=force)) for sync_id in sync_ids]
+        # With the first of a group the others have gone, too.
+        return [
+            asdict(await self.hand_over(sync_id, force=force))
+            for sync_id in sync_ids
+            if self._names(sync_id)
+        ]
 
     async def hand_over(self, sync_id: int, *, force: bool = False) -> Receipt:
         """Hand over all virtual routers of a sync id that this node is MASTER of.
@@ -163,10 +171,15 @@ class Handover:
         """
         if sync_id in self._under_way:
             raise HandoverError(f"sync id {sync_id}: a handover is under way already")
-        self._under_way.add(sync_id)
         names = self._names(sync_id)
+        if not names:
+            raise HandoverError(f"sync id {sync_id}: this node is MASTER of none of its routers")
+        moving = self._masters_among(
+            dict.fromkeys(one for name in names for one in self._together(name))
+        )
+        self._under_way.add(sync_id)
         try:
-            for name in names:
+            for name in moving:
                 await self._begin(name)
             if force:
                 receipt = self._resign(sync_id, names)
@@ -174,7 +187,7 @@ class Handover:
                 receipt = await self._call(sync_id, names, self._successor(sync_id))
         finally:
             self._under_way.discard(sync_id)
-            for name in self._masters_among(names):
+            for name in self._masters_among(moving):
                 self._abandon(name)
         _log.info("handed over", **asdict(receipt))
         return receipt
@@ -235,7 +248,7 @@ class Handover:
             None if serves_at is None else round(1000 * (serves_at - left_at), 1),
         )
 
-    def _masters_among(self, names: tuple[str, ...]) -> list[str]:
+    def _masters_among(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name in self._masters]
 
     async def _serves(self, sync_id: int, successor: str) -> float | None:

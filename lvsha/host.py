@@ -17,12 +17,14 @@ import trio
 
 from lvsha.config import Sync, VirtualRouter
 from lvsha.config_life import SavedStateTable
+from lvsha.config_tracking import Tracker
 from lvsha.control import ControlServer, Handler, lock_namespace
 from lvsha.counters import Counters
 from lvsha.datapath import interception
 from lvsha.datapath.director import Director
 from lvsha.datapath.forwarder import Forwarder
 from lvsha.datapath.surprises import Surprises
+from lvsha.events import EventServer, EventStream
 from lvsha.failover.addresses import (
     Addresses,
     InterfaceAddress,
@@ -37,6 +39,7 @@ from lvsha.failover.transport import (
     split_speakers,
 )
 from lvsha.health.prober import NetworkProber, Prober
+from lvsha.programs import Outcome, check_user, run_program
 from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
 from lvsha.state_file import StateFile, StateStore
@@ -44,6 +47,8 @@ from lvsha.sync.ipvs.daemons import Socket, open_multicast
 from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.transport import MulticastTransport as SyncMulticastTransport
 from lvsha.sync.transport import Transport as SyncTransport
+from lvsha.tracking.outside import make_probe
+from lvsha.tracking.probes import Probe
 
 _EPOCH_BITS = 64
 
@@ -128,6 +133,35 @@ class Host(Protocol):
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """What holds the addresses of a virtual router."""
+        ...
+
+    def probe(self, tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
+        """What looks at a tracker's gateway, program, file or processes."""
+        ...
+
+    def check_user(self, user: str | None) -> None:
+        """Make sure that programs can be run as a user; None is the director's own."""
+        ...
+
+    async def run_program(
+        self,
+        command: Sequence[str],
+        *,
+        user: str | None,
+        seconds_max: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """Run an operator's program to its end, in bounded time."""
+        ...
+
+    async def serve_events(
+        self,
+        events: EventStream,
+        group: str | None,
+        *,
+        task_status: trio.TaskStatus[None] = ...,
+    ) -> None:
+        """Let local readers have events until cancelled."""
         ...
 
     def prober(self) -> Prober:
@@ -216,6 +250,37 @@ class LinuxHost:
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
         """Netlink."""
         return NetlinkAddresses(addresses)
+
+    def probe(self, tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
+        """Sockets, programs, files and processes."""
+        return make_probe(tracker, interface, virtual)
+
+    def check_user(self, user: str | None) -> None:
+        """By the user database and the capabilities of this process."""
+        check_user(user)
+
+    async def run_program(
+        self,
+        command: Sequence[str],
+        *,
+        user: str | None,
+        seconds_max: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """Run it in a session of its own."""
+        return await run_program(
+            command, user=user, seconds_max=seconds_max, environment=environment
+        )
+
+    async def serve_events(
+        self,
+        events: EventStream,
+        group: str | None,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """On the Unix socket."""
+        await EventServer(events, group).run(task_status=task_status)
 
     def prober(self) -> Prober:
         """Sockets and processes."""

@@ -12,8 +12,9 @@ Forwarding, sync and failover do not know of each other. They meet here:
 * A node may displace a master of lower priority only while its copy of the connection
   table is complete.
 * What the health checks find becomes weights of the director's servers.
-* An interface that a virtual router needs and that is down means FAULT, and so does a loop
-  that does not forward any more (`lvsha.vigil`).
+* Trackers change priorities and mean FAULT, routers of a group follow each other
+  (`lvsha.node_tracking`), and a loop that does not forward any more means FAULT for all
+  (`lvsha.vigil`).
 
 One nursery holds everything. A part that fails takes the node down, and the peer takes
 over.
@@ -43,6 +44,7 @@ from lvsha.model import Protocol, VrrpState, format_endpoint
 from lvsha.node_health import NodeHealth
 from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
+from lvsha.node_tracking import NodeTracking
 from lvsha.recorder import Recorder
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.takeover import Takeover
@@ -91,20 +93,20 @@ class Node:
         self._forwarder = host.forwarder(
             self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
         )
+        self.tracking = NodeTracking(pair, name, self.director, host)
         self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
         self.sync.may_be_away = self.health.may_be_away
         self.vigil = Vigil(
             self._forwarder.beat,
             host.service_manager(),
             self._stale_after(),
-            self._declare_faults,
+            lambda: self.tracking.declare(self.vigil.fault),
         )
         self._recorder = Recorder(name)
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._takeovers: dict[str, Takeover] = {}
         self._masters: set[str] = set()
-        self._faults: dict[str, str | None] = {}
         self._handover = Handover(
             self._routers,
             self._speakers,
@@ -114,6 +116,7 @@ class Node:
             self._begin_handover,
             lambda router: self._hold(router, held=True),
             self._priority,
+            self.tracking.together,
         )
         self._settling: dict[str, trio.CancelScope] = {}
         self._started_at = 0.0
@@ -161,9 +164,10 @@ class Node:
                 await self.health.start(nursery)
                 await nursery.start(self._forwarder.run)
                 await self.sync.start(nursery, resources)
+                await self.tracking.start(nursery, self._forwarder)
                 await self._let_a_backup_go_first(stop)
+                await self.tracking.settle(stop)
                 await self._start_speakers(nursery, resources)
-                nursery.start_soon(self._watch_interfaces)
                 nursery.start_soon(self._watch_readiness)
                 nursery.start_soon(self.vigil.watch, self._line)
                 nursery.start_soon(self._state.save_often)
@@ -172,6 +176,7 @@ class Node:
                 await stop.wait()
                 self.vigil.stopping()
                 await self._hand_over()
+                await self.tracking.finish()
                 nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await self.clean()
@@ -258,8 +263,10 @@ class Node:
                 ],
                 pseudo_header=PSEUDO_HEADERS[router.checksum],
                 hop_limit_min=router.hop_limit_min,
+                on_change=self.tracking.state_changed,
             )
             self._speakers[router.name] = speaker
+            self.tracking.adopt(router.name, speaker)
             self._takeovers[router.name] = takeover = self._takeover(speaker, router, resources)
             nursery.start_soon(takeover.run)
             if not self.sync.is_on:
@@ -283,6 +290,9 @@ class Node:
         was_master = bool(self._masters)
         led = {self._routers[name].sync_id for name in self._masters}
         for sync_id in led if self.sync.is_on else ():
+            if sync_id not in {self._routers[name].sync_id for name in self._masters}:
+                # It has gone with another of its group.
+                continue
             try:
                 await self._handover.hand_over(sync_id)
             except HandoverError as error:
@@ -394,40 +404,16 @@ class Node:
         permitted = dict.fromkeys(self._speakers, False)
         while True:
             for name, speaker in self._speakers.items():
-                complete = self.sync.complete(self._routers[name].sync_id)
+                complete = all(
+                    self.sync.complete(self._routers[one].sync_id)
+                    for one in self.tracking.together(name)
+                )
                 if complete != permitted[name] or (
                     complete and not speaker.election.preemption_permitted
                 ):
                     permitted[name] = complete
                     speaker.permit_preemption(complete)
             await trio.sleep(READINESS_INTERVAL)
-
-    async def _watch_interfaces(self) -> None:
-        """Declare a fault where a virtual router needs an interface that is down."""
-        while True:
-            self._declare_faults()
-            await self._forwarder.network_changed()
-
-    def _declare_faults(self) -> None:
-        for name, speaker in self._speakers.items():
-            fault = self._fault(self._routers[name])
-            if fault == self._faults.get(name):
-                continue
-            self._faults[name] = fault
-            if fault is None:
-                speaker.recover()
-            else:
-                speaker.fault(fault)
-
-    def _fault(self, router: VirtualRouter) -> str | None:
-        if self.vigil.fault is not None:
-            return self.vigil.fault
-        roles = [router.interface, *(placed.interface for placed in router.addresses)]
-        for interface in dict.fromkeys(self._own.interfaces[role] for role in roles):
-            link = self.director.network.link_named(interface)
-            if link is None or not link.up:
-                return f"interface {interface} is {'down' if link is not None else 'missing'}"
-        return None
 
     # Observation
 
@@ -447,7 +433,11 @@ class Node:
             "version": lvsha.__version__,
             "uptime_seconds": trio.current_time() - self._started_at,
             "configuration": self.pair.digest().hex(),
-            "routers": {name: speaker.status() for name, speaker in self._speakers.items()},
+            "routers": {
+                name: {**speaker.status(), **self.tracking.router_status(name)}
+                for name, speaker in self._speakers.items()
+            },
+            "tracking": self.tracking.status(),
             "sync": self.sync.status(),
             "daemons": self.sync.daemons.status(),
             "services": {

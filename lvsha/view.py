@@ -33,6 +33,16 @@ def show_status(status: object, console: Console) -> None:
         console.print(_routers(routers))
         for line in _refusals(routers):
             console.print(Text(line, style="yellow"))
+    trackers = _items(_get(_get(status, "tracking"), "trackers"))
+    if trackers:
+        console.print(_trackers(trackers))
+    groups = _items(_get(_get(status, "tracking"), "groups"))
+    for name, group in groups:
+        members = _list(_get(group, "routers"))
+        state = _text(group, "state")
+        console.print(
+            Text.assemble(f"group {name}: ", (state, _STYLES.get(state, "")), f" ({members})")
+        )
     services = _items(_get(status, "services"))
     if services:
         console.print(_services(services))
@@ -82,9 +92,33 @@ def _routers(routers: list[tuple[str, object]]) -> Table:
             _text(router, "vrid"),
             Text(state + (f": {fault}" if fault else ""), style=_STYLES.get(state, "")),
             _seconds(_get(router, "since_seconds")),
-            _text(router, "priority"),
+            _priority(router),
             _list(_get(router, "virtual_addresses")),
             heard if isinstance(peer, dict) else _DASH,
+        )
+    return table
+
+
+def _priority(router: object) -> str:
+    """The priority, and the configured one where trackers have changed it."""
+    priority, configured = _get(router, "priority"), _get(router, "configured_priority")
+    if configured in {None, priority}:
+        return _text(router, "priority")
+    return f"{priority} of {configured}"
+
+
+def _trackers(trackers: list[tuple[str, object]]) -> Table:
+    table = _table("tracker", "kind", "state", "for", "says")
+    for name, tracker in trackers:
+        state = _text(tracker, "state")
+        style = {"up": "green", "down": "bold red"}.get(state, "dim")
+        _add_row(
+            table,
+            name,
+            _text(tracker, "kind"),
+            Text(state, style=style),
+            _seconds(_get(tracker, "since_seconds")),
+            _text(tracker, "detail") if _get(tracker, "detail") else _DASH,
         )
     return table
 

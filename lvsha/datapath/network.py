@@ -14,7 +14,7 @@ not mirrored; of several next hops the first is used.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -175,6 +175,11 @@ class Network:
     def link_named(self, name: str) -> Link | None:
         """The link with this name."""
         return next((link for link in self.links.values() if link.name == name), None)
+
+    def routes(self, prefix: bytes, prefix_length: int) -> Sequence[RouteChange]:
+        """The routes of the main table for exactly this prefix, the best first."""
+        family = 4 if len(prefix) == IPv4_BYTES else 6
+        return self._routes[family].get(prefix_length, {}).get(prefix, ())
 
     def apply(self, change: NetworkChange) -> list[Outgoing]:
         """Take over a change; returns frames that waited for it and may go now."""

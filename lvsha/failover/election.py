@@ -41,10 +41,21 @@ the suffix ``_cs``.
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
 from lvsha.counters import Counters
+from lvsha.failover.actions import (
+    REASONS,
+    AcquireAddresses,
+    Action,
+    Actions,
+    Advertise,
+    AnnounceAddresses,
+    ReleaseAddresses,
+    StateChanged,
+)
+from lvsha.failover.heard import Gap, Peer
 from lvsha.model import VrrpState
 from lvsha.wire import vrrp2
 from lvsha.wire.vrrp import PRIORITY_OWNER, PRIORITY_RESIGN, VERSION, Advertisement
@@ -60,6 +71,10 @@ ANNOUNCE_GAP: Final = 0.1
 
 # Three advertisements may be lost (RFC 9568, section 6.1, Active_Down_Interval).
 DOWN_ADVERTISEMENTS: Final = 3
+# A master that dies is last heard of at times that differ by up to an interval among the
+# virtual routers that move together; who is heard of for this much longer is alive.
+COMPANION_INTERVALS: Final = 2
+
 # Version 2 counts the skew in 256ths of a second whatever the interval (RFC 3768, section 6.1).
 _SKEW_UNIT_OF_VERSION_2: Final = 1.0
 
@@ -69,78 +84,6 @@ GAPS_MAX: Final = 64
 
 # A successor takes over within milliseconds; its advertisement may be lost a few times.
 HAND_OVER_TIME: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Advertise:
-    """Send an advertisement with this priority; 0 resigns."""
-
-    priority: int
-
-
-@dataclass(frozen=True, slots=True)
-class AcquireAddresses:
-    """Put the virtual addresses on their interfaces."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseAddresses:
-    """Take the virtual addresses off their interfaces."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnnounceAddresses:
-    """Send gratuitous ARP or unsolicited neighbour advertisements now."""
-
-
-@dataclass(frozen=True, slots=True)
-class StateChanged:
-    """The state is another; ``reason`` is a word of `REASONS`, or says what the fault is."""
-
-    old: VrrpState
-    new: VrrpState
-    reason: str
-
-
-Action = Advertise | AcquireAddresses | ReleaseAddresses | AnnounceAddresses | StateChanged
-Actions = tuple[Action, ...]
-
-REASONS: Final = frozenset(
-    {
-        "started",
-        "owner_started",
-        "stopped",
-        "master_silent",
-        "master_resigned",
-        "preempted_lower_priority",
-        "higher_priority_heard",
-        "greater_address_heard",
-        "handed_over",
-        "stalled",
-        "fault",
-        "recovered",
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Two advertisements that were further apart than they should be; the second came at ``at``."""
-
-    at: float
-    seconds: float
-    interval: float
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The router that was heard last, and when."""
-
-    address: bytes
-    priority: int
-    interval_cs: int
-    pseudo_header: bool
-    heard_at: float
 
 
 class Election:
@@ -156,6 +99,7 @@ class Election:
         gaps: the last advertisements that came late, at most `GAPS_MAX`.
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
+        companions: the virtual routers of this node that move together with this one.
         stepped_aside: it has handed the addresses over, and displaces nobody until it was
             MASTER again.
         transitions: state changes counted by reason, a word of `REASONS`.
@@ -205,6 +149,7 @@ class Election:
         self.gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
         self.fault_reason: str | None = None
         self.preemption_permitted = False
+        self.companions: Sequence[Election] = ()
         self.stepped_aside = False
         self.transitions = Counters()
         self.counters = Counters()
@@ -295,6 +240,10 @@ class Election:
             case VrrpState.BACKUP:
                 if now < max(self._down_at, self._quiet_until):
                     return stalled
+                if self._companions_obey(now):
+                    self.counters.add("stood_back_for_the_group")
+                    self._down_at = now + self.interval
+                    return stalled
                 return stalled + self._become_master(now)
             case VrrpState.MASTER:
                 return stalled + self._expire_as_master(now)
@@ -338,7 +287,9 @@ class Election:
         """
         stalled = self._give_way_after_stall(now)
         if self.state is VrrpState.MASTER:
-            self._handing_over_until = now + HAND_OVER_TIME
+            # Who takes this one over takes its companions in the same step.
+            for one in (self, *self.companions):
+                one._handing_over_until = now + HAND_OVER_TIME
         return stalled
 
     def take_over(self, now: float) -> Actions:
@@ -380,6 +331,76 @@ class Election:
             self._down_at = max(self._down_at, self._yielded_at + self.down_interval)
             self._down_reason = "master_silent"
         return stalled
+
+    def change_priority(self, priority: int, now: float) -> Actions:
+        """Take part with another priority from now on.
+
+        A master says so at once, as far as `_answer` lets it, so that a better backup need
+        not wait for its next advertisement. A backup's timer moves with its skew.
+        """
+        assert PRIORITY_RESIGN < priority < PRIORITY_OWNER
+        stalled = self._give_way_after_stall(now)
+        if priority == self.priority:
+            return stalled
+        skew, self.priority = self.skew, priority
+        match self.state:
+            case VrrpState.INIT | VrrpState.FAULT:
+                return stalled
+            case VrrpState.BACKUP:
+                self._down_at += self.skew - skew
+                if (
+                    self._down_reason == "preempted_lower_priority"
+                    and self.peer is not None
+                    and self.peer.priority >= priority
+                ):
+                    # The master that was to be displaced is now the better one.
+                    self._down_at = max(self._down_at, self._yielded_at + self.down_interval)
+                    self._down_reason = "master_silent"
+                return stalled
+            case VrrpState.MASTER:
+                return stalled + self._answer(now)
+
+    def join_masters(self, now: float) -> Actions:
+        """Become MASTER at once, as a companion has; only a backup can."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.BACKUP or stalled:
+            return stalled
+        self._down_reason = "group_took_over"
+        called_until = max((one._called_until for one in self.companions), default=-math.inf)
+        if now < called_until:
+            self._called_by = None if self.peer is None else self.peer.address
+            self._called_until = called_until
+        return self._become_master(now)
+
+    def join_backups(self, now: float) -> Actions:
+        """Stop being MASTER, as a companion has, and call the successor."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.MASTER:
+            return stalled
+        self.stepped_aside = any(one.stepped_aside for one in self.companions)
+        # Who took the companion over may not have noticed that this one is to be had, too.
+        actions = self._leave(VrrpState.BACKUP, "group_gave_way", now, resigns=True)
+        self._listen(now)
+        return actions
+
+    def _companions_obey(self, now: float) -> bool:
+        """Whether a companion still obeys a master, after this one's fell silent.
+
+        Then the master lives and only this router's link is cut. To take over here would
+        be to take over everywhere, to be told off there, and so on for ever.
+        """
+        heard_at = -math.inf if self.peer is None else self.peer.heard_at
+        return any(one._obeys_later_than(heard_at, now) for one in self.companions)
+
+    def _obeys_later_than(self, heard_at: float, now: float) -> bool:
+        """Whether a master is obeyed now that was alive some time after ``heard_at``."""
+        peer = self.peer
+        if self.state is not VrrpState.BACKUP or peer is None or peer.priority == PRIORITY_RESIGN:
+            return False
+        willing = self.preempt and self.preemption_permitted and not self.stepped_aside
+        displaces = willing and peer.priority < self.priority
+        since = heard_at + COMPANION_INTERVALS * self._master_interval
+        return not displaces and peer.heard_at > max(since, now - self.down_interval)
 
     def _note(self, advertisement: Advertisement, source: bytes, now: float) -> None:
         before = self.peer

@@ -21,7 +21,7 @@ Queues: see `_Jobs` and `CHANGES_MAX`.
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -30,16 +30,16 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from lvsha.counters import Counters
-from lvsha.failover.addresses import Addresses
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Action,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.addresses import Addresses
+from lvsha.failover.election import Election
 from lvsha.failover.reception import (
     Difference,
     OtherRouter,
@@ -160,6 +160,7 @@ class Speaker:
         virtual_addresses: Sequence[bytes],
         pseudo_header: bool | None,
         hop_limit_min: int = vrrp.HOP_LIMIT,
+        on_change: Callable[[RouterStateChanged], None] | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         """Put the parts together; nothing is sent before `run`.
@@ -176,6 +177,8 @@ class Speaker:
             pseudo_header: whether the IPv4 checksum of version 3 includes it, as
                 keepalived's does; None to do as the peer does that was heard last.
             hop_limit_min: what messages of unicast peers must have left at least.
+            on_change: called with each state change in the step that makes it, for what
+                must follow at once; it neither waits nor calls this object.
             log: for state changes and refused messages.
         """
         self.name = name
@@ -201,6 +204,7 @@ class Speaker:
         self._limited = LimitedLog(self._log)
         self._jobs = _Jobs(self.counters)
         self._changes = changes
+        self._on_change = on_change
         self._untold: deque[RouterStateChanged] = deque()
         self._something_untold = trio.Event()
         self._refresh_at = math.inf
@@ -246,6 +250,16 @@ class Speaker:
     def recover(self) -> None:
         """The fault is over."""
         self._perform(self.election.recover(trio.current_time()))
+
+    def change_priority(self, priority: int) -> None:
+        """Take part with another priority from now on."""
+        self._perform(self.election.change_priority(priority, trio.current_time()))
+
+    def join(self, state: VrrpState) -> None:
+        """Follow a virtual router that moves together with this one into or out of MASTER."""
+        now, election = trio.current_time(), self.election
+        master = state is VrrpState.MASTER
+        self._perform(election.join_masters(now) if master else election.join_backups(now))
 
     def announce(self) -> None:
         """Announce the addresses once more, as far as they are held."""
@@ -377,6 +391,7 @@ class Speaker:
 
     def _perform(self, actions: Sequence[Action]) -> None:
         """Carry out actions in order; returns at once."""
+        state_changes: list[RouterStateChanged] = []
         for action in actions:
             match action:
                 case Advertise(vrrp.PRIORITY_RESIGN):
@@ -394,11 +409,16 @@ class Speaker:
                     self._jobs.put(action)
                 case StateChanged(old, new, reason):
                     self._log.info("state_changed", old=old.name, new=new.name, reason=reason)
-                    self._tell(RouterStateChanged(self.name, old, new, reason))
+                    changed = RouterStateChanged(self.name, old, new, reason)
+                    self._tell(changed)
+                    state_changes.append(changed)
                 case _:
                     assert_never(action)
         if actions:
             self._wake()
+        if self._on_change is not None:
+            for changed in state_changes:
+                self._on_change(changed)
 
     @property
     def _interval_cs(self) -> int:

@@ -5,15 +5,15 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Actions,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.election import Election
 from lvsha.model import VrrpState
 from lvsha.wire.vrrp import Advertisement
 
@@ -38,6 +38,9 @@ events = st.tuples(
             "recover",
             "stop",
             "start",
+            "priority",
+            "join masters",
+            "join backups",
         ]
     ),
     # How long after the deadline (or the event before) it happens.
@@ -73,6 +76,12 @@ def happen(election: Election, event: Event, now: float, started: bool) -> Actio
             return election.recover(now)
         case "stop":
             return election.stop(now)
+        case "priority":
+            return election.change_priority(min(max(priority, 1), 254), now)
+        case "join masters":
+            return election.join_masters(now)
+        case "join backups":
+            return election.join_backups(now)
         case _:
             return () if started else election.start(now)
 
@@ -118,7 +127,8 @@ def test_promises_hold_whatever_happens(
             match action:
                 case AcquireAddresses():
                     assert not holds
-                    assert now >= quiet_until or event[0] == "take_over"
+                    # One that is called, or whose group has the addresses, need not listen.
+                    assert now >= quiet_until or event[0] in {"take_over", "join masters"}
                     holds = True
                 case ReleaseAddresses():
                     assert holds

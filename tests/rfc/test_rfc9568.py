@@ -9,16 +9,16 @@ import trio
 import trio.testing
 
 from lvsha.errors import WireError
-from lvsha.failover.addresses import Addresses
-from lvsha.failover.announcements import announcement_frames
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.addresses import Addresses
+from lvsha.failover.announcements import announcement_frames
+from lvsha.failover.election import Election
 from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.model import VrrpState, parse_address

@@ -10,13 +10,8 @@ import trio
 import trio.testing
 
 from lvsha.counters import Counters
-from lvsha.failover.election import (
-    AcquireAddresses,
-    Advertise,
-    AnnounceAddresses,
-    Election,
-    ReleaseAddresses,
-)
+from lvsha.failover.actions import AcquireAddresses, Advertise, AnnounceAddresses, ReleaseAddresses
+from lvsha.failover.election import Election
 from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.speaker import CHANGES_MAX, JOBS_MAX, RouterStateChanged, Speaker, _Jobs
 from lvsha.failover.transport import BATCH_MAX

@@ -15,6 +15,7 @@ import trio
 
 from lvsha.config import Sync, VirtualRouter
 from lvsha.config_life import SavedStateTable
+from lvsha.config_tracking import Tracker
 from lvsha.control import Handler
 from lvsha.counters import Counters
 from lvsha.datapath.connections import Connection
@@ -23,16 +24,19 @@ from lvsha.datapath.flow import Frame
 from lvsha.datapath.forwarder import ANSWER_INTERVAL
 from lvsha.datapath.network import NetworkChange
 from lvsha.datapath.surprises import Surprises
+from lvsha.events import EventStream
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.rivals import Claim
 from lvsha.failover.transport import BATCH_MAX
 from lvsha.model import ConnectionFlag
+from lvsha.programs import Outcome
 from lvsha.service_manager import Nobody
 from lvsha.settings import Settings
 from lvsha.sync.ipvs.daemons import Socket
 from lvsha.sync.ipvs.roster import Daemon
 from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
+from lvsha.tracking.probes import Probe
 from lvsha.wire import vrrp
 from tests.probers import ScriptedProber
 
@@ -123,6 +127,34 @@ class SimulatedHost:
 
     def addresses(self, addresses: Sequence[InterfaceAddress]) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
+
+    def probe(self, tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
+        return self.machine.probes[tracker.name]
+
+    def check_user(self, user: str | None) -> None:
+        """Everybody is known here."""
+
+    async def run_program(
+        self,
+        command: Sequence[str],
+        *,
+        user: str | None,
+        seconds_max: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        self.machine.programs.append((trio.current_time(), tuple(command)))
+        return Outcome(0)
+
+    async def serve_events(
+        self,
+        events: EventStream,
+        group: str | None,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        task_status.started()
+        await trio.sleep_forever()
 
     def prober(self) -> ScriptedProber:
         return self.machine.prober

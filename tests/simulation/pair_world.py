@@ -43,6 +43,7 @@ from lvsha.datapath.network import (
 from lvsha.failover.addresses import LIFETIME
 from lvsha.model import VrrpState
 from lvsha.node import Node
+from lvsha.tracking.probes import Probe
 from tests.packets import NO_VNET
 from tests.probers import ScriptedProber
 from tests.simulation.pair_host import SimulatedHost
@@ -189,6 +190,8 @@ class Machine:
     Attributes:
         held: virtual addresses and when their lifetime ends.
         powered: False answers nobody.
+        probes: what looks at trackers, by their names.
+        programs: the commands that were run, and when.
         prober: finds what the real servers are like.
         disk: what a process has left in its state file.
     """
@@ -198,6 +201,8 @@ class Machine:
         self.name = name
         self.held: dict[bytes, float] = {}
         self.powered = True
+        self.probes: dict[str, Probe] = {}
+        self.programs: list[tuple[float, tuple[str, ...]]] = []
         self.disk: bytes | None = None
         self.life: Life | None = None
         self.prober = ScriptedProber()

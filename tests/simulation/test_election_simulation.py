@@ -21,15 +21,15 @@ from functools import partial
 
 import pytest
 
-from lvsha.failover.election import (
+from lvsha.failover.actions import (
     AcquireAddresses,
     Actions,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.election import Election
 from lvsha.failover.reception import Heard, ReceivedMessage, Reception
 from lvsha.model import VrrpState
 from lvsha.wire import vrrp, vrrp_versions

@@ -89,6 +89,25 @@ def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
 
 
 @systemd
+def test_systemd_understands_the_drop_in_for_programs(tmp_path: Path) -> None:
+    copy = tmp_path / "lvsha.service"
+    text = UNIT.read_text(encoding="utf-8").replace("/opt/lvsha/bin/lvsha", "/bin/true")
+    copy.write_text(text, encoding="utf-8")
+    drop_in = tmp_path / "lvsha.service.d" / "programs.conf"
+    drop_in.parent.mkdir()
+    shutil.copy(ROOT / "deploy" / "lvsha.service.d-programs.conf", drop_in)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "programs.conf" not in done.stderr
+    assert done.returncode == 0
+
+
+@systemd
 def test_exposure_of_the_unit_does_not_grow() -> None:
     done = subprocess.run(
         [

@@ -25,6 +25,7 @@ from lvsha.config import (
 )
 from lvsha.config_life import SavedStateTable
 from lvsha.config_services import TunnelTable
+from lvsha.config_tracking import Events, Group
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.schedulers import SCHEDULERS
 from lvsha.model import VrrpState
@@ -63,6 +64,8 @@ def shown(default: object) -> str:
     ("title", "model"),
     [
         ("`[[virtual_routers]]`", VirtualRouter),
+        ("`[[groups]]`", Group),
+        ("`[events]`", Events),
         ("`[[services]]`", Service),
         ("`[sync]`", Sync),
         ("A tunnel", TunnelTable),

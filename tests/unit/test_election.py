@@ -2,17 +2,15 @@
 
 import pytest
 
-from lvsha.failover.election import (
-    DOWN_ADVERTISEMENTS,
-    HAND_OVER_TIME,
+from lvsha.failover.actions import (
     AcquireAddresses,
     Actions,
     Advertise,
     AnnounceAddresses,
-    Election,
     ReleaseAddresses,
     StateChanged,
 )
+from lvsha.failover.election import DOWN_ADVERTISEMENTS, HAND_OVER_TIME, Election
 from lvsha.model import VrrpState
 from lvsha.wire.vrrp import Advertisement
 

@@ -160,6 +160,30 @@ def test_what_is_missing_or_strange_is_never_an_error(status: object) -> None:
     assert "connections" in shown(status)
 
 
+def test_trackers_groups_and_changed_priorities_are_shown() -> None:
+    text = shown(
+        {
+            "routers": {"web": {"state": "BACKUP", "priority": 90, "configured_priority": 150}},
+            "tracking": {
+                "trackers": {
+                    "gw": {
+                        "kind": "gateway",
+                        "state": "down",
+                        "since_seconds": 3.0,
+                        "detail": "gateway [fd00::1] does not answer",
+                    },
+                    "check": {"kind": "script", "state": "up", "detail": ""},
+                },
+                "groups": {"all": {"state": "BACKUP", "routers": ["web", "mail"]}},
+            },
+        }
+    )
+    assert "90 of 150" in text
+    assert re.search(r"gw +gateway +down +3\.0 s +gateway \[fd00::1\] does not answer", text)
+    assert re.search(r"check +script +up +- +-", text)
+    assert "group all: BACKUP (web, mail)" in text
+
+
 def test_servers_that_are_checked_have_their_health_beside_them() -> None:
     down = {"opinion": "down", "since_seconds": 3.0, "reason": "[/]status 500"}
     services = {

@@ -1,0 +1,26 @@
+"""What an election remembers of whom it has heard.
+
+Times are seconds on a monotonic clock; intervals with the suffix ``_cs`` are centiseconds.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Two advertisements that were further apart than they should be; the second came at ``at``."""
+
+    at: float
+    seconds: float
+    interval: float
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The router that was heard last, and when."""
+
+    address: bytes
+    priority: int
+    interval_cs: int
+    pseudo_header: bool
+    heard_at: float
