@@ -26,6 +26,7 @@ class Pace:
         tick: seconds.
         eager_datagrams_max: datagrams of live changes that are saved up to leave at once.
         gather: seconds that give one of them; without one a change waits so long for others.
+        hasty_datagrams_per_tick: of live changes that leave at once while the addresses move.
         live_datagrams_per_tick: of live changes, and of what is sent again.
         snapshot_datagrams_per_tick: chunks.
         window: datagrams of snapshots that the slowest listener may not have seen.
@@ -37,6 +38,7 @@ class Pace:
     tick: float = 0.002
     eager_datagrams_max: int = 8
     gather: float = 0.005
+    hasty_datagrams_per_tick: int = 2
     live_datagrams_per_tick: int = 32
     snapshot_datagrams_per_tick: int = 5
     window: int = 32
@@ -112,4 +114,4 @@ class Meter:
 
     def left_eagerly(self, datagrams: int) -> None:
         """So many left because something was saved up."""
-        self._saved -= datagrams
+        self._saved = max(self._saved - datagrams, 0.0)

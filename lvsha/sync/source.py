@@ -234,8 +234,8 @@ class Source:
         Args:
             changes: what is told.
             now: the clock.
-            in_haste: whether nothing waits for others to leave with it, as far as a tick has
-                room; else only what was saved up for leaves at once.
+            in_haste: whether changes leave at once although nothing was saved up for them, a
+                few in each tick, and the others at its end.
         """
         assert self.role is not Role.FOLLOW
         queue, was_waiting, was_busy = self._queue, bool(self._queue), self._is_busy
@@ -251,15 +251,18 @@ class Source:
             else:
                 self._overflowed = True
                 self._counters.add("queue_overflow")
-        if in_haste:
-            actions = self._send_live(self._pace.live_datagrams_per_tick, now)
-        elif was_waiting:
+        pace = self._pace
+        if was_waiting and not in_haste:
             return []
-        else:
-            actions = self._send_live(self._meter.eager_limit(now), now)
-            self._meter.left_eagerly(len(actions))
+        limit = self._meter.eager_limit(now)
+        if in_haste:
+            limit = max(limit, min(pace.hasty_datagrams_per_tick, pace.live_datagrams_per_tick))
+            self._turn_at = min(self._turn_at, self._meter.tick_end)
+        actions = self._send_live(limit, now)
+        self._meter.left_eagerly(len(actions))
         if not was_busy:
-            self._turn_at = max(self._meter.tick_end, now + self._pace.gather)
+            tick_end = self._meter.tick_end
+            self._turn_at = tick_end if in_haste else max(tick_end, now + pace.gather)
         return actions
 
     def flush(self, now: float) -> list[Action]:

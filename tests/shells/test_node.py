@@ -1,7 +1,7 @@
 """The node: what it carries between its parts, on machines in memory and a virtual clock."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
@@ -82,13 +82,6 @@ TWO = pair(ROUTER, SERVICE, SYNC, BOTH)
 LONE = pair(ROUTER, SERVICE, SYNC, EAST)
 
 Scenario = Callable[[World], Awaitable[None]]
-
-
-@pytest.fixture(autouse=True)
-def _restored_log() -> Iterator[None]:
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
 
 
 def play(scenario: Scenario, of: Pair = TWO) -> World:

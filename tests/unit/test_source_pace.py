@@ -112,7 +112,10 @@ def test_what_is_saved_up_comes_back_with_time_but_has_an_end() -> None:
         assert len(source.tell([ConnectionChanged(record(step))], now)) == 1
 
 
-def test_nothing_waits_for_others_in_haste() -> None:
-    source = made(Pace(eager_datagrams_max=0, live_datagrams_per_tick=3))
-    left = [len(source.tell([ConnectionChanged(record(n))], 0.0, in_haste=n > 0)) for n in range(6)]
+def test_a_few_in_each_tick_leave_at_once_in_haste_and_the_others_at_its_end() -> None:
+    pace = Pace(eager_datagrams_max=0, hasty_datagrams_per_tick=3)
+    source = made(pace)
+    changes = [[ConnectionChanged(record(number))] for number in range(6)]
+    left = [len(source.tell(each, 0.0, in_haste=n > 0)) for n, each in enumerate(changes)]
     assert left == [0, 1, 1, 1, 0, 0]
+    assert source.deadline == pace.tick
