@@ -227,12 +227,12 @@ class Handover:
         for name in names:
             self._speakers[name].hand_over()
         self._sync.hand_over(sync_id, successor)
-        with trio.move_on_after(HAND_OVER_TIME) as limit:
+        with trio.move_on_after(HAND_OVER_TIME):
             while self._masters_among(names):
                 await self._left.wait()
         self._sync.hand_over(sync_id, "")
         staying = self._masters_among(names)
-        if limit.cancelled_caught and staying:
+        if staying:
             raise HandoverError(
                 f"{', '.join(staying)}: {successor} was called and did not take over within "
                 f"{HAND_OVER_TIME:g} s; this node is MASTER still"
