@@ -551,6 +551,29 @@ def test_at_no_time_of_a_handover_nobody_serves_the_addresses() -> None:
     play(scenario)
 
 
+def test_while_a_successor_is_called_each_connection_is_told_from_its_first_packet_on() -> None:
+    """Their replies may come to the successor before this node has heard it."""
+
+    async def scenario(world: World) -> None:
+        await connected(world)
+        east, west = world.machines.values()
+        # A call that nobody hears.
+        world.segments["sync"].cuts |= {("east", "west"), ("west", "east")}
+        async with trio.open_nursery() as nursery:
+
+            async def call_in_vain() -> None:
+                with pytest.raises(HandoverError, match="west was called and did not take over"):
+                    await hand_over(east)
+
+            nursery.start_soon(call_in_vain)
+            await trio.sleep(0.5)
+            assert holds(living(east)) == (True, True)
+        assert holds(living(east)) == (True, False)
+        assert (state(east), state(west)) == (VrrpState.MASTER, VrrpState.BACKUP)
+
+    play(scenario)
+
+
 def test_a_handover_to_who_is_not_ready_is_refused_with_the_reason() -> None:
     async def scenario(world: World) -> None:
         east, west = world.machines.values()

@@ -119,3 +119,13 @@ def test_a_few_in_each_tick_leave_at_once_in_haste_and_the_others_at_its_end() -
     left = [len(source.tell(each, 0.0, in_haste=n > 0)) for n, each in enumerate(changes)]
     assert left == [0, 1, 1, 1, 0, 0]
     assert source.deadline == pace.tick
+
+
+def test_what_had_gathered_does_not_wait_any_longer_in_haste() -> None:
+    pace = Pace(eager_datagrams_max=0, hasty_datagrams_per_tick=1)
+    source = made(pace)
+    assert not source.tell([ConnectionChanged(record(n)) for n in range(500)], 0.0)
+    assert source.deadline == pace.gather
+    assert len(source.tell([ConnectionChanged(record(500))], 0.0, in_haste=True)) == 1
+    assert source.queued
+    assert source.deadline == pace.tick
