@@ -434,8 +434,8 @@ class Node:
             "uptime_seconds": trio.current_time() - self._started_at,
             "configuration": self.pair.digest().hex(),
             "routers": {
-                name: {**speaker.status(), **self.tracking.router_status(name)}
-                for name, speaker in self._speakers.items()
+                name: {**self._router_status(name), **self.tracking.router_status(name)}
+                for name in self._routers
             },
             "tracking": self.tracking.status(),
             "sync": self.sync.status(),
@@ -468,6 +468,23 @@ class Node:
                 "sync": self.sync.counters(),
                 "health": self.health.counted(),
             },
+        }
+
+    def _router_status(self, name: str) -> dict[str, object]:
+        """What a virtual router is; INIT while the node listens before it takes part."""
+        speaker = self._speakers.get(name)
+        if speaker is not None:
+            return speaker.status()
+        router = self._routers[name]
+        return {
+            "router": name,
+            "vrid": router.vrid,
+            "version": router.version,
+            "state": VrrpState.INIT.name,
+            "priority": self._own.priority_of(name),
+            "interval_seconds": router.advert_interval,
+            "fault": None,
+            "peer": None,
         }
 
     def _drops(self) -> dict[str, int]:

@@ -37,14 +37,26 @@ tell = { packets = 5 }
 """
 
 
-def services() -> dict[str, dict[str, object]]:
+def part(name: str) -> dict[str, dict[str, object]]:
+    """One part of the status of a node that has not begun to run."""
+
     async def status() -> dict[str, object]:
         await trio.lowlevel.checkpoint()
         return Node(parse_pair(PAIR, "pair.toml"), "east", LinuxHost()).status()
 
-    told = trio.run(status)["services"]
+    told = trio.run(status)[name]
     assert isinstance(told, dict)
     return told
+
+
+def services() -> dict[str, dict[str, object]]:
+    return part("services")
+
+
+def test_a_virtual_router_that_takes_no_part_yet_is_listed() -> None:
+    router = part("routers")["web"]
+    assert (router["state"], router["vrid"], router["priority"]) == ("INIT", 7, 100)
+    assert (router["fault"], router["peer"], router["configured_priority"]) == (None, None, 100)
 
 
 def test_a_firewall_mark_has_no_protocol_of_its_own() -> None:
