@@ -28,6 +28,7 @@ from bench.sync_words import (
     read_told,
 )
 from lvsha.errors import HostError
+from lvsha.sync.overlap import OVERLAP
 
 SERVERS: Final = (1, 3, 16, 250)
 LIVE_RATE: Final = 2000
@@ -119,6 +120,8 @@ class SyncCourse:
             await line_of(peer, SAY_TIME_MAX)
             await tell(peer, f"join {RECORDS_FILL}")
             await line_of(peer, SAY_TIME_MAX)
+            # What a leader tells in its first seconds leaves in haste, see lvsha.sync.overlap.
+            await trio.sleep(OVERLAP)
             await _quiet(leader, peer)
             for rate in RATES:
                 self._note(f"sync: {rate:,} records a second")

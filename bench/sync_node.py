@@ -128,7 +128,9 @@ class SyncNode:
             WIRE, sync.group.packed, sync.port, send_buffer_bytes=0, receive_buffer_bytes=0
         )
         seal = Seal([KEY], secrets.randbits(64))
-        self.courier = Courier([self.replica], self._transport, self.store, seal=seal)
+        self.courier = Courier(
+            [self.replica], self._transport, self.store, seal=seal, collect=self._collect
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[trio.Nursery]:
@@ -154,9 +156,12 @@ class SyncNode:
 
     def tell(self) -> None:
         """Tell of what has changed; as the forwarder has it done after each frame."""
-        if self.director.registry.untold:
-            for sync_id, changes in self.director.registry.take_changes().items():
-                self.courier.tell(sync_id, changes)
+        if self.director.registry.untold and not self.courier.gathers:
+            self._collect()
+
+    def _collect(self) -> None:
+        for sync_id, changes in self.director.registry.take_changes().items():
+            self.courier.tell(sync_id, changes)
 
     def standing(self, steps: Steps) -> Standing:
         """How this end stands; the longest step is forgotten."""

@@ -164,7 +164,9 @@ class NodeSync:
             )
             for router in self._pair.virtual_routers
         ]
-        self._courier = Courier(self.replicas, transport, self._store, seal=seal)
+        self._courier = Courier(
+            self.replicas, transport, self._store, seal=seal, collect=self._collect
+        )
         nursery.start_soon(self._report, self._courier.events)
         nursery.start_soon(self._watch_services, self._courier)
         if seal is not None and key_file is not None:
@@ -184,14 +186,23 @@ class NodeSync:
     # Connections and roles
 
     def tell(self) -> None:
-        """Carry the director's changes and questions to the peers."""
+        """Carry the director's changes and questions to the peers, when they can leave."""
+        courier = self._courier
+        if courier is None or not courier.gathers or self.daemons.are_told:
+            self._collect()
+        if self._director.questions:
+            for sync_id, keys in self._director.take_questions().items():
+                if courier is not None:
+                    courier.ask(sync_id, keys)
+
+    def _collect(self) -> None:
+        """Tell all that has changed, of each connection the newest."""
+        if not self._director.registry.untold:
+            return
         for sync_id, changes in self._director.registry.take_changes().items():
             # What belongs to no virtual router is in no replica.
             for carrier in (self.daemons,) if sync_id == NO_SYNC_ID else self._carriers():
                 carrier.tell(sync_id, changes)
-        for sync_id, keys in self._director.take_questions().items():
-            if self._courier is not None:
-                self._courier.ask(sync_id, keys)
 
     def lead(self, sync_id: int) -> None:
         """This node holds the addresses of this sync id now."""

@@ -54,7 +54,19 @@ class Site:
             for sync_id in sync_ids
         ]
         self.seal = Seal(keys, int.from_bytes(name.encode()[:8])) if keys else None
-        self.courier = Courier(self.replicas, self.transport, Joined(self.tables), seal=self.seal)
+        self.held_back: list[ConnectionChange] = []
+        self.courier = Courier(
+            self.replicas,
+            self.transport,
+            Joined(self.tables),
+            seal=self.seal,
+            collect=self._collect,
+        )
+
+    def _collect(self) -> None:
+        if self.held_back:
+            told, self.held_back = self.held_back, []
+            self.courier.tell(next(iter(self.tables)), told)
 
     def change(self, *changes: ConnectionRecord | bytes) -> None:
         """Connections of the first sync id change, or end, and are told of."""

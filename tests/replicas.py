@@ -70,8 +70,8 @@ def template(number: int, found: bytes = b"") -> ConnectionRecord:
     return connection(number)._replace(key=key, flags=0x1000)
 
 
-def changed(number: int, state: int = 1) -> ConnectionChanged:
-    return ConnectionChanged(connection(number, state))
+def changed(number: int, state: int = 1, server: int = 1) -> ConnectionChanged:
+    return ConnectionChanged(connection(number, state, server))
 
 
 def ended(number: int) -> ConnectionEnded:

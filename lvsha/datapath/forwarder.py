@@ -88,7 +88,7 @@ class Forwarder:
         director: with its services.
         interfaces: names of those where frames of services arrive.
         on_change: called, without waiting, when the director has changes to be told, or
-            questions to be asked.
+            questions to be asked. Changes that it leaves with the director it takes later.
         stale_after: seconds of standstill after which frames that wait are forgotten: the
             process was stopped, and whoever sent them has repeated them to the peer.
 
@@ -330,6 +330,7 @@ class Forwarder:
         frame, view, sends = self._frame, self._frame.view, self._sends
         receive_into, untold = tap.receive_into, self._untold
         carry_out = self._director.carry_out
+        waiting = 0  # changes that are known, and left to be told with others
         try:
             for _ in range(BATCH_FRAMES):
                 received = receive_into(view)
@@ -344,8 +345,9 @@ class Forwarder:
                     if self._count_surprise(error, received, tap.interface) >= SURPRISES_MAX:
                         raise
                     continue
-                if untold:
+                if len(untold) != waiting:
                     self._on_change()
+                    waiting = len(untold)
                 for link, data in outgoing:
                     try:
                         sends[link](data)

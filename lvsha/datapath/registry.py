@@ -42,6 +42,7 @@ PARENT_TIMEOUT: Final = 60.0
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
 _NO_OUTPUT: Final = int(ConnectionFlag.NO_OUTPUT)
+_SEQUENCE: Final = int(ConnectionFlag.IN_SEQUENCE | ConnectionFlag.OUT_SEQUENCE)
 _TEMPLATE: Final = int(ConnectionFlag.TEMPLATE)
 _ONE_PACKET: Final = int(ConnectionFlag.ONE_PACKET)
 _INITIAL_TIMEOUT: Final = 3.0
@@ -198,6 +199,34 @@ class Registry:
                 tally.established += number
             tally.tell(entered, server.address, first.binding.port, first.told_state)
         return entered
+
+    def change_alike(
+        self, first: Connection, connections: Sequence[Connection], sequence: int, now: float
+    ) -> None:
+        """Another director has told just the same of connections as of one that is changed.
+
+        They have its binding, and nothing belongs to them or they to anything.
+
+        Args:
+            first: that one.
+            connections: the others.
+            sequence: the flags that were told of sequence numbers.
+            now: the clock.
+        """
+        state, timeout, generation = first.state, first.timeout, self.generation
+        active, at_once = first.active, now + timeout
+        for connection in connections:
+            if connection.active != active:
+                self.count_as(connection, active=active)
+            connection.flags = connection.flags & ~_SEQUENCE | sequence
+            connection.timeout = timeout
+            connection.generation = generation
+            if at_once < connection.second - 1:
+                self.let_copy_live(connection, now)
+            connection.expires = first.expires
+            if connection.state != state:
+                self._change_state(connection, state)
+            self.copied(connection, now)
 
     def _fit(self, connection: Connection) -> None:
         """Make ready what depends on the method: replies, and what FTP needs."""

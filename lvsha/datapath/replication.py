@@ -125,11 +125,13 @@ class Replication:
             first = self._apply(record, now)
             if isinstance(first, Refusal):
                 refused[first] += 1
-            elif first is not None:
+            elif at < len(records) and records[at][1:] == record[1:]:
                 keys = self._alike(record, records, at)
-                if keys:
-                    at += len(keys)
+                at += len(keys)
+                if first is not None:
                     self._enter_alike(first, record, keys, now, refused)
+                else:
+                    self._change_alike(record, keys, now, refused)
         return refused
 
     def _alike(
@@ -181,6 +183,46 @@ class Replication:
             outcome = self._apply(record._replace(key=key), now)
             if isinstance(outcome, Refusal):
                 refused[outcome] += 1
+
+    def _change_alike(
+        self, record: ConnectionRecord, keys: list[bytes], now: float, refused: Counter[Refusal]
+    ) -> None:
+        """Change a run of connections as the first was; those that were not there are entered."""
+        find, first = self._table.find, self._find(record.key)
+        others = keys
+        if first is not None and self._is_simple(first, record):
+            binding, known, others = first.binding, [], []
+            for key in keys:
+                connection = find(key)
+                if (
+                    connection is None
+                    or connection.binding is not binding
+                    or connection.dialogue is not None
+                    or connection.parent is not None
+                ):
+                    others.append(key)
+                else:
+                    known.append(connection)
+            self._registry.change_alike(first, known, record.flags & _SEQUENCE, now)
+        for at, key in enumerate(others, 1):
+            outcome = self._apply(record._replace(key=key), now)
+            if isinstance(outcome, Refusal):
+                refused[outcome] += 1
+            elif outcome is not None:
+                self._enter_alike(outcome, record, others[at:], now, refused)
+                return
+
+    def _is_simple(self, connection: Connection, record: ConnectionRecord) -> bool:
+        """Whether what was told of a connection changes nothing but what any connection has."""
+        server = connection.server
+        return (
+            connection.dialogue is None
+            and connection.parent is None
+            and record.details is None
+            and not connection.flags & _TEMPLATE
+            and not isinstance(server, StandIn)
+            and not server.service.options.persistence
+        )
 
     def _apply(self, record: ConnectionRecord, now: float) -> Connection | Refusal | None:
         """Carry one record out.

@@ -7,9 +7,12 @@ channel, `Courier.events`, from which the node reads; what does not fit there is
 
 What always holds:
 
-* `Courier.tell` sends in the same turn of the loop. What the socket does not take waits in
-  order and leaves when it does, at most ``BACKLOG_MAX`` datagrams; what does not fit is
-  counted, and the followers notice a gap.
+* `Courier.tell` sends in the same turn of the loop what the pace lets leave. What the socket
+  does not take waits in order and leaves when it does, at most ``BACKLOG_MAX`` datagrams;
+  what does not fit is counted, and the followers notice a gap.
+* While it `gathers`, the node may hold back what has changed, so that many changes are told
+  in one go and of each connection but the newest. It is asked for them before anything is
+  sent, read or decided.
 * No error of the network ends the courier. A datagram that could not be sent is lost and
   counted; the numbers of the stream make that known to whoever missed it.
 * When it is cancelled, each replica still says that it leaves.
@@ -18,7 +21,7 @@ Times are Trio's clock.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
@@ -48,7 +51,7 @@ from lvsha.sync.actions import (
     TakeOver,
 )
 from lvsha.sync.datagrams import sync_id_of
-from lvsha.sync.messages import ALL_BUCKETS
+from lvsha.sync.messages import ALL_BUCKETS, Role
 from lvsha.sync.replica import SYNC_ID_ANY, Replica
 from lvsha.sync.transport import Transport
 
@@ -124,8 +127,18 @@ class SyncEvent:
 class Courier:
     """The replicas of a node on one transport.
 
+    Args:
+        replicas: one for each sync id.
+        transport: what carries datagrams.
+        table: the node's connections.
+        seal: what seals datagrams, if anything does.
+        collect: has the node `tell` what it has held back.
+        log: where to write.
+
     Attributes:
         events: where the node reads what the replicas report.
+        gathers: whether what is told now would only wait, so that it can be told later as well:
+            when it is collected.
         counters: what the network refused.
     """
 
@@ -136,6 +149,7 @@ class Courier:
         table: ConnectionTable,
         *,
         seal: Sealing | None = None,
+        collect: Callable[[], None] = lambda: None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         self._replicas = {replica.sync_id: replica for replica in replicas}
@@ -143,6 +157,8 @@ class Courier:
         self._transport = transport
         self._table = table
         self._seal = seal
+        self._collect = collect
+        self.gathers = False
         self._log = LimitedLog(structlog.get_logger("sync") if log is None else log)
         self.counters = Counters()
         self._backlog: deque[bytes] = deque()
@@ -154,18 +170,22 @@ class Courier:
     # --- for the node --------------------------------------------------------------
 
     def tell(self, sync_id: int, changes: Sequence[ConnectionChange]) -> None:
-        """Tell the peers of changes; they leave in this turn of the loop."""
+        """Tell the peers of changes; what the pace lets leave does so in this turn of the loop."""
+        now = trio.current_time()
         replica = self._replicas[sync_id]
-        actions = replica.tell(changes, trio.current_time())
+        actions = replica.tell(changes, now)
         if actions:
             self._perform(replica, actions)
         deadline = replica.tell_deadline
         if deadline < self._waiting.deadline:
             self._waiting.deadline = deadline
+        telling = [each for each in self._replicas.values() if each.role is not Role.FOLLOW]
+        self.gathers = bool(telling) and all(each.gathers(now) for each in telling)
 
     def lead(self, sync_id: int) -> None:
         """This node holds the addresses of this sync id now."""
         assert self._is_running, "the courier runs before roles change"
+        self._collect()
         replica = self._replicas[sync_id]
         self._perform(replica, replica.lead(trio.current_time()))
         self._wake_in_time()
@@ -173,18 +193,21 @@ class Courier:
     def follow(self, sync_id: int) -> None:
         """This node does not hold the addresses of this sync id any more."""
         assert self._is_running, "the courier runs before roles change"
+        self._collect()
         replica = self._replicas[sync_id]
         self._perform(replica, replica.follow(trio.current_time()))
         self._wake_in_time()
 
     def hand_over(self, sync_id: int, successor: str) -> None:
         """Say who shall lead this sync id next; empty for nobody."""
+        self._collect()
         replica = self._replicas[sync_id]
         self._perform(replica, replica.hand_over(successor, trio.current_time()))
         self._wake_in_time()
 
     def unready(self, sync_id: int) -> dict[str, str]:
         """Of each peer, why it cannot lead this sync id next; empty words if it can."""
+        self._collect()
         return self._replicas[sync_id].unready()
 
     def resync(self, sync_id: int) -> None:
@@ -211,6 +234,7 @@ class Courier:
 
     def status(self) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
+        self._collect()
         now = trio.current_time()
         return {
             "replicas": [replica.status(now) for replica in self._replicas.values()],
@@ -231,6 +255,7 @@ class Courier:
                 task_status.started()
                 await self._listen()
         finally:
+            self._collect()
             self._is_running = False
             for replica in self._replicas.values():
                 self._perform(replica, replica.stop(trio.current_time()))
@@ -250,6 +275,7 @@ class Courier:
         while True:
             with trio.CancelScope(deadline=self._deadline()) as self._waiting:
                 await trio.sleep_forever()
+            self._collect()
             now = trio.current_time()
             for replica in self._replicas.values():
                 if (deadline := replica.deadline) is not None and deadline <= now:
@@ -323,11 +349,13 @@ class Courier:
             self.counters.add("refused_malformed")
             self._log.warning("sync datagram refused", now, reason=str(error))
             return
+        self._collect()
         for replica in receivers:
             self._perform(replica, replica.receive(datagram, now))
 
     def _perform(self, replica: Replica, actions: Sequence[Action]) -> None:
         table = self._table
+        self.gathers = False
         for action in actions:
             match action:
                 case Apply():

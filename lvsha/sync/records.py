@@ -15,7 +15,7 @@ Time-outs are seconds; in a group they are hundredths.
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 
@@ -45,6 +45,8 @@ _FIELD_BYTES: Final = 5
 # the longest names it fits the smallest datagram that may be configured, so that whatever
 # was read can be told again.
 ENTRY_BYTES_MAX: Final = 380
+# The smallest: the end of a connection of IPv4, in a group.
+ENTRY_BYTES_MIN: Final = 6
 
 _KEY_BYTES: Final = {4: 14, 6: 38}
 _METHODS: Final = {method.value: method for method in ForwardMethod}
@@ -73,6 +75,7 @@ _SHIFT_NUMBERS: Final = struct.Struct("!6I")
 _DIALOGUE_BEGUN: Final = struct.Struct("!B")
 _DIALOGUE_ANSWERED: Final = struct.Struct("!BIB")
 _NO_DETAILS: Final = ConnectionDetails()
+_Entry = TypeVar("_Entry")
 
 _packer: Final = msgpack.Packer(autoreset=True)
 _pack: Final[Callable[[object], bytes]] = _packer.pack
@@ -127,6 +130,42 @@ class Packing:
 
     def add(self, record: ConnectionRecord) -> bool:
         """Take a connection in; False if there is no room for it."""
+        return self._place(record) is not None
+
+    def add_alike(self, records: Sequence[ConnectionRecord]) -> int:
+        """Take connections of one virtual end and real server in, as far as there is room.
+
+        Returns:
+            How many there was room for.
+        """
+        family = records[0].key[0] & ~TEMPLATE_BIT
+        size = IPv4_BYTES if family == 4 else IPv6_BYTES
+        client_end, ports_at, port_end, end = 2 + size, 2 + 2 * size, 4 + 2 * size, 6 + 2 * size
+        pack, entry_bytes = _ENTRIES[family].pack, _ENTRIES[family].size
+        at = 0
+        while at < len(records) and (group := self._place(records[at])) is not None:
+            first = at = at + 1
+            for key, *_, state, flags, timeout, details in records[
+                at : at + self._room // entry_bytes
+            ]:
+                if details is not None or len(key) > end:
+                    break
+                group.entries.append(
+                    pack(
+                        key[2:client_end],
+                        key[ports_at:port_end],
+                        state,
+                        flags & UINT16_MAX,
+                        round(timeout * _TICKS),
+                    )
+                )
+                at += 1
+            self._room -= (at - first) * entry_bytes
+            self.count += at - first
+        return at
+
+    def _place(self, record: ConnectionRecord) -> _Group | None:
+        """The group in which a connection has been taken in; None if there is no room for it."""
         key, server, server_port, method, state, flags, timeout, details = record
         family = key[0] & ~TEMPLATE_BIT
         size = IPv4_BYTES if family == 4 else IPv6_BYTES
@@ -149,7 +188,7 @@ class Packing:
             told = _encode_details(index, key[6 + 2 * size :], details)
             needed += len(told) + (_DETAILS_BYTES if group is None or not group.details else 0)
         if needed > self._room:
-            return False
+            return None
         self._room -= needed
         if group is None:
             group = self._groups[identity] = _Group(ends)
@@ -160,7 +199,7 @@ class Packing:
         if told:
             group.details.append(told)
         self.count += 1
-        return True
+        return group
 
     def add_ended(self, key: bytes) -> bool:
         """Take the end of a connection in; False if there is no room for it."""
@@ -181,6 +220,14 @@ class Packing:
         group.entries.append(key[2 : 2 + size] + key[-4:-2])
         self.count += 1
         return True
+
+    def add_ended_alike(self, keys: Sequence[bytes]) -> int:
+        """Take ends of connections of one virtual end in, as far as there is room.
+
+        Returns:
+            How many there was room for.
+        """
+        return _taken(keys, self.add_ended)
 
     def add_key(self, key: bytes) -> bool:
         """Take a key in as it is, such as that of a template with a Call-ID."""
@@ -505,9 +552,17 @@ class PlainPacking:
         unknown = record.is_template or record.method is ForwardMethod.BYPASS
         return unknown or self._add(encode_plain(record))
 
+    def add_alike(self, records: Sequence[ConnectionRecord]) -> int:
+        """Take connections in, as far as there is room; returns how many there was room for."""
+        return _taken(records, self.add)
+
     def add_ended(self, key: bytes) -> bool:
         """Take the end of a connection in; False if there is no room for it."""
         return key[0] >= TEMPLATE_BIT or self._add(encode_plain_ended(key))
+
+    def add_ended_alike(self, keys: Sequence[bytes]) -> int:
+        """Take ends in, as far as there is room; returns how many there was room for."""
+        return _taken(keys, self.add_ended)
 
     def _add(self, entry: bytes) -> bool:
         if len(entry) > self._room:
@@ -515,6 +570,11 @@ class PlainPacking:
         self._room -= len(entry)
         self.encoded.append(entry)
         return True
+
+
+def _taken(entries: Sequence[_Entry], add: Callable[[_Entry], bool]) -> int:
+    """How many entries there was room for."""
+    return next((at for at, entry in enumerate(entries) if not add(entry)), len(entries))
 
 
 def _array(value: object) -> list[Any]:

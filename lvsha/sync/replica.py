@@ -179,6 +179,15 @@ class Replica:
         """As `deadline`, but only because of what was told; infinity for never."""
         return self._source.tell_deadline
 
+    def gathers(self, now: float) -> bool:
+        """Whether what is told until `tell_deadline` only waits, unless anything else happens."""
+        return bool(self._source.queued and not self._questions) and not self._is_in_haste(now)
+
+    def _is_in_haste(self, now: float) -> bool:
+        """Whether the packets of one connection come to either node: the addresses move."""
+        is_draining = self._source.role is Role.DRAIN
+        return is_draining or bool(self._calls) or self._home.overlap.is_on(now)
+
     def status(self, now: float) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
         return {
@@ -275,10 +284,7 @@ class Replica:
         """The datapath's connections have changed; ignored unless this node tells."""
         if self._source.role is Role.FOLLOW or not self._running:
             return []
-        # The packets of one connection come to either node while the addresses move.
-        role, overlaps = self._source.role, self._home.overlap.is_on(now)
-        in_haste = overlaps or role is Role.DRAIN or bool(self._calls)
-        if self._questions or overlaps:
+        if self._questions or self._home.overlap.is_on(now):
             keys = [
                 change.record.key if isinstance(change, ConnectionChanged) else change.key
                 for change in changes
@@ -286,7 +292,7 @@ class Replica:
             self._questions.close(keys)
             if self._home.leading:
                 self._home.overlap.own(keys, now)
-        sent = self._source.tell(changes, now, in_haste=in_haste)
+        sent = self._source.tell(changes, now, in_haste=self._is_in_haste(now))
         self.counters.add("datagrams_sent", len(sent))
         return sent
 

@@ -49,6 +49,7 @@ from lvsha.sync.datagrams import (
     encode_plain_chunk,
     entries_room,
 )
+from lvsha.sync.grouping import Grouping
 from lvsha.sync.history import History
 from lvsha.sync.messages import (
     ALL_BUCKETS,
@@ -63,7 +64,7 @@ from lvsha.sync.messages import (
     Sums,
 )
 from lvsha.sync.pace import Meter, Pace
-from lvsha.sync.records import Packing, PlainPacking
+from lvsha.sync.records import ENTRY_BYTES_MIN, Packing, PlainPacking
 from lvsha.sync.stream import Range
 from lvsha.sync.tail import Tail
 from lvsha.tally import Tally
@@ -268,8 +269,9 @@ class Source:
     def flush(self, now: float) -> list[Action]:
         """Send all that waits, whatever the pace; for the moment before an end."""
         actions: list[Action] = []
+        grouping = Grouping((key, change) for key, (_, change) in self._queue.items())
         while self._queue:
-            actions.append(self._live_datagram(now))
+            actions.append(self._live_datagram(grouping, now))
         return actions
 
     def request(self, buckets: int, position: int, now: float) -> list[Action]:
@@ -372,6 +374,7 @@ class Source:
     def _send_live(self, limit: int, now: float) -> list[Action]:
         self._meter.renew(now)
         actions: list[Action] = []
+        grouping: Grouping | None = None
         while (
             self._queue
             and self._meter.live_sent < limit
@@ -380,8 +383,15 @@ class Source:
         ):
             self._meter.live_sent += 1
             self._is_snapshots_turn = True
-            actions.append(self._live_datagram(now))
+            if not grouping:
+                grouping = self._grouped(limit)
+            actions.append(self._live_datagram(grouping, now))
         return actions
+
+    def _grouped(self, limit: int) -> Grouping:
+        """What may leave in so many datagrams."""
+        most = limit * self._datagram_max // ENTRY_BYTES_MIN
+        return Grouping(islice(((key, change) for key, (_, change) in self._queue.items()), most))
 
     def _yields(self, now: float) -> bool:
         """Whether live changes leave what the limit of bytes lets through to a snapshot."""
@@ -392,20 +402,12 @@ class Source:
             and not self._is_window_shut(now)
         )
 
-    def _live_datagram(self, now: float) -> Send:
+    def _live_datagram(self, grouping: Grouping, now: float) -> Send:
         self._number()
         origin = self.origin
         room = entries_room(origin, self._datagram_max)
         packing = Packing(room) if self.level > LEVEL_PLAIN else PlainPacking(room)
-        sent: list[bytes] = []
-        for key, (_, change) in self._queue.items():
-            if isinstance(change, ConnectionChanged):
-                fits = packing.add(change.record)
-            else:
-                fits = packing.add_ended(key)
-            if not fits:
-                break
-            sent.append(key)
+        sent = grouping.fill(packing)
         assert sent, "datagram_max leaves room for at least one entry"
         for key in sent:
             del self._queue[key]

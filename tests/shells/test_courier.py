@@ -14,6 +14,7 @@ from lvsha.sync.messages import (
     Role,
     SnapshotBegin,
 )
+from lvsha.sync.overlap import OVERLAP
 from lvsha.sync.pace import Pace
 from tests.couriers import Site, running, virtually, waiting
 from tests.replicas import connection, template
@@ -45,6 +46,86 @@ def test_a_change_leaves_in_the_same_turn_of_the_loop() -> None:
             waiting(listener)
             east.courier.tell(1, [ConnectionChanged(connection(1))])
             assert len(waiting(listener)) == 1
+
+    virtually(main)
+
+
+def test_what_would_only_wait_may_be_held_back_and_is_collected_in_time() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        pace = Pace(eager_datagrams_max=1, tail_waits=())
+        east, listener = Site(group, "east", pace=pace), group.join()
+        async with running(east):
+            east.courier.lead(1)
+            await trio.sleep(OVERLAP + 1)
+            waiting(listener)
+            assert not east.courier.gathers
+            east.change(connection(1))
+            assert len(waiting(listener)) == 1
+            assert not east.courier.gathers  # nothing waits, so that nothing would wake it
+            east.change(connection(2))
+            assert waiting(listener) == []
+            assert east.courier.gathers
+            east.held_back += [ConnectionChanged(connection(n)) for n in range(3, 9)]
+            await trio.sleep(pace.gather + 0.001)
+            (message,) = map(decode, waiting(listener))
+            assert isinstance(message, Changes)
+            assert message.records == [connection(n) for n in range(2, 9)]
+            assert not east.held_back
+            assert not east.courier.gathers
+
+    virtually(main)
+
+
+def test_nothing_is_held_back_while_the_addresses_move_or_a_question_is_open() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        east, west = Site(group, "east"), Site(group, "west")
+        pace = Pace()
+
+        def tell_much() -> None:
+            for number in range(2 * pace.eager_datagrams_max):
+                east.change(connection(number))
+
+        async with running(east, west):
+            east.courier.lead(1)
+            tell_much()
+            assert not east.courier.gathers
+            await trio.sleep(OVERLAP + 1)
+            tell_much()
+            assert east.courier.gathers
+            await trio.sleep(1)
+            east.courier.ask(1, [connection(99).key])
+            tell_much()
+            assert not east.courier.gathers
+            await trio.sleep(1)
+            tell_much()
+            assert east.courier.gathers
+            east.courier.follow(1)
+            tell_much()
+            assert not east.courier.gathers
+
+    virtually(main)
+
+
+def test_what_is_held_back_is_told_before_anything_is_said_of_it() -> None:
+    async def main() -> None:
+        group = LoopbackGroup()
+        east, west = Site(group, "east"), Site(group, "west")
+        async with running(east, west):
+            east.courier.lead(1)
+            await trio.sleep(OVERLAP + 1)
+            east.held_back.append(ConnectionChanged(connection(1)))
+            east.courier.status()
+            assert not east.held_back
+            east.held_back.append(ConnectionChanged(connection(2)))
+            east.courier.hand_over(1, "west")
+            assert not east.held_back
+            east.held_back.append(ConnectionChanged(connection(3)))
+            east.courier.follow(1)
+            assert not east.held_back
+            await trio.sleep(0.1)
+            assert set(west.table.content) == {connection(n).key for n in (1, 2, 3)}
 
     virtually(main)
 

@@ -875,6 +875,8 @@ def test_the_word_of_a_peer_with_a_whole_table_wins_over_what_was_saved() -> Non
         # Meanwhile the connection ends, and its client has another server.
         assert state(west) is VrrpState.MASTER
         living(west).node.director.registry.end(at_west)
+        living(west).node.sync.tell()
+        await trio.sleep(0.5)
         await start(east, settle=0.001)
         assert found(east, client) is not None
         await trio.sleep(8.0)

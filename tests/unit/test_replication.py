@@ -385,6 +385,26 @@ def test_a_run_is_entered_as_its_records_one_by_one_would_be(
     assert len(at_once.director.registry.table) == 59
 
 
+def test_a_run_of_changes_is_carried_out_as_its_records_one_by_one_would_be() -> None:
+    known = [record(port=port) for port in range(1, 20)]
+    moved = [record(port=port, server=OTHER) for port in (4, 5, 12)]
+    closed = {"state": int(TcpState.FIN_WAIT), "flags": int(INACTIVE), "timeout": 120.0}
+    runs = [
+        [record(port=port, **closed) for port in range(1, 30)],  # type: ignore[arg-type]
+        [record(port=port, flags=int(ConnectionFlag.IN_SEQUENCE)) for port in range(3, 9)],
+        [record(port=port, server=OTHER, flags=int(INACTIVE)) for port in range(2, 6)],
+    ]
+    at_once, one_by_one = twins()
+    for laboratory in (at_once, one_by_one):
+        apply(laboratory, *known)
+        apply(laboratory, *moved)
+    for run in runs:
+        apply(at_once, *run)
+        for each in run:
+            apply(one_by_one, each)
+        assert state_of(at_once) == state_of(one_by_one)
+
+
 def test_a_run_ends_where_anything_but_the_client_differs(web: Laboratory) -> None:
     web.server(only_service(web), OTHER)
     for virtual, port, protocol in ((V4, 81, 6), (V4, 80, 17), ("192.0.2.99", 80, 6)):

@@ -196,6 +196,11 @@ class Daemons:
         """The daemons that run, the masters first."""
         return self._roster.running()
 
+    @property
+    def are_told(self) -> bool:
+        """Whether a master runs, to whose clock it matters when something changed."""
+        return bool(self._masters)
+
     def tell(self, sync_id: int, changes: Sequence[ConnectionChange]) -> None:
         """Speak of changes, if there is a master for this sync id and this node leads it."""
         now = trio.current_time()
