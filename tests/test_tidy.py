@@ -33,6 +33,7 @@ LEVELS = (
     ("lvsha.sync.datagrams", 1),
     ("lvsha.sync.messages", 1),
     ("lvsha.sync.records", 1),
+    ("lvsha.sync.plain_records", 1),
     ("lvsha.drill.options", 1),
     ("lvsha.drill.recording", 1),
     ("lvsha.drill.timeline", 2),

@@ -55,7 +55,8 @@ from lvsha.sync.messages import (
     SumsRequest,
     Unknown,
 )
-from lvsha.sync.records import Packing, PlainPacking, array_head
+from lvsha.sync.plain_records import PlainPacking, read_plain
+from lvsha.sync.records import Packing, array_head
 from lvsha.tally import SUM_MASK
 
 VERSION: Final = 1
@@ -366,7 +367,7 @@ def _standing(value: object) -> Standing:
 
 
 def _records(origin: Origin, body: list[Any]) -> Changes:
-    return Changes(origin, *entries.read_plain(body[6]))
+    return Changes(origin, *read_plain(body[6]))
 
 
 def _changes(origin: Origin, body: list[Any]) -> Changes:
@@ -393,7 +394,7 @@ def _part_begin(origin: Origin, body: list[Any]) -> SnapshotBegin:
 
 def _snapshot_chunk(origin: Origin, body: list[Any]) -> SnapshotChunk:
     begin = _integer(body[6], UINT64_MAX, "snapshot")
-    records, ended = entries.read_plain(body[7])
+    records, ended = read_plain(body[7])
     if ended:
         raise SyncError("the end of a connection in a snapshot")
     return SnapshotChunk(origin, begin, records)

@@ -30,12 +30,12 @@ _Group = tuple[list[ConnectionRecord], list[bytes]]
 class Room(Protocol):
     """A datagram that is being filled."""
 
-    def add_alike(self, records: Sequence[ConnectionRecord]) -> int:
-        """Take connections of one virtual end and server in; how many there was room for."""
+    def add_all(self, records: Sequence[ConnectionRecord]) -> int:
+        """Take connections in; returns how many there was room for."""
         ...
 
-    def add_ended_alike(self, keys: Sequence[bytes]) -> int:
-        """Take ends of connections of one virtual end in; how many there was room for."""
+    def add_all_ended(self, keys: Sequence[bytes]) -> int:
+        """Take ends of connections in; returns how many there was room for."""
         ...
 
 
@@ -84,10 +84,10 @@ class Grouping:
         while groups:
             records, keys = groups[0]
             if records:
-                number = room.add_alike(records)
+                number = room.add_all(records)
                 moved += [record.key for record in records[:number]]
             else:
-                number = room.add_ended_alike(keys)
+                number = room.add_all_ended(keys)
                 moved += keys[:number]
             if number < len(records or keys):
                 del (records or keys)[:number]

@@ -2,9 +2,7 @@
 
 Most connections of a director share a handful of virtual ends and real servers, so a group
 names both once, and a connection of IPv4 takes 13 bytes in it. This is level 2 of the
-format. Level 1, that of version 0.1.0, has an array of its own for each connection; it is
-still read, and written where a peer understands nothing else. docs/sync-protocol.md has
-both.
+format; level 1 is in `lvsha.sync.plain_records`, and docs/sync-protocol.md has both.
 
 Reading checks everything that the format says of a value; what only the tables know, whether
 a protocol has a state, is not of the format. All values fit their fields, so nothing that was
@@ -49,8 +47,7 @@ ENTRY_BYTES_MAX: Final = 380
 ENTRY_BYTES_MIN: Final = 6
 
 _KEY_BYTES: Final = {4: 14, 6: 38}
-_METHODS: Final = {method.value: method for method in ForwardMethod}
-_NUMBERS: Final = frozenset({int, float})
+METHODS: Final = {method.value: method for method in ForwardMethod}
 _TICKS: Final = 100
 """In a second, for time-outs in groups."""
 
@@ -76,9 +73,10 @@ _DIALOGUE_BEGUN: Final = struct.Struct("!B")
 _DIALOGUE_ANSWERED: Final = struct.Struct("!BIB")
 _NO_DETAILS: Final = ConnectionDetails()
 _Entry = TypeVar("_Entry")
+_new_record: Final = tuple.__new__  # cheaper than to call the class
 
 _packer: Final = msgpack.Packer(autoreset=True)
-_pack: Final[Callable[[object], bytes]] = _packer.pack
+pack: Final[Callable[[object], bytes]] = _packer.pack
 
 
 def array_head(length: int) -> bytes:
@@ -100,8 +98,8 @@ class _Group:
         self.details: list[bytes] = []
 
     def encoded(self) -> bytes:
-        body = array_head(3 if self.details else 2) + _pack(self.ends)
-        body += _pack(b"".join(self.entries))
+        body = array_head(3 if self.details else 2) + pack(self.ends)
+        body += pack(b"".join(self.entries))
         if self.details:
             body += array_head(len(self.details)) + b"".join(self.details)
         return body
@@ -132,37 +130,51 @@ class Packing:
         """Take a connection in; False if there is no room for it."""
         return self._place(record) is not None
 
-    def add_alike(self, records: Sequence[ConnectionRecord]) -> int:
-        """Take connections of one virtual end and real server in, as far as there is room.
+    def add_all(self, records: Sequence[ConnectionRecord]) -> int:
+        """Take connections in, as far as there is room; those of one group in one go.
 
         Returns:
             How many there was room for.
         """
-        family = records[0].key[0] & ~TEMPLATE_BIT
-        size = IPv4_BYTES if family == 4 else IPv6_BYTES
-        client_end, ports_at, port_end, end = 2 + size, 2 + 2 * size, 4 + 2 * size, 6 + 2 * size
-        pack, entry_bytes = _ENTRIES[family].pack, _ENTRIES[family].size
         at = 0
         while at < len(records) and (group := self._place(records[at])) is not None:
-            first = at = at + 1
-            for key, *_, state, flags, timeout, details in records[
-                at : at + self._room // entry_bytes
-            ]:
-                if details is not None or len(key) > end:
-                    break
-                group.entries.append(
-                    pack(
-                        key[2:client_end],
-                        key[ports_at:port_end],
-                        state,
-                        flags & UINT16_MAX,
-                        round(timeout * _TICKS),
-                    )
-                )
-                at += 1
-            self._room -= (at - first) * entry_bytes
-            self.count += at - first
+            at += 1 + self._add_alike(group, records, at)
         return at
+
+    def _add_alike(self, group: _Group, records: Sequence[ConnectionRecord], at: int) -> int:
+        """Take in what follows a record, is of its group and has no details; how many it was."""
+        key, own_server, own_port, own_method, *_ = records[at]
+        family = key[0] & ~TEMPLATE_BIT
+        size = IPv4_BYTES if family == 4 else IPv6_BYTES
+        client_end, ports_at, port_end, end = 2 + size, 2 + 2 * size, 4 + 2 * size, 6 + 2 * size
+        head, virtual, tail = key[:2], key[client_end:ports_at], key[port_end:end]
+        entries, encode, entry_bytes = group.entries, _ENTRIES[family].pack, _ENTRIES[family].size
+        before = len(entries)
+        for record in records[at + 1 : at + 1 + self._room // entry_bytes]:
+            key, server, port, method, state, flags, timeout, details = record
+            if (
+                server != own_server
+                or port != own_port
+                or method is not own_method
+                or details is not None
+                or key[client_end:ports_at] != virtual
+                or key[port_end:] != tail
+                or key[:2] != head
+            ):
+                break
+            entries.append(
+                encode(
+                    key[2:client_end],
+                    key[ports_at:port_end],
+                    state,
+                    flags & UINT16_MAX,
+                    round(timeout * _TICKS),
+                )
+            )
+        added = len(entries) - before
+        self._room -= added * entry_bytes
+        self.count += added
+        return added
 
     def _place(self, record: ConnectionRecord) -> _Group | None:
         """The group in which a connection has been taken in; None if there is no room for it."""
@@ -221,17 +233,13 @@ class Packing:
         self.count += 1
         return True
 
-    def add_ended_alike(self, keys: Sequence[bytes]) -> int:
-        """Take ends of connections of one virtual end in, as far as there is room.
-
-        Returns:
-            How many there was room for.
-        """
-        return _taken(keys, self.add_ended)
+    def add_all_ended(self, keys: Sequence[bytes]) -> int:
+        """Take ends in, as far as there is room; returns how many there was room for."""
+        return taken(keys, self.add_ended)
 
     def add_key(self, key: bytes) -> bool:
         """Take a key in as it is, such as that of a template with a Call-ID."""
-        packed = _pack(key)
+        packed = pack(key)
         if len(packed) > self._room:
             return False
         self._room -= len(packed)
@@ -269,7 +277,7 @@ def _encode_details(index: int, found: bytes, details: ConnectionDetails | None)
         if room < 0 or len(fields) > 2 * FIELDS_MAX:
             break
         fields += (number, value)
-    return _pack(fields)
+    return pack(fields)
 
 
 def _fields(found: bytes, details: ConnectionDetails | None) -> Iterator[tuple[int, bytes]]:
@@ -301,8 +309,8 @@ def read_groups(groups: object) -> list[ConnectionRecord]:
         SyncError: something in it is not as the format has it.
     """
     records: list[ConnectionRecord] = []
-    for group in _array(groups):
-        records += _read_group(_array(group))
+    for group in read_array(groups):
+        records += _read_group(read_array(group))
     return records
 
 
@@ -315,7 +323,7 @@ def _read_group(group: list[Any]) -> list[ConnectionRecord]:
     kind, protocol, number, virtual_port, server_port = _ENDS.unpack_from(ends)
     family = kind & ~TEMPLATE_BIT
     entry = _ENTRIES.get(family)
-    method = _METHODS.get(number)
+    method = METHODS.get(number)
     size = IPv4_BYTES if family == 4 else IPv6_BYTES
     virtual, server = ends[_ENDS.size : _ENDS.size + size], ends[_ENDS.size + size :]
     if entry is None or method is None or len(entries) % entry.size:
@@ -327,21 +335,25 @@ def _read_group(group: list[Any]) -> list[ConnectionRecord]:
         raise SyncError("a group whose server has a wrong address")
     head, tail = bytes((kind, protocol)), virtual_port.to_bytes(2)
     records = [
-        ConnectionRecord(
-            head + client + virtual + port + tail,
-            server,
-            server_port,
-            method,
-            state,
-            flags,
-            timeout / _TICKS,
+        _new_record(
+            ConnectionRecord,
+            (
+                head + client + virtual + port + tail,
+                server,
+                server_port,
+                method,
+                state,
+                flags,
+                timeout / _TICKS,
+                None,
+            ),
         )
         for client, port, state, flags, timeout in entry.iter_unpack(entries)
     ]
     if len(group) > 2:
         last = -1
-        for details in _array(group[2]):
-            last = _read_details(_array(details), records, last)
+        for details in read_array(group[2]):
+            last = _read_details(read_array(details), records, last)
     return records
 
 
@@ -425,8 +437,8 @@ def read_ended(groups: object, keys: object) -> list[bytes]:
         SyncError: something in it is not as the format has it.
     """
     ended: list[bytes] = []
-    for group in _array(groups):
-        fields = _array(group)
+    for group in read_array(groups):
+        fields = read_array(group)
         if len(fields) < 2:
             raise SyncError("a group without its entries")
         ends, entries = _bytes(fields[0]), _bytes(fields[1])
@@ -439,7 +451,7 @@ def read_ended(groups: object, keys: object) -> list[bytes]:
         for at in range(0, len(entries), step):
             entry = entries[at : at + step]
             ended.append(head + entry[:-2] + virtual + entry[-2:] + tail)
-    ended += [read_key(key) for key in _array(keys)]
+    ended += [read_key(key) for key in read_array(keys)]
     return ended
 
 
@@ -459,125 +471,17 @@ def read_key(value: object) -> bytes:
     raise SyncError("a key that is none")
 
 
-# --- level 1 -------------------------------------------------------------------------
-
-
-def encode_plain(record: ConnectionRecord) -> bytes:
-    """A connection as level 1 has it."""
-    key, server, server_port, method, state, flags, timeout, _ = record
-    timeout = min(timeout, TIMEOUT_MAX)
-    whole = int(timeout)
-    number = whole if whole == timeout else timeout
-    return _pack((key, server, server_port, method.value, state, flags, number))
-
-
-def encode_plain_ended(key: bytes) -> bytes:
-    """The end of a connection as level 1 has it."""
-    return _pack(key)
-
-
-def read_plain(entries: object) -> tuple[list[ConnectionRecord], list[bytes]]:
-    """The connections of an array of entries of level 1, and the keys of those that ended.
-
-    Raises:
-        SyncError: something in it is not as the format has it.
-    """
-    records: list[ConnectionRecord] = []
-    ended: list[bytes] = []
-    for entry in _array(entries):
-        if type(entry) is list:
-            records.append(_read_plain_record(entry))
-        else:
-            ended.append(_plain_key(entry))
-    return records, ended
-
-
-def _plain_key(value: object) -> bytes:
-    key = read_key(value)
-    if key[0] >= TEMPLATE_BIT:
-        raise SyncError("a key that is none")
-    return key
-
-
-def _read_plain_record(fields: list[Any]) -> ConnectionRecord:
-    if len(fields) < 7:
-        raise SyncError("a record that is not an array of all its fields")
-    key, server, server_port, method, state, flags, timeout = fields[:7]
-    _plain_key(key)
-    if not (
-        type(server) is bytes
-        and type(server_port) is int
-        and type(method) is int
-        and type(state) is int
-        and type(flags) is int
-        and type(timeout) in _NUMBERS
-        and 0 <= server_port <= UINT16_MAX
-        and method in _METHODS
-        and 0 <= state <= 0xFF
-        and 0 <= flags <= UINT32_MAX
-        # Written so that a NaN fails it.
-        and 0 <= timeout <= TIMEOUT_MAX
-    ):
-        raise SyncError("a record with a field out of range")
-    wide = key[0] == 6
-    if len(server) != (16 if wide else 4) and (
-        method != ForwardMethod.TUNNEL or len(server) != (4 if wide else 16)
-    ):
-        raise SyncError("a record whose server has a wrong address")
-    return ConnectionRecord(
-        key, server, server_port, _METHODS[method], state, flags, float(timeout)
-    )
-
-
-class PlainPacking:
-    """As `Packing`, of level 1. What that has no words for, templates and bypass, is left out.
-
-    Attributes:
-        encoded: the entries.
-    """
-
-    __slots__ = ("_room", "encoded")
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self.encoded: list[bytes] = []
-
-    @property
-    def count(self) -> int:
-        """How many entries there are."""
-        return len(self.encoded)
-
-    def add(self, record: ConnectionRecord) -> bool:
-        """Take a connection in; False if there is no room for it."""
-        unknown = record.is_template or record.method is ForwardMethod.BYPASS
-        return unknown or self._add(encode_plain(record))
-
-    def add_alike(self, records: Sequence[ConnectionRecord]) -> int:
-        """Take connections in, as far as there is room; returns how many there was room for."""
-        return _taken(records, self.add)
-
-    def add_ended(self, key: bytes) -> bool:
-        """Take the end of a connection in; False if there is no room for it."""
-        return key[0] >= TEMPLATE_BIT or self._add(encode_plain_ended(key))
-
-    def add_ended_alike(self, keys: Sequence[bytes]) -> int:
-        """Take ends in, as far as there is room; returns how many there was room for."""
-        return _taken(keys, self.add_ended)
-
-    def _add(self, entry: bytes) -> bool:
-        if len(entry) > self._room:
-            return False
-        self._room -= len(entry)
-        self.encoded.append(entry)
-        return True
-
-
-def _taken(entries: Sequence[_Entry], add: Callable[[_Entry], bool]) -> int:
-    """How many entries there was room for."""
+def taken(entries: Sequence[_Entry], add: Callable[[_Entry], bool]) -> int:
+    """Add entries one by one while there is room; returns how many there was room for."""
     return next((at for at, entry in enumerate(entries) if not add(entry)), len(entries))
 
 
-def _array(value: object) -> list[Any]:
+def read_array(value: object) -> list[Any]:
+    """An array of a decoded datagram.
+
+    Raises:
+        SyncError: it is none.
+    """
     if type(value) is not list:
         raise SyncError("entries that are not an array")
     return value

@@ -10,9 +10,9 @@ What always holds:
   ``queue_max`` entries. A change that finds it full is not told; instead one number is
   left out, so that every listener notices a gap and compares. Nothing is lost in silence.
 * A connection stands in the stream in the order of its states. A snapshot's record is
-  read, encoded and numbered in one step, except that one record may wait for the next
-  datagram, and that one is dropped when the connection is told of meanwhile. A connection
-  that is in the queue is left out of the snapshot: it will be told anyway, and later.
+  read, encoded and numbered in one step, except that a few may wait for the next datagram,
+  and such a one is dropped when the connection is told of meanwhile. A connection that is in
+  the queue is left out of the snapshot: it will be told anyway, and later.
 * When no other waits, a change leaves at once, if a datagram was saved up for it: each
   ``gather`` gives one, and ``eager_datagrams_max`` are kept. If none was, it waits for
   ``gather``, or for the next tick of a snapshot, and what comes meanwhile leaves with it, so
@@ -64,7 +64,8 @@ from lvsha.sync.messages import (
     Sums,
 )
 from lvsha.sync.pace import Meter, Pace
-from lvsha.sync.records import ENTRY_BYTES_MIN, Packing, PlainPacking
+from lvsha.sync.plain_records import PlainPacking
+from lvsha.sync.records import ENTRY_BYTES_MIN, Packing
 from lvsha.sync.stream import Range
 from lvsha.sync.tail import Tail
 from lvsha.tally import Tally
@@ -78,6 +79,8 @@ PROVIDE_PATIENCE: Final = 0.1
 # A table whose records all wait in the queue must not make one step read all of it.
 SNAPSHOT_READS_PER_TICK: Final = 4096
 SLICE_READS: Final = 250
+# Records that are read in one go; some of them may have to wait for the next datagram.
+SNAPSHOT_READ_AHEAD: Final = 32
 # Connections in one snapshot: what is asked for again if a part of it is lost.
 SNAPSHOT_CONNECTIONS: Final = 8_000
 # Requests that were on their way when what they ask for began are of the last moment.
@@ -138,7 +141,7 @@ class Source:
         self._resent: dict[int, float] = {}
         self._is_snapshots_turn = False
         self._records: Iterator[ConnectionRecord | None] | None = None
-        self._held: ConnectionRecord | None = None
+        self._held: dict[bytes, ConnectionRecord] = {}
         self._snapshot_begin = 0
         self._snapshot_records = 0
         # The newest numbers of snapshots that the slowest listener may not have seen.
@@ -210,7 +213,8 @@ class Source:
         """Stop to be the source; what still happens here is told for a while."""
         assert self.role is Role.LEAD
         self.role = Role.DRAIN
-        self._records = self._held = None
+        self._records = None
+        self._held.clear()
         self._wanted = self._offered = 0
         self._sums_by = None
 
@@ -239,11 +243,12 @@ class Source:
                 few in each tick, and the others at its end.
         """
         assert self.role is not Role.FOLLOW
-        queue, was_waiting, was_busy = self._queue, bool(self._queue), self._is_busy
+        queue, held = self._queue, self._held
+        was_waiting, was_busy = bool(queue), self._is_busy
         for change in changes:
             key = change.record.key if isinstance(change, ConnectionChanged) else change.key
-            if self._held is not None and self._held.key == key:
-                self._held = None
+            if held:
+                held.pop(key, None)
             waiting = queue.get(key)
             if waiting is not None:
                 queue[key] = (waiting[0], change)
@@ -543,26 +548,27 @@ class Source:
         reads: int,
     ) -> tuple[int, bool]:
         """Read records for one datagram; how many reads are left, and whether none followed."""
-        if self._held is not None:
-            held, self._held = self._held, None
-            fits = packing.add(held)
-            assert fits, "datagram_max leaves room for at least one entry"
-        queue = self._queue
-        while reads > 0:
-            try:
-                record = next(records)
-            except StopIteration:
-                return reads, True
-            if record is None:
-                reads -= SLICE_READS
-                continue
-            reads -= 1
-            if record.key in queue:
-                continue
-            if not packing.add(record):
-                self._held = record
-                break
-        return reads, False
+        queue, read, ended = self._queue, list(self._held.values()), False
+        self._held.clear()
+        while not ended and (read or reads > 0):
+            while reads > 0 and len(read) < SNAPSHOT_READ_AHEAD:
+                try:
+                    record = next(records)
+                except StopIteration:
+                    ended = True
+                    break
+                if record is None:
+                    reads -= SLICE_READS
+                    continue
+                reads -= 1
+                if record.key not in queue:
+                    read.append(record)
+            taken = packing.add_all(read)
+            if taken < len(read):
+                self._held = {record.key: record for record in read[taken:]}
+                return reads, False
+            read = []
+        return reads, ended
 
     def _end_snapshot(self, now: float) -> Send:
         self._records = None

@@ -5,7 +5,7 @@ from lvsha.model import ConnectionChanged
 from lvsha.sync.actions import Alarm, ConfigurationAgrees, ConfigurationDiffers, PeerChanged
 from lvsha.sync.courier import BACKLOG_MAX, EVENTS_MAX, REFRESH_INTERVAL, SyncEvent
 from lvsha.sync.datagrams import decode
-from lvsha.sync.loopback import LoopbackGroup
+from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
 from lvsha.sync.messages import (
     ALL_BUCKETS,
     LEVEL_PLAIN,
@@ -18,6 +18,16 @@ from lvsha.sync.overlap import OVERLAP
 from lvsha.sync.pace import Pace
 from tests.couriers import Site, running, virtually, waiting
 from tests.replicas import connection, template
+
+
+def gathers(site: Site) -> bool:
+    return site.courier.gathers
+
+
+def changes(listener: LoopbackTransport) -> list[Changes]:
+    """Live changes that have come; heartbeats are left out."""
+    messages = [decode(datagram) for datagram in waiting(listener)]
+    return [message for message in messages if isinstance(message, Changes)]
 
 
 def test_a_joining_backup_gets_all_connections_and_then_the_changes() -> None:
@@ -59,20 +69,19 @@ def test_what_would_only_wait_may_be_held_back_and_is_collected_in_time() -> Non
             east.courier.lead(1)
             await trio.sleep(OVERLAP + 1)
             waiting(listener)
-            assert not east.courier.gathers
+            assert not gathers(east)
             east.change(connection(1))
-            assert len(waiting(listener)) == 1
-            assert not east.courier.gathers  # nothing waits, so that nothing would wake it
+            assert len(changes(listener)) == 1
+            assert not gathers(east)  # nothing waits, so that nothing would wake it
             east.change(connection(2))
-            assert waiting(listener) == []
-            assert east.courier.gathers
+            assert changes(listener) == []
+            assert gathers(east)
             east.held_back += [ConnectionChanged(connection(n)) for n in range(3, 9)]
             await trio.sleep(pace.gather + 0.001)
-            (message,) = map(decode, waiting(listener))
-            assert isinstance(message, Changes)
+            (message,) = changes(listener)
             assert message.records == [connection(n) for n in range(2, 9)]
             assert not east.held_back
-            assert not east.courier.gathers
+            assert not gathers(east)
 
     virtually(main)
 
@@ -90,20 +99,20 @@ def test_nothing_is_held_back_while_the_addresses_move_or_a_question_is_open() -
         async with running(east, west):
             east.courier.lead(1)
             tell_much()
-            assert not east.courier.gathers
+            assert not gathers(east)
             await trio.sleep(OVERLAP + 1)
             tell_much()
-            assert east.courier.gathers
+            assert gathers(east)
             await trio.sleep(1)
             east.courier.ask(1, [connection(99).key])
             tell_much()
-            assert not east.courier.gathers
+            assert not gathers(east)
             await trio.sleep(1)
             tell_much()
-            assert east.courier.gathers
+            assert gathers(east)
             east.courier.follow(1)
             tell_much()
-            assert not east.courier.gathers
+            assert not gathers(east)
 
     virtually(main)
 

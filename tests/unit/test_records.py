@@ -8,7 +8,6 @@ import pytest
 
 from lvsha.errors import SyncError
 from lvsha.model import ConnectionDetails, ConnectionRecord, ForwardMethod, template_key
-from lvsha.sync import records as entries
 from lvsha.sync.datagrams import (
     decode,
     encode,
@@ -17,13 +16,14 @@ from lvsha.sync.datagrams import (
     entries_room,
 )
 from lvsha.sync.messages import KEYS_MAX, LEVEL_PLAIN, Answer, Changes, Origin, Role
+from lvsha.sync.plain_records import PlainPacking, encode_plain
 from lvsha.sync.records import (
     DETAILS_BYTES_MAX,
     ENTRY_BYTES_MAX,
     FIELDS_MAX,
     FOUND_BYTES_MAX,
+    TIMEOUT_MAX,
     Packing,
-    PlainPacking,
 )
 from lvsha.sync.replica import DATAGRAM_BYTES_MIN
 from tests.replicas import connection, template
@@ -343,7 +343,7 @@ def test_level_1_leaves_details_out() -> None:
     packing.add(IPV4._replace(details=DETAILS))
     packing.add(template(1))
     packing.add_ended(template(1).key)
-    assert packing.encoded == [entries.encode_plain(IPV4)]
+    assert packing.encoded == [encode_plain(IPV4)]
 
 
 def test_level_1_leaves_out_what_bypasses_as_version_0_1_0_knows_no_such_method() -> None:
@@ -352,13 +352,13 @@ def test_level_1_leaves_out_what_bypasses_as_version_0_1_0_knows_no_such_method(
     packing = PlainPacking(1000)
     assert packing.add(bypass)
     assert packing.add(IPV6)
-    assert packing.encoded == [entries.encode_plain(IPV6)]
+    assert packing.encoded == [encode_plain(IPV6)]
 
 
 def test_level_1_bounds_time_outs_as_version_0_1_0_does() -> None:
     decoded = decode(encode(Changes(ORIGIN, [IPV4._replace(timeout=42e6)], []), LEVEL_PLAIN))
     assert isinstance(decoded, Changes)
-    assert decoded.records[0].timeout == entries.TIMEOUT_MAX
+    assert decoded.records[0].timeout == TIMEOUT_MAX
 
 
 BAD_ENTRIES: dict[str, object] = {
