@@ -302,6 +302,9 @@ def drill(
             metavar="PERCENT", help="Of the frames on the sync network, dropped at random."
         ),
     ] = 0,
+    drain: Annotated[
+        bool, typer.Option(help="Give a real server the weight 0 before the first act.")
+    ] = False,
     directory: Annotated[
         Path, typer.Option(help="Where pair file, logs and reports are left.")
     ] = Path("drill"),
@@ -324,6 +327,7 @@ def drill(
         advert_interval=advert_interval,
         probe_interval=probe_interval,
         sync_loss=sync_loss,
+        drain=drain,
         directory=directory,
         json=json_file,
         html=html_file,

@@ -119,6 +119,7 @@ class Node:
             self.tracking.together,
         )
         self._settling: dict[str, trio.CancelScope] = {}
+        self._contested: set[str] = set()
         self._started_at = 0.0
         self._back_up()
 
@@ -395,7 +396,8 @@ class Node:
         self._settling[change.router] = settling
         with settling:
             await trio.sleep(TRANSITION)
-            self._hold(change.router, held=change.new is VrrpState.MASTER)
+            held, is_contested = change.new is VrrpState.MASTER, change.router in self._contested
+            self._hold(change.router, held=held, in_transition=is_contested)
 
     async def _watch_readiness(self) -> None:
         """Permit preemption while the copy of the connection table is complete."""
@@ -403,6 +405,7 @@ class Node:
             return
         permitted = dict.fromkeys(self._speakers, False)
         while True:
+            await self._note_contests()
             for name, speaker in self._speakers.items():
                 complete = all(
                     self.sync.complete(self._routers[one].sync_id)
@@ -414,6 +417,21 @@ class Node:
                     permitted[name] = complete
                     speaker.permit_preemption(complete)
             await trio.sleep(READINESS_INTERVAL)
+
+    async def _note_contests(self) -> None:
+        """Tell each connection from its first packet on while another node is MASTER, too.
+
+        Neither hears the other's advertisements; neighbours send to either in turn.
+        """
+        for router in list(self._masters):
+            is_contested = self.sync.is_contested(self._routers[router].sync_id)
+            if is_contested and router not in self._contested:
+                self._contested.add(router)
+                await self._begin_handover(router)
+            elif not is_contested and router in self._contested:
+                self._contested.discard(router)
+                self._hold(router, held=router in self._masters)
+        self._contested &= self._masters
 
     # Observation
 

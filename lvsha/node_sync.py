@@ -229,6 +229,11 @@ class NodeSync:
         """The node that leads a sync id, if it is another one."""
         return next((each.leader for each in self.replicas if each.sync_id == sync_id), None)
 
+    def is_contested(self, sync_id: int) -> bool:
+        """Whether another node leads a sync id that this one leads."""
+        now = trio.current_time()
+        return any(each.sync_id == sync_id and each.is_contested(now) for each in self.replicas)
+
     def complete(self, sync_id: int) -> bool:
         """Whether this node has all that the leader of this sync id has."""
         return all(carrier.complete(sync_id) for carrier in self._carriers())

@@ -31,7 +31,7 @@ def show_status(status: object, console: Console) -> None:
     routers = _items(_get(status, "routers"))
     if routers:
         console.print(_routers(routers))
-        for line in _refusals(routers):
+        for line in (*_unheard(_get(status, "takeovers")), *_refusals(routers)):
             console.print(Text(line, style="yellow"))
     trackers = _items(_get(_get(status, "tracking"), "trackers"))
     if trackers:
@@ -52,6 +52,9 @@ def show_status(status: object, console: Console) -> None:
     daemons = _daemon_rows(_get(status, "daemons"))
     if daemons:
         console.print(_daemons(daemons))
+    life = _get(status, "life")
+    if life is not None:
+        console.print(_life(life))
     drops = _items(_get(status, "drops"))
     if drops:
         console.print(Text("dropped: " + ", ".join(f"{name} {count}" for name, count in drops)))
@@ -121,6 +124,26 @@ def _trackers(trackers: list[tuple[str, object]]) -> Table:
             _text(tracker, "detail") if _get(tracker, "detail") else _DASH,
         )
     return table
+
+
+def _unheard(takeovers: object) -> list[str]:
+    """The virtual routers of whose addresses no frame has come since this node took them."""
+    return [
+        f"{name}: no frame for its addresses has come since the takeover"
+        for name, takeover in _items(takeovers)
+        if _get(takeover, "frames") == "silent"
+    ]
+
+
+def _life(life: object) -> Text:
+    """How the loop that forwards is, and who watches over it."""
+    fault, watchdog = _get(life, "fault"), _get(life, "watchdog_seconds")
+    late = _get(life, "lateness_max_seconds")
+    words = [f"latest turn {1000 * late:.0f} ms late"] if isinstance(late, int | float) else []
+    words.append(f"watchdog {_seconds(watchdog)}" if watchdog else "no watchdog")
+    if fault is None:
+        return Text(f"forwarding loop: {', '.join(words)}")
+    return Text(f"forwarding loop: {fault}, {', '.join(words)}", style="bold red")
 
 
 def _refusals(routers: list[tuple[str, object]]) -> list[str]:

@@ -58,6 +58,8 @@ ACT_TITLES: Final = {
     "other": "{node} is killed, too (SIGKILL)",
     "sync": "the cable of {node} to the sync network is pulled",
     "replug": "the cable of {node} to the sync network is plugged in again",
+    "partition": "no VRRP message of {node} or the other arrives any more",
+    "heal": "VRRP messages arrive again",
     "link": "the outside cable of {node} is pulled",
     "return": "{node} comes back with the higher priority",
     "wake": "{node} wakes up (SIGCONT)",
@@ -256,6 +258,9 @@ class Rehearsal:
             nursery.start_soon(client.listen)
             opened = await client.tell("open", OPEN_TIME_MAX)
             await self._watch_for(SETTLE)
+            if self._options.drain:
+                for director in self._directors.values():
+                    await self._drain(director)
             self._observer.end(f"{opened['opened']} of {opened['wanted']} long connections open")
             acts = await self._acts(client)
             self._observer.begin("last answers")
@@ -299,6 +304,7 @@ class Rehearsal:
             "hang": (self._hang, "wake"),
             "link": (self._pull, "plug"),
             "sync": (self._pull_sync, "replug"),
+            "partition": (self._part, "heal"),
         }
         deed, sequel = deeds[name]
         title, heir = ("crash" if name == "both" else name), (FIRST if name == "sync" else SECOND)
@@ -310,6 +316,7 @@ class Rehearsal:
                 "wake": self._wake,
                 "plug": self._plug,
                 "replug": self._plug_sync,
+                "heal": self._heal,
             }[sequel]
             acts.append(await self._act(client, sequel, first, FIRST, undo))
         elif first.stopped:
@@ -378,6 +385,12 @@ class Rehearsal:
     async def _start_again(self, director: Director) -> None:
         await director.start()
 
+    async def _drain(self, director: Director) -> None:
+        """Give the first real server the weight 0, as an operator does before its maintenance."""
+        if director.running:
+            for words in self._plan.draining():
+                await director.administer(words)
+
     async def _hang(self, director: Director) -> None:
         director.signal(signal.SIGSTOP)
         director.stopped = True
@@ -392,6 +405,12 @@ class Rehearsal:
 
     async def _plug_sync(self, director: Director) -> None:
         laboratory.plug_cable("sync", director.name)
+
+    async def _part(self, _director: Director) -> None:
+        laboratory.stop_advertisements()
+
+    async def _heal(self, _director: Director) -> None:
+        laboratory.pass_advertisements()
 
     async def _pull(self, director: Director) -> None:
         laboratory.pull_cable("outside", director.name)

@@ -207,6 +207,10 @@ class Replica:
         known = (self.node, self._tally, self._comparison.differing)
         return {peer.node: unready(peer, *known) for peer in self._home.peers}
 
+    def is_contested(self, now: float) -> bool:
+        """Whether this node leads, and another one as well."""
+        return self._home.overlap.is_contested(now)
+
     @property
     def leader(self) -> str | None:
         """The node that is followed."""

@@ -31,6 +31,7 @@ from lvsha.model import (
 from lvsha.node import TRANSITION, Node
 from lvsha.saved_state import Writing
 from lvsha.sync.messages import Role
+from lvsha.sync.overlap import OVERLAP
 from tests.simulation.pair_traffic import Client, Traffic
 from tests.simulation.pair_world import Life, Machine, World
 from tests.simulation.tasks import one_order_of_tasks
@@ -249,6 +250,34 @@ def test_a_backup_takes_over_from_a_master_that_is_back_before_it_was_missed() -
     # The greatest difference of skew times: the master would be the first by far.
     far = BOTH.replace("150", "254").replace("priority = 100", "priority = 1")
     play(scenario, pair(ROUTER, SERVICE, SYNC, far))
+
+
+def test_two_masters_that_do_not_hear_each_other_know_each_others_connections() -> None:
+    async def scenario(world: World) -> None:
+        traffic = Traffic(world, 2, clients_max=10)
+        traffic.paused = True
+        east, west = await start(world.machines["east"]), await start(world.machines["west"])
+        apart = {("east", "west"), ("west", "east")}
+        for name in ("outside", "inside"):
+            world.segments[name].cuts |= apart
+        await trio.sleep(DOWN + OVERLAP + TRANSITION + 1.0)
+        assert [state(each) for each in world.machines.values()] == [VrrpState.MASTER] * 2
+        assert holds(east) == holds(west) == (True, True)
+        client = traffic.open(world.pair.services[0])
+        await trio.sleep(1.0)
+        assert found(world.machines["east"], client) is not None
+        assert found(world.machines["west"], client) is not None
+        for name in ("outside", "inside"):
+            world.segments[name].cuts -= apart
+        await trio.sleep(OVERLAP + TRANSITION + 1.0)
+        assert state(world.machines["west"]) is VrrpState.BACKUP
+        assert holds(east) == (True, False)
+        assert holds(west) == (False, False)
+        client.poke()
+        await trio.sleep(0.5)
+        assert client.waits_since is None
+
+    play(scenario)
 
 
 def test_without_sync_preemption_needs_no_copy() -> None:

@@ -46,6 +46,18 @@ def shown(status: object) -> str:
     return out.getvalue()
 
 
+def test_what_a_takeover_has_not_brought_and_how_the_loop_is_are_said() -> None:
+    takeovers = {"web": {"frames": "silent"}, "other": {"frames": "seen"}}
+    life = {"fault": None, "lateness_max_seconds": 0.0124, "watchdog_seconds": 20.0}
+    text = shown({**STATUS, "takeovers": takeovers, "life": life})
+    assert "web: no frame for its addresses has come since the takeover" in text
+    assert "other: no frame" not in text
+    assert "forwarding loop: latest turn 12 ms late, watchdog 20.0 s" in text
+    hung = {"fault": "the loop that forwards does not answer", "watchdog_seconds": None}
+    text = shown({**STATUS, "life": hung})
+    assert "forwarding loop: the loop that forwards does not answer, no watchdog" in text
+
+
 def test_refused_messages_of_late_are_told_with_their_cause() -> None:
     def refused(ago: float, **details: object) -> str:
         last = {"cause": "hop_limit", "address": "10.0.0.9", **details, "heard_seconds_ago": ago}
