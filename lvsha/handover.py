@@ -214,7 +214,7 @@ class Handover:
         )
 
     def _carried(self, moving: Iterable[str]) -> tuple[int, int]:
-        """Established connections of virtual routers: those that are known elsewhere, and others."""
+        """Established connections of virtual routers: those known elsewhere, and the others."""
         tallies = [self._tally(i) for i in {self._routers[name].sync_id for name in moving}]
         exposed = sum(tally.exposed for tally in tallies)
         return sum(tally.established for tally in tallies) - exposed, exposed

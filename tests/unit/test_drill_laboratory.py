@@ -114,6 +114,7 @@ def test_a_server_is_drained_as_ipvsadm_is_told_and_keeps_its_method(plan: Plan)
     assert len(commands) == len(services)
     for command, service in zip(commands, services, strict=True):
         assert isinstance(command, EditServer)
+        assert service.address is not None
         own = (service.protocol, service.address.packed, service.port)
         identity = command.identity
         assert (Protocol(identity.protocol).name.lower(), identity.address, identity.port) == own
