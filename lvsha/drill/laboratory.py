@@ -224,6 +224,28 @@ def plug_cable(wire: str, host: str) -> None:
     _batch(None, [f"link set {cable(wire, host)} up"])
 
 
+def pull_all_cables(plan: Plan, host: str) -> None:
+    """Take the carrier away from all of a host's interfaces at once."""
+    _batch(None, [f"link set {cable(wire, host)} down" for wire in _wires_of(plan, host)])
+
+
+def plug_all_cables(plan: Plan, host: str) -> None:
+    """Give it back."""
+    _batch(None, [f"link set {cable(wire, host)} up" for wire in _wires_of(plan, host)])
+
+
+def forget_addresses(plan: Plan, host: str) -> None:
+    """Take away the virtual addresses of a host whose kernel has been started anew."""
+    for wire, address in (("outside", plan.virtual), ("inside", plan.gateway)):
+        where = enter(host, ["ip", "-o", "address", "show", "dev", wire, "to", address])
+        if _run(where).strip():
+            _batch(host, [f"address del {plan.with_prefix(wire, address)} dev {wire}"])
+
+
+def _wires_of(plan: Plan, host: str) -> list[str]:
+    return [wire for wire, hosts in plan.attachments.items() if host in hosts]
+
+
 def sync_loss_rules(percent: int) -> str:
     """The text for nft that has a director not get so many of 100 frames from the others."""
     return "\n".join(

@@ -51,6 +51,8 @@ STOPPED: Final = "STOPPED"
 
 ACT_TITLES: Final = {
     "crash": "{node} is killed (SIGKILL)",
+    "power": "the power of {node} is cut",
+    "boot": "{node} has power again and comes back",
     "handover": "{node} hands over (lvsha handover)",
     "back": "{node} is handed its place again",
     "stop": "{node} is stopped cleanly (SIGTERM)",
@@ -119,14 +121,19 @@ class _Client:
 class Rehearsal:
     """One drill."""
 
-    def __init__(self, options: DrillOptions, observer: Observer) -> None:
+    def __init__(
+        self,
+        options: DrillOptions,
+        observer: Observer,
+        make_director: Callable[[str, Path, Path], Director] = Director,
+    ) -> None:
         self._options = options
         self._observer = observer
         self._plan = Plan(options.method, options.family)
         self._directory = options.directory
         self.pair_path = self._directory / "pair.toml"
         self._directors = {
-            name: Director(name, self.pair_path, self._directory / f"{name}.log")
+            name: make_director(name, self.pair_path, self._directory / f"{name}.log")
             for name in DIRECTORS
         }
         self._programs: list[subprocess.Popen[bytes]] = []
@@ -298,6 +305,7 @@ class Rehearsal:
             return [await self._act(client, "return", first, FIRST, self._start_again)]
         deeds: dict[str, tuple[Callable[[Director], Awaitable[None]], str]] = {
             "crash": (self._kill, "return"),
+            "power": (self._cut_power, "boot"),
             "both": (self._kill, "return"),
             "handover": (self._hand_over, "back"),
             "stop": (self._stop, "return"),
@@ -312,6 +320,7 @@ class Rehearsal:
         if self._options.then_return or name == "both":
             undo = {
                 "return": self._start_again,
+                "boot": self._boot,
                 "back": self._hand_back,
                 "wake": self._wake,
                 "plug": self._plug,
@@ -354,6 +363,16 @@ class Rehearsal:
         director.signal(signal.SIGKILL)
         self._saw(director.name, DOWN)
         await director.wait_end(STOP_TIME_MAX)
+
+    async def _cut_power(self, director: Director) -> None:
+        """Nothing of it answers any more, its kernel neither."""
+        laboratory.pull_all_cables(self._plan, director.name)
+        await self._kill(director)
+
+    async def _boot(self, director: Director) -> None:
+        laboratory.forget_addresses(self._plan, director.name)
+        laboratory.plug_all_cables(self._plan, director.name)
+        await director.start()
 
     async def _stop(self, director: Director) -> None:
         director.expected = False

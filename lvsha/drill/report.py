@@ -31,6 +31,8 @@ def act_title(act: ActFigures) -> str:
     node = act.act.node
     titles = {
         "crash": f"Crash: {node} was killed (SIGKILL)",
+        "power": f"Power cut: nothing of {node} answered any more",
+        "boot": f"Return: {node} had power again and took its place back",
         "handover": f"Handover: {node} has handed over (lvsha handover)",
         "back": f"Handover back: {node} was handed its place again",
         "stop": f"Stop: {node} was stopped cleanly (SIGTERM)",
