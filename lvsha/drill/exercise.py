@@ -39,9 +39,7 @@ DRILL_TIME_MAX: Final = 600.0
 """Above the sum of all limits of a drill with options in their ranges."""
 
 
-def run_drill(
-    options: DrillOptions, console: Console, module: str = "lvsha.drill.exercise"
-) -> int:
+def run_drill(options: DrillOptions, console: Console, module: str = "lvsha.drill.exercise") -> int:
     """Carry a drill out in a private world and print its result; the exit code.
 
     Args:

@@ -26,6 +26,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -69,7 +70,7 @@ class Addresses(Protocol):
     """The addresses of one virtual router; each method says whether all went well."""
 
     async def acquire(self) -> bool:
-        """Hold them from now on."""
+        """Hold them from now on; each is announced as soon as it is held."""
         ...
 
     async def release(self) -> bool:
@@ -130,8 +131,10 @@ class NetlinkAddresses:
         self._limiter = trio.CapacityLimiter(1)
 
     async def acquire(self) -> bool:
-        """Add the addresses with their lifetime."""
-        _, refused = await self._in_thread(lambda: _hold(self.addresses, self._lifetime))
+        """Add the addresses with their lifetime, and announce each at once."""
+        _, refused = await self._in_thread(
+            lambda: _hold(self.addresses, self._lifetime, announces=True)
+        )
         return self._tell("address_not_acquired", refused)
 
     async def release(self) -> bool:
@@ -188,8 +191,10 @@ async def remove_leftovers(addresses: Iterable[InterfaceAddress]) -> int:
     return len(removed)
 
 
-def _hold(addresses: Sequence[InterfaceAddress], lifetime: int) -> _Outcome:
-    """Add or renew; returns those that were added."""
+def _hold(
+    addresses: Sequence[InterfaceAddress], lifetime: int, *, announces: bool = False
+) -> _Outcome:
+    """Add or renew; returns those that were added, and announces them if asked to."""
     virtual = [wanted.address.ip for wanted in addresses]
     added: list[InterfaceAddress] = []
 
@@ -212,6 +217,10 @@ def _hold(addresses: Sequence[InterfaceAddress], lifetime: int) -> _Outcome:
         )
         if wanted.address not in present:
             added.append(wanted)
+            if announces:
+                # If it cannot be, the announcement that follows says so.
+                with suppress(OSError, HostError):
+                    announce(wanted.interface, [wanted.address.packed])
 
     refused = _for_each(addresses, hold)
     return added, refused

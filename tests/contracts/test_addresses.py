@@ -6,6 +6,7 @@ threads of this process must stay where they are.
 
 import ipaddress
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from lvsha.failover.addresses import (
     remove_leftovers,
 )
 
+ETHERTYPE_ARP = 0x0806
 ROOT = Path(__file__).parents[2]
 INTERFACE = "outside"
 VIRTUAL = [
@@ -229,6 +231,21 @@ async def leftovers() -> None:
     assert "192.0.2.1/24" in shown
 
 
+async def announced_at_once() -> None:
+    """Whoever waits for an address hears of it before all others are held as well."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE_ARP)) as ear:
+        ear.bind(("other", 0))
+        ear.settimeout(5)
+        addresses = NetlinkAddresses(VIRTUAL[:1])
+        await addresses.acquire()
+        frames = [ear.recv(100), ear.recv(100)]
+        ear.settimeout(0.2)
+        await addresses.acquire()
+        with pytest.raises(TimeoutError):
+            ear.recv(100)
+    assert all(bytes((192, 0, 2, 10)) in frame for frame in frames)
+
+
 async def missing_interface() -> None:
     missing = [InterfaceAddress("nowhere", ipaddress.ip_interface("192.0.2.10/24"))]
     addresses = NetlinkAddresses([*missing, VIRTUAL[0]])
@@ -296,6 +313,7 @@ CHECKS = {
         own_address_comes_later,
         own_address_goes,
         leftovers,
+        announced_at_once,
         missing_interface,
         down_interface,
         no_privilege,
