@@ -197,6 +197,9 @@ def _health(health: object) -> Text:
     if health is None:
         return Text(opinion)
     text = f"{opinion} for {_seconds(_get(health, 'since_seconds'))}: {_text(health, 'reason')}"
+    elsewhere = [(node, said) for node, said in _items(_get(health, "peers")) if said != opinion]
+    if elsewhere:
+        text += f" ({', '.join(f'{node}: {said}' for node, said in elsewhere)})"
     return Text(text, style=_OPINIONS.get(opinion, ""))
 
 

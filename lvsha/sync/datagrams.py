@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from lvsha.errors import SyncError
-from lvsha.model import BUCKETS, ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionRecord, IPv4_BYTES, IPv6_BYTES
 from lvsha.sync import records as entries
 from lvsha.sync.messages import (
     ALL_BUCKETS,
@@ -41,6 +41,7 @@ from lvsha.sync.messages import (
     Heartbeat,
     Message,
     MessageType,
+    Opinions,
     Origin,
     PeerState,
     Progress,
@@ -56,7 +57,7 @@ from lvsha.sync.messages import (
     Unknown,
 )
 from lvsha.sync.plain_records import PlainPacking, read_plain
-from lvsha.sync.records import Packing, array_head
+from lvsha.sync.records import UINT16_MAX, Packing, array_head
 from lvsha.tally import SUM_MASK
 
 VERSION: Final = 1
@@ -226,6 +227,9 @@ def encode(message: Message, level: int = LEVEL) -> bytes:
         case Answer():
             (whole,) = encode_answers(message, DATAGRAM_BYTES_MAX)
             return whole
+        case Opinions():
+            part = (message.number, message.part, message.parts, message.checked)
+            return _encode(MessageType.OPINIONS, origin, (*part, message.opinions))
         case Unknown():
             raise AssertionError("a message of an unknown type is never sent")
 
@@ -467,6 +471,32 @@ def _answer(origin: Origin, body: list[Any]) -> Answer:
     return Answer(origin, _node(body[6]), entries.read_groups(body[7]), _keys(body[8]))
 
 
+def _opinions(origin: Origin, body: list[Any]) -> Opinions:
+    part = _integer(body[7], PARTS_MAX - 1, "part")
+    parts = _integer(body[8], PARTS_MAX, "number of parts")
+    if part >= parts:
+        raise SyncError("a part of a list of opinions that cannot be")
+    number = _integer(body[6], UINT64_MAX, "number of a list")
+    checked = _integer(body[9], UINT32_MAX, "number of servers")
+    opinions = tuple(map(_opinion, _list(body[10], ARRAY_ELEMENTS_MAX)))
+    return Opinions(origin, number, part, parts, checked, opinions)
+
+
+def _opinion(value: object) -> tuple[str, bytes, int, int]:
+    fields = _list(value, ARRAY_ELEMENTS_MAX)
+    if len(fields) < 4:
+        raise SyncError("an opinion of no service or server")
+    service, address = _name(fields[0], PIECE_CHARACTERS_MAX), fields[1]
+    if type(address) is not bytes or len(address) not in {IPv4_BYTES, IPv6_BYTES}:
+        raise SyncError("an opinion of a server with a wrong address")
+    return (
+        service,
+        address,
+        _integer(fields[2], UINT16_MAX, "port"),
+        _integer(fields[3], 1, "opinion"),
+    )
+
+
 # The number of fields behind the head, and who reads them.
 _DECODERS: Final[dict[int, tuple[int, Callable[[Origin, list[Any]], Message]]]] = {
     MessageType.HEARTBEAT: (6, _heartbeat),
@@ -487,6 +517,7 @@ _DECODERS: Final[dict[int, tuple[int, Callable[[Origin, list[Any]], Message]]]] 
     MessageType.HANDOVER: (3, _handover),
     MessageType.QUESTION: (1, _question),
     MessageType.ANSWER: (3, _answer),
+    MessageType.OPINIONS: (5, _opinions),
 }
 
 

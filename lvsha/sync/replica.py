@@ -36,6 +36,7 @@ from lvsha.sync.actions import (
     Deny,
     Forget,
     LookUp,
+    OpinionsHeard,
     PeerChanged,
     Refused,
     Send,
@@ -54,6 +55,7 @@ from lvsha.sync.messages import (
     Handover,
     Heartbeat,
     Message,
+    Opinions,
     Origin,
     PeerState,
     Progress,
@@ -63,6 +65,7 @@ from lvsha.sync.messages import (
     SumsRequest,
     Unknown,
 )
+from lvsha.sync.opinions import NotUp, divide
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.pace import Pace
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
@@ -75,8 +78,6 @@ DATAGRAM_BYTES_MIN: Final = 500
 # A change of a peer's state is told at once, but not more often than this part of the
 # heartbeat interval.
 HEARTBEAT_SPACING: Final = 0.1
-# A listener that is sent a snapshot tells its progress every few datagrams.
-PROGRESS_PATIENCE: Final = 0.3
 SYNC_ID_ANY: Final = 0
 
 
@@ -335,6 +336,15 @@ class Replica:
         datagrams = encode_answers(answer, self._datagram_max)
         return self._performed([Send(datagram) for datagram in datagrams], now)
 
+    def share(
+        self, number: int, checked: int, opinions: Sequence[NotUp], now: float
+    ) -> list[Action]:
+        """Tell the peers what this node's health checks find; see `lvsha.sync.opinions`."""
+        if not self._running:
+            return []
+        parts = divide(self._source.origin, number, checked, opinions, self._datagram_max)
+        return self._performed([Send(encode(part)) for part in parts], now)
+
     def configure(self, digest: bytes, digests: Mapping[str, bytes], now: float) -> list[Action]:
         """This node's configuration has changed while it runs."""
         return self._performed(self._comparison.change(digest, digests), now)
@@ -427,19 +437,7 @@ class Replica:
 
     def _adapt(self, now: float) -> None:
         """Keep to what all who listen understand, and to the slowest of them."""
-        peers = [peer for peer in self._home.peers if not peer.silent]
-        source = self._source
-        levels = (peer.level or self._level for peer in peers)
-        source.level = min(self._level, min(levels, default=self._level))
-        # Who has told nothing for so long is not waited for.
-        told = [
-            peer.acknowledged
-            for peer in peers
-            if peer.acknowledged is not None
-            and peer.state is not PeerState.REPLICATE
-            and now < peer.acknowledged_at + PROGRESS_PATIENCE
-        ]
-        source.progress = min(told, default=None)
+        self._source.level, self._source.progress = self._home.peers.weakest(self._level, now)
 
     def _refuse(self, message: Message, now: float) -> list[Action] | None:
         """The actions for a message that is not used; None for one that is."""
@@ -479,6 +477,8 @@ class Replica:
                 if peer is self._home.leader and peer.leads and self.complete:
                     return [called(peer, message, self._source.origin, now)]
                 return self._calls.answered(peer, message, self._source.origin, now)
+            case Opinions():
+                return [OpinionsHeard(message)]
             case Configuration():
                 return self._comparison.described(origin.node, message)
             case Question() if message.keys:

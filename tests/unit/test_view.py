@@ -58,6 +58,13 @@ def test_what_a_takeover_has_not_brought_and_how_the_loop_is_are_said() -> None:
     assert "forwarding loop: the loop that forwards does not answer, no watchdog" in text
 
 
+def test_what_another_node_thinks_otherwise_of_a_server_is_said_beside_it() -> None:
+    health = {"opinion": "up", "since_seconds": 4.0, "reason": "connected"}
+    server = {"address": "10.1.0.1:80", "health": {**health, "peers": {"west": "down", "n": "up"}}}
+    web = {"address": "192.0.2.1:80", "servers": [server], "health": {"quorum": "reached"}}
+    assert "up for 4.0 s: connected (west: down)" in shown({"services": {"web": web}})
+
+
 def test_refused_messages_of_late_are_told_with_their_cause() -> None:
     def refused(ago: float, **details: object) -> str:
         last = {"cause": "hop_limit", "address": "10.0.0.9", **details, "heard_seconds_ago": ago}
