@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from lvsha.config_fields import IpAddress, IpInterface, Name, SyncId, Table, refuse
+from lvsha.config_routes import ROUTES_MAX, RouteOrLine, RuleOrLine, fill_families
 from lvsha.config_tracking import NotifyOrCommand, Tracks
 from lvsha.wire.vrrp import HOP_LIMIT
 from lvsha.wire.vrrp_versions import INTERVALS_CS_MAX
@@ -57,6 +58,8 @@ class VirtualRouter(Table):
     peers: Annotated[tuple[IpAddress, ...], Field(max_length=PEERS_MAX)] = ()
     hop_limit_min: Annotated[int, Field(ge=1, le=HOP_LIMIT)] = HOP_LIMIT
     sync_id: SyncId
+    routes: Annotated[tuple[RouteOrLine, ...], Field(max_length=ROUTES_MAX)] = ()
+    rules: Annotated[tuple[RuleOrLine, ...], Field(max_length=ROUTES_MAX)] = ()
     track: Tracks = ()
     notify: NotifyOrCommand | None = None
 
@@ -75,6 +78,9 @@ class VirtualRouter(Table):
                 f"{entry}@{own}" if isinstance(entry, str) and "@" not in entry else entry
                 for entry in data["addresses"]
             ]
+            first = next(iter(data["addresses"]), "")
+            text = first.get("address") if isinstance(first, Mapping) else first
+            filled.update(fill_families(data, 6 if ":" in str(text).partition("@")[0] else 4))
         return filled
 
     @model_validator(mode="after")
@@ -111,6 +117,20 @@ class VirtualRouter(Table):
                 yield f"peers: expected no virtual address, not {peer}"
 
     @property
+    def roles(self) -> dict[str, str]:
+        """The interfaces that are used, and the key that uses each."""
+        used = {self.interface: ""}
+        for placed in self.addresses:
+            used.setdefault(placed.interface, ".addresses")
+        for route in self.routes:
+            if route.dev is not None:
+                used.setdefault(route.dev, ".routes")
+        for rule in self.rules:
+            if rule.iif is not None:
+                used.setdefault(rule.iif, ".rules")
+        return used
+
+    @property
     def family(self) -> int:
         """4 or 6: the family of the advertisements, which is that of the first address."""
         return self.addresses[0].address.version
@@ -128,7 +148,9 @@ def check_virtual_routers(
     identities: dict[tuple[str, int, int], str] = {}
     owners: dict[IpAddress, str] = {}
     sync_ids: dict[int, str] = {}
+    taken: dict[tuple[object, ...], str] = {}
     for router in routers:
+        yield from _check_routes(router, taken)
         leader = sync_ids.setdefault(router.sync_id, router.name)
         if leader != router.name:
             # One node could be MASTER for one and another for the other, and an id has
@@ -156,3 +178,17 @@ def check_virtual_routers(
                     f"virtual_routers.{router.name}.addresses: expected an address that "
                     f"{holder!r} does not hold, not {placed.address.ip}"
                 )
+
+
+def _check_routes(router: VirtualRouter, taken: dict[tuple[object, ...], str]) -> Iterable[str]:
+    """Routes and rules that the kernel could not tell apart."""
+    keyed = [("routes", "prefix, table and metric", one.key) for one in router.routes]
+    keyed += [("rules", "selectors, table and priority", one.key) for one in router.rules]
+    for kind, what, key in keyed:
+        identity = (kind, *key)
+        if identity in taken:
+            yield (
+                f"virtual_routers.{router.name}.{kind}: expected no two of the same {what}; "
+                f"{taken[identity]!r} has another"
+            )
+        taken[identity] = router.name
