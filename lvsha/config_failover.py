@@ -16,6 +16,7 @@ from lvsha.wire.vrrp_versions import INTERVALS_CS_MAX
 
 PEERS_MAX: Final = 16
 DELAY_MAX: Final = 3600
+ANNOUNCEMENTS_MAX: Final = 16
 
 
 class PlacedAddress(Table):
@@ -54,6 +55,11 @@ class VirtualRouter(Table):
     preempt: bool = True
     preempt_delay: Annotated[float, Field(ge=0, le=DELAY_MAX)] = 0.0
     startup_delay: Annotated[float, Field(ge=0, le=DELAY_MAX)] = 0.0
+    announce_again: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=DELAY_MAX)], ...], Field(max_length=ANNOUNCEMENTS_MAX)
+    ] = (1.0, 5.0)
+    announce_every: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    announce_repeat: Annotated[int, Field(ge=1, le=ANNOUNCEMENTS_MAX)] = 1
     checksum: Literal["auto", "rfc9568", "keepalived"] = "auto"
     peers: Annotated[tuple[IpAddress, ...], Field(max_length=PEERS_MAX)] = ()
     hop_limit_min: Annotated[int, Field(ge=1, le=HOP_LIMIT)] = HOP_LIMIT
@@ -85,8 +91,18 @@ class VirtualRouter(Table):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        refuse([*self._problems_of_version(), *self._problems_of_peers()])
+        refuse(
+            [
+                *self._problems_of_version(),
+                *self._problems_of_peers(),
+                *self._problems_of_announcements(),
+            ]
+        )
         return self
+
+    def _problems_of_announcements(self) -> Iterable[str]:
+        if 0 < self.announce_every < 1:
+            yield "announce_every: expected 0 for never, or at least 1"
 
     def _problems_of_version(self) -> Iterable[str]:
         interval_cs = self.advert_interval * 100

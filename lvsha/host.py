@@ -132,8 +132,10 @@ class Host(Protocol):
         """What carries VRRP advertisements; ``virtual`` are addresses never to speak from."""
         ...
 
-    def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
-        """What holds the addresses of a virtual router."""
+    def addresses(
+        self, addresses: Sequence[InterfaceAddress], *, announce_repeat: int
+    ) -> Addresses:
+        """What holds the addresses of a virtual router, and announces each so often at once."""
         ...
 
     def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> Routes:
@@ -258,9 +260,11 @@ class LinuxHost:
         speakers = [address.packed for address in router.peers]
         return RawTransport(interface, *split_speakers(interface, speakers))
 
-    def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
+    def addresses(
+        self, addresses: Sequence[InterfaceAddress], *, announce_repeat: int
+    ) -> Addresses:
         """Netlink."""
-        return NetlinkAddresses(addresses)
+        return NetlinkAddresses(addresses, announce_repeat=announce_repeat)
 
     def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> Routes:
         """Netlink."""

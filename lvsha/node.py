@@ -20,6 +20,7 @@ One nursery holds everything. A part that fails takes the node down, and the pee
 over.
 """
 
+import math
 from contextlib import ExitStack
 from typing import Final
 
@@ -161,10 +162,9 @@ class Node:
     def _addresses(self, router: VirtualRouter) -> Addresses:
         """What a speaker moves: addresses, and routes and rules with them."""
         recorder = self._recorder
+        placed, repeat = self._interface_addresses(router), router.announce_repeat
         return MovingAddresses(
-            recorder.addresses(
-                router.name, self._host.addresses(self._interface_addresses(router))
-            ),
+            recorder.addresses(router.name, self._host.addresses(placed, announce_repeat=repeat)),
             recorder.routes(router.name, self._routes[router.name]),
         )
 
@@ -274,6 +274,8 @@ class Node:
                 version=router.version,
                 preempt_delay=router.preempt_delay,
                 startup_delay=router.startup_delay,
+                announce_again=router.announce_again,
+                announce_every=router.announce_every or math.inf,
             )
             speaker = Speaker(
                 election,

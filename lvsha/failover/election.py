@@ -117,6 +117,8 @@ class Election:
         version: int = VERSION,
         preempt_delay: float = 0.0,
         startup_delay: float = 0.0,
+        announce_again: Sequence[float] = ANNOUNCE_AGAIN_AFTER,
+        announce_every: float = ANNOUNCE_EVERY,
     ) -> None:
         """Describe a router; nothing happens before `start`.
 
@@ -130,6 +132,8 @@ class Election:
             version: of the protocol, which tells the skew.
             preempt_delay: how long a master of lower priority is let go on.
             startup_delay: how long nothing is taken after `start`.
+            announce_again: how long after a takeover addresses are announced again.
+            announce_every: how often after that; infinity for never.
         """
         assert 1 <= vrid <= 255
         assert PRIORITY_RESIGN < priority <= PRIORITY_OWNER
@@ -142,6 +146,8 @@ class Election:
         self.preempt = preempt or priority == PRIORITY_OWNER
         self.preempt_delay = preempt_delay
         self.startup_delay = startup_delay
+        self.announce_again = tuple(sorted(announce_again))
+        self.announce_every = announce_every
         self.address = address
         self.state = VrrpState.INIT
         self.since: float | None = None
@@ -497,7 +503,7 @@ class Election:
         while self._announce_at and now >= self._announce_at[0]:
             self._announce_at.popleft()
         if not self._announce_at:
-            self._announce_at.append(now + ANNOUNCE_EVERY)
+            self._announce_at.append(now + self.announce_every)
         self._announced_at = now
         return (AnnounceAddresses(),)
 
@@ -580,6 +586,5 @@ class Election:
         self.transitions.add(reason)
         return (StateChanged(old, new, reason if detail is None else f"{reason}: {detail}"),)
 
-    @staticmethod
-    def _series(now: float) -> deque[float]:
-        return deque(now + delay for delay in ANNOUNCE_AGAIN_AFTER)
+    def _series(self, now: float) -> deque[float]:
+        return deque(now + delay for delay in self.announce_again or (self.announce_every,))

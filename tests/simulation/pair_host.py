@@ -127,7 +127,9 @@ class SimulatedHost:
         self.claims = SimulatedClaimListener()
         return contextlib.nullcontext(self.claims)
 
-    def addresses(self, addresses: Sequence[InterfaceAddress]) -> "SimulatedAddresses":
+    def addresses(
+        self, addresses: Sequence[InterfaceAddress], *, announce_repeat: int
+    ) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
 
     def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> "SimulatedRoutes":
