@@ -152,17 +152,20 @@ class NetlinkRoutes:
         self._limiter = trio.CapacityLimiter(1)
         # Those that stand as far as is known, and why others do not.
         self._standing: frozenset[Piece] = frozenset()
+        # Read by the thread: an operation that was given up must not add what shall be gone.
+        self._wanted = False
         self._refused: dict[Piece, str] = {}
 
     async def install(self) -> bool:
         """Add the routes, then the rules."""
-        done = await self._in_thread(lambda: _add_missing(self._pieces))
+        self._wanted = True
+        done = await self._in_thread(self._add)
         return self._note(done, "route_not_installed")
 
     async def keep(self) -> bool:
         """Add what is missing and say what was lost."""
-        stood = self._standing
-        done = await self._in_thread(lambda: _add_missing(self._pieces))
+        self._wanted, stood = True, self._standing
+        done = await self._in_thread(self._add)
         restored = [piece for piece in done.added if piece in stood]
         if restored:
             self.counters.add("route_restored", len(restored))
@@ -173,7 +176,7 @@ class NetlinkRoutes:
 
     async def remove(self) -> bool:
         """Take the rules away, then the routes."""
-        self._standing = frozenset()
+        self._wanted, self._standing = False, frozenset()
         done = await self._in_thread(lambda: _remove(self._pieces))
         return self._note(done, "route_not_removed")
 
@@ -195,9 +198,18 @@ class NetlinkRoutes:
     async def _in_thread(self, operation: Callable[[], "_Done"]) -> "_Done":
         if not self._pieces:
             return _Done()
-        return await trio.to_thread.run_sync(
-            operation, abandon_on_cancel=True, limiter=self._limiter
-        )
+        try:
+            return await trio.to_thread.run_sync(
+                operation, abandon_on_cancel=True, limiter=self._limiter
+            )
+        except trio.Cancelled:
+            self.counters.add("routes_too_slow")
+            raise
+
+    def _add(self) -> "_Done":
+        """In the thread; a removal that gave up waiting for it is made good here."""
+        done = _add_missing(self._pieces)
+        return done if self._wanted else _remove(self._pieces)
 
     def _note(self, done: "_Done", event: str) -> bool:
         before, self._refused = self._refused, dict(done.refused)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,15 +86,30 @@ def world(tmp_path: Path) -> Iterator[Routed]:
         made.end()
 
 
+FAR_CLIENT = """
+import socket
+with socket.create_connection(("10.88.1.10", 80), 10, ("10.200.0.1", 0)) as connection:
+    connection.sendall(b"who?")
+    print(connection.recv(64).decode())
+"""
+"""From a network to which only the moving default route leads."""
+
+
 def test_they_move_with_the_addresses(world: Routed) -> None:
+    world.look("client", "ip", "address", "add", "10.200.0.1/32", "dev", "lo")
+    for server in ("real1", "real2"):
+        back = ("10.200.0.0/16", "via", "10.88.2.1", "table", "102")
+        world.look(server, "ip", "route", "add", *back)
     for name in ("east", "west"):
         world.start(name)
     wait_for_states(world, "east", {"one": "MASTER", "two": "BACKUP"})
     world.wait_for_moving("east", ROUTES | RULES)
     assert world.moving("west") == set()
+    assert world.look("client", sys.executable, "-c", FAR_CLIENT).startswith("10.88.2.")
     world.directors["east"].send_signal(signal.SIGTERM)
     world.wait_for_moving("west", ROUTES | RULES)
     world.wait_for_moving("east", set())
+    assert world.look("client", sys.executable, "-c", FAR_CLIENT).startswith("10.88.2.")
     assert world.directors["east"].wait(WAIT) == 0
     story = world.lvsha("west", "why", "one")
     assert "routes installed: done False" in story

@@ -1,5 +1,7 @@
 """Addresses, and the routes and rules that move with them: in which order, and for how long."""
 
+import ipaddress
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -7,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from lvsha.failover.routes import TIME_MAX, MovingAddresses
+from lvsha.failover import routes
+from lvsha.failover.routes import TIME_MAX, MovingAddresses, NetlinkRoutes, Route
 
 
 @dataclass(eq=False)
@@ -113,3 +116,33 @@ def test_slow_routes_hold_up_neither_the_announcement_nor_the_addresses() -> Non
         at, what = diary.done[-1]
         assert what == last
         assert at <= TIME_MAX
+
+
+def test_what_a_slow_kernel_adds_after_its_removal_was_given_up_goes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An operation that nobody waits for any more goes on in its thread."""
+    kernel, removed = threading.Event(), threading.Event()
+
+    def add(_pieces: object) -> routes._Done:
+        kernel.wait(10)
+        return routes._Done()
+
+    def remove(_pieces: object) -> routes._Done:
+        removed.set()
+        return routes._Done()
+
+    async def run() -> None:
+        made = NetlinkRoutes([Route(ipaddress.IPv4Network("10.9.0.0/16"), interface="lo")], [])
+        for operation in (made.install, made.remove):
+            with trio.move_on_after(0.05) as limit:
+                await operation()
+            assert limit.cancelled_caught
+        assert made.counters.snapshot() == {"routes_too_slow": 2}
+        assert not removed.is_set()
+        kernel.set()
+        assert await trio.to_thread.run_sync(removed.wait, 10)
+
+    monkeypatch.setattr(routes, "_add_missing", add)
+    monkeypatch.setattr(routes, "_remove", remove)
+    trio.run(run)

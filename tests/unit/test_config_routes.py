@@ -1,6 +1,8 @@
 """Routes and rules of virtual routers in a pair file: lines, tables, and what is wrong in them."""
 
 import ipaddress
+import re
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +175,17 @@ def test_what_differs_in_table_metric_or_priority_is_accepted() -> None:
         'rules = ["from all table 9", "from all table 8", "from all table 9 pref 2"]'
     ).virtual_routers
     assert (len(router.routes), len(router.rules)) == (3, 3)
+
+
+def test_the_example_of_the_documentation_is_accepted() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "vrrp.md").read_text(encoding="utf-8")
+    (example,) = [
+        block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "routes" in block
+    ]
+    nodes = "[nodes.east]\ninterfaces = { outside = 'eth0', inside = 'eth1' }\n"
+    (router,) = parse_pair(example + nodes, "vrrp.md").virtual_routers
+    assert [route.family for route in router.routes] == [4, 4, 6]
+    assert [rule.family for rule in router.rules] == [4, 4]
 
 
 def test_the_digests_of_two_nodes_differ_with_a_route() -> None:
