@@ -127,29 +127,29 @@ class _RecordedRoutes:
         self._whole = True
 
     async def install(self) -> bool:
-        self._whole = await self._inner.install()
-        self._note("routes_installed")
-        return self._whole
+        return await self._do("routes_installed", self._inner.install)
 
     async def keep(self) -> bool:
         """Every second: what counts is that some are missing, or that none is any more."""
         whole = await self._inner.keep()
         if whole != self._whole:
             self._whole = whole
-            self._note("routes_kept")
+            self._recorder.note("routes_kept", self._router, done=whole)
         return whole
 
     async def remove(self) -> bool:
-        self._whole = await self._inner.remove()
-        self._note("routes_removed")
-        return self._whole
+        return await self._do("routes_removed", self._inner.remove)
 
     def status(self) -> dict[str, object]:
         return self._inner.status()
 
-    def _note(self, kind: str) -> None:
+    async def _do(self, kind: str, operation: Callable[[], Awaitable[bool]]) -> bool:
+        began_at = trio.current_time()
+        self._whole = await operation()
         if self._inner.status()["pieces"]:
-            self._recorder.note(kind, self._router, done=self._whole)
+            took_ms = round((trio.current_time() - began_at) * _MILLISECONDS, 1)
+            self._recorder.note(kind, self._router, done=self._whole, took_ms=took_ms)
+        return self._whole
 
 
 def _late(speakers: Iterable[Speaker]) -> Iterator[Event]:

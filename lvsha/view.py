@@ -155,7 +155,7 @@ def _missing_routes(routers: list[tuple[str, object]]) -> list[str]:
         pieces = _get(_get(router, "routes"), "pieces")
         for piece in pieces if isinstance(pieces, list) else ():
             if _get(piece, "error"):
-                what = f"{_text(piece, 'kind')} {_text(piece, 'is')}"
+                what = f"{_text(piece, 'kind')} {_text(piece, 'what')}"
                 lines.append(f"{name}: {what} was refused: {_text(piece, 'error')}")
     return lines
 

@@ -186,7 +186,7 @@ class NetlinkRoutes:
             "pieces": [
                 {
                     "kind": "route" if isinstance(piece, Route) else "rule",
-                    "is": str(piece),
+                    "what": str(piece),
                     "installed": piece in self._standing,
                     "error": self._refused.get(piece),
                 }

@@ -158,3 +158,15 @@ def test_a_new_run_begins_without_those_of_the_last(world: Routed) -> None:
     world.start("east")
     wait_for_states(world, "east", ALONE)
     world.wait_for_moving("east", ROUTES | RULES)
+
+
+def test_a_master_that_was_frozen_lets_go_of_them_when_it_goes_on(world: Routed) -> None:
+    for name in ("east", "west"):
+        world.start(name)
+    wait_for_states(world, "east", {"one": "MASTER", "two": "BACKUP"})
+    world.wait_for_moving("east", ROUTES | RULES)
+    world.directors["east"].send_signal(signal.SIGSTOP)
+    world.wait_for_moving("west", ROUTES | RULES)
+    assert world.moving("east") >= RULES, "they have no lifetime"
+    world.directors["east"].send_signal(signal.SIGCONT)
+    world.wait_for_moving("east", set(), 5.0)

@@ -67,9 +67,9 @@ def test_what_another_node_thinks_otherwise_of_a_server_is_said_beside_it() -> N
 
 def test_routes_that_were_refused_are_told_and_others_are_not() -> None:
     pieces = [
-        {"kind": "route", "is": "default via 192.0.2.1", "installed": True, "error": None},
-        {"kind": "rule", "is": "from [x] table 9", "installed": False, "error": "Not so"},
-        {"kind": "route", "is": "10.9.0.0/16 dev in", "installed": False, "error": None},
+        {"kind": "route", "what": "default via 192.0.2.1", "installed": True, "error": None},
+        {"kind": "rule", "what": "from [x] table 9", "installed": False, "error": "Not so"},
+        {"kind": "route", "what": "10.9.0.0/16 dev in", "installed": False, "error": None},
     ]
     said = shown({"routers": {"web": {"state": "MASTER", "routes": {"pieces": pieces}}}})
     assert "web: rule from [x] table 9 was refused: Not so" in said
