@@ -39,6 +39,7 @@ from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import Addresses, InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
 from lvsha.failover.routes import MovingAddresses
+from lvsha.failover.series import Series
 from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
 from lvsha.handover import Handover
 from lvsha.host import Host
@@ -274,8 +275,7 @@ class Node:
                 version=router.version,
                 preempt_delay=router.preempt_delay,
                 startup_delay=router.startup_delay,
-                announce_again=router.announce_again,
-                announce_every=router.announce_every or math.inf,
+                series=Series(router.announce_again, router.announce_every or math.inf),
             )
             speaker = Speaker(
                 election,

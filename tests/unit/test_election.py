@@ -13,6 +13,7 @@ from lvsha.failover.actions import (
     StateChanged,
 )
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, HAND_OVER_TIME, Election
+from lvsha.failover.series import Series
 from lvsha.model import VrrpState
 from lvsha.wire.vrrp import Advertisement
 
@@ -175,8 +176,7 @@ def test_announces_again_when_it_is_told_to(
         interval=1.0,
         preempt=True,
         address=OWN,
-        announce_again=again,
-        announce_every=every,
+        series=Series(again, every),
     )
     made.start(0.0)
     made.expire(DOWN)
