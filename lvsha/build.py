@@ -199,6 +199,7 @@ def place_routes(router: VirtualRouter, interfaces: Mapping[str, str]) -> list[R
             metric=route.metric,
             source=route.src,
             onlink=route.onlink,
+            type=route.type,
         )
         for route in router.routes
     ]

@@ -83,6 +83,7 @@ class RouteTable(Table):
     metric: Number = 0
     src: IpAddress | None = None
     onlink: bool = False
+    type: Literal["unicast", "blackhole", "unreachable", "prohibit"] = "unicast"
     family: Family
 
     @model_validator(mode="before")
@@ -113,7 +114,10 @@ class RouteTable(Table):
                 yield f"{key}: expected the address of one host, not {address}"
         if self.to.is_multicast:
             yield f"to: expected no multicast prefix, not {self.to}"
-        if self.via is None and self.dev is None:
+        if self.type != "unicast":
+            for key in sorted(self.model_fields_set & {"via", "dev", "src", "onlink"}):
+                yield f"{key}: expected none, because of the type {self.type}"
+        elif self.via is None and self.dev is None:
             yield "via: expected a gateway, or dev, the role of an interface"
         elif self.dev is None and self.onlink:
             yield "dev: expected the role of an interface, because of onlink"
@@ -168,6 +172,7 @@ class RuleTable(Table):
         )
 
 
+_TYPES: Final = frozenset({"unicast", "blackhole", "unreachable", "prohibit"})
 _ROUTE_WORDS: Final = {
     word: word for word in ("to", "via", "dev", "table", "metric", "src", "family")
 }
@@ -213,9 +218,12 @@ def _route(value: object) -> object:
     if not isinstance(value, str):
         return value
     words = value.split()
+    kind: dict[object, object] = {}
+    if words and words[0] in _TYPES:
+        kind["type"] = words.pop(0)
     if words and words[0] not in _ROUTE_WORDS:
         words.insert(0, "to")
-    return _read(words, _ROUTE_WORDS, ["onlink"])
+    return {**kind, **_read(words, _ROUTE_WORDS, ["onlink"])}
 
 
 def _rule(value: object) -> object:

@@ -49,6 +49,9 @@ _ANYWHERE: Final = {
     int(socket.AF_INET6): ipaddress.IPv6Address(0),
 }
 _ONLINK: Final = 0x04
+_UNICAST: Final = 1
+_UNREACHABLE: Final = {"blackhole": 6, "unreachable": 7, "prohibit": 8}
+"""Types of routes that lead nowhere (rtnetlink.h)."""
 # The kernel's metric of an IPv6 route that names none (IP6_RT_PRIO_USER).
 _METRIC_IPv6: Final = 1024
 # What is not there, or whose interface or table is not, is removed as well as can be.
@@ -69,11 +72,13 @@ class Route:
     metric: int = 0
     source: IpAddress | None = None
     onlink: bool = False
+    type: str = "unicast"
 
     def __str__(self) -> str:
         default = self.prefix.prefixlen == 0
         words = ["::/0" if self.prefix.version == 6 else "default"] if default else []
         words = words or [str(self.prefix)]
+        words = [self.type, *words] if self.type in _UNREACHABLE else words
         words += [f"via {self.gateway}"] if self.gateway is not None else []
         words += [f"dev {self.interface}"] if self.interface is not None else []
         words += [f"table {self.table}"] if self.table != _MAIN else []
@@ -400,6 +405,7 @@ def _ours(netlink: IPRoute) -> Iterator[_Found]:
             prefix = f"{route.get_attr('RTA_DST') or anywhere}/{length}"
             table = int(route.get_attr("RTA_TABLE") or route["table"])
             metric = int(route.get_attr("RTA_PRIORITY") or 0)
+            kind = int(route["type"])
             index = int(route.get_attr("RTA_OIF") or 0)
             gateway = route.get_attr("RTA_GATEWAY")
             request: Request = {
@@ -411,9 +417,10 @@ def _ours(netlink: IPRoute) -> Iterator[_Found]:
                 **({"oif": index} if index else {}),
                 **({"gateway": str(gateway)} if gateway else {}),
                 "scope": int(route["scope"]),
+                "type": kind,
             }
             source = route.get_attr("RTA_PREFSRC")
-            rest = (index, gateway, source, bool(int(route["flags"]) & _ONLINK))
+            rest = (index, gateway, source, bool(int(route["flags"]) & _ONLINK), kind)
             yield _Found((table, ipaddress.ip_network(prefix), metric), rest, request)
         for rule in netlink.get_rules(family=family):
             if rule.get_attr("FRA_PROTOCOL") != PROTOCOL:
@@ -461,18 +468,21 @@ def _key(piece: Piece) -> tuple[object, ...]:
 
 def _rest(route: Route, index: object) -> tuple[object, ...]:
     gateway = None if route.gateway is None else str(route.gateway)
-    return (index, gateway, None if route.source is None else str(route.source), route.onlink)
+    source = None if route.source is None else str(route.source)
+    return (index, gateway, source, route.onlink, _UNREACHABLE.get(route.type, _UNICAST))
 
 
 def _route_request(route: Route, index: int) -> Request:
     family = socket.AF_INET if route.prefix.version == 4 else socket.AF_INET6
-    on_link = family == socket.AF_INET and route.gateway is None
+    kind = _UNREACHABLE.get(route.type, _UNICAST)
+    on_link = family == socket.AF_INET and route.gateway is None and kind == _UNICAST
     return {
         "family": int(family),
         "dst": str(route.prefix),
         "table": route.table,
         "proto": PROTOCOL,
         "scope": 253 if on_link else 0,
+        "type": kind,
         **({"gateway": str(route.gateway)} if route.gateway is not None else {}),
         **({"oif": index} if index else {}),
         **({"priority": route.metric} if route.metric else {}),

@@ -30,6 +30,8 @@ ROUTES = [
     Route(ipaddress.ip_network("10.8.0.0/16"), IPv4("203.0.113.1"), INTERFACE, onlink=True),
     Route(ANYWHERE_6, IPv6("fe80::fe"), INTERFACE),
     Route(BEHIND_6, GATEWAY_6, table=1000, metric=7, source=IPv6("2001:db8::1")),
+    Route(ipaddress.ip_network("10.6.0.0/16"), type="prohibit"),
+    Route(ipaddress.ip_network("2001:db8:6::/48"), metric=9, type="blackhole"),
 ]
 RULES = [
     Rule(4, 1000, 100, BEHIND, None, INTERFACE, (0x10, 0xFF)),
@@ -44,6 +46,8 @@ SHOWN = {
     "10.8.0.0/16 via 203.0.113.1 dev outside onlink",
     "default via fe80::fe dev outside metric 1024 pref medium",
     "2001:db8:9::/48 via 2001:db8::fe dev outside table 1000 src 2001:db8::1 metric 7 pref medium",
+    "prohibit 10.6.0.0/16",
+    "blackhole 2001:db8:6::/48 dev lo metric 9 pref medium",
     "100: from 10.9.0.0/16 fwmark 0x10/0xff iif outside lookup 1000 proto 112",
     "100: from all fwmark 0x7 lookup 1000 proto 112",
     "101: from all to 2001:db8:9::/48 lookup 1000 proto 112",
@@ -150,6 +154,7 @@ async def restored() -> None:
 async def changed_ones_are_put_right() -> None:
     routes = NetlinkRoutes(ROUTES, RULES)
     await routes.install()
+    ip("route replace blackhole 10.6.0.0/16 proto 112")
     ip(f"route replace 10.9.0.0/16 via 192.0.2.9 dev {INTERFACE} table 1000 proto 112")
     assert await routes.keep()
     assert_shown(SHOWN)

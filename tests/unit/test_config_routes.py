@@ -8,6 +8,7 @@ import pytest
 
 from lvsha.build import place_routes, place_rules
 from lvsha.config import Pair, parse_pair
+from lvsha.config_routes import RouteTable, RuleTable
 from lvsha.errors import ConfigError
 
 PAIR = """
@@ -60,6 +61,9 @@ def rule(line: str, address: str = IPv4) -> str:
             '{ to = "2001:db8:5::/48", via = "fe80::1", dev = "outside", table = "main" }',
             "2001:db8:5::/48 via fe80::1 dev eth0",
         ),
+        ('"blackhole 10.0.0.0/8 metric 9"', "blackhole 10.0.0.0/8 metric 9"),
+        ('{ to = "2001:db8::/32", type = "prohibit" }', "prohibit 2001:db8::/32"),
+        ('"unreachable default table 7 family 6"', "unreachable ::/0 table 7"),
         ('"10.0.0.0/8 dev inside table default"', "10.0.0.0/8 dev eth1 table 253"),
     ],
 )
@@ -119,6 +123,12 @@ def test_what_does_not_tell_its_family_has_that_of_the_router() -> None:
         ('routes = ["default via fe80::1"]', "routes[0].dev", "via is link-local"),
         ('routes = ["10.0.0.0/8 dev inside family 6"]', "routes[0].family", "expected 4"),
         ('routes = ["default via 192.0.2.1 proto 5"]', "routes[0]", "not 'proto'"),
+        (
+            'routes = ["blackhole 10.0.0.0/8 dev inside"]',
+            "routes[0].dev",
+            "none, because of the type",
+        ),
+        ('routes = [{ to = "10.0.0.0/8", type = "local" }]', "routes[0].type", "blackhole"),
         ('routes = ["default via"]', "routes[0]", "a value behind via"),
         ('routes = ["default dev inside dev inside"]', "routes[0]", "dev only once"),
         (
@@ -186,6 +196,16 @@ def test_the_example_of_the_documentation_is_accepted() -> None:
     (router,) = parse_pair(example + nodes, "vrrp.md").virtual_routers
     assert [route.family for route in router.routes] == [4, 4, 6]
     assert [rule.family for rule in router.rules] == [4, 4]
+
+
+def test_every_word_is_described() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "vrrp.md").read_text(encoding="utf-8")
+    _, of_routes, of_rules = re.split(r"\| word of a r[a-z]+ \|", page)
+    for model, rows in ((RouteTable, of_routes), (RuleTable, of_rules)):
+        described = re.findall(r"^\| (`[^|]+) \|", rows, re.MULTILINE)
+        words = {word for row in described for word in re.findall(r"`(\w+)`", row)}
+        for name, field in model.model_fields.items():
+            assert (field.alias or name) in words, name
 
 
 def test_the_digests_of_two_nodes_differ_with_a_route() -> None:
