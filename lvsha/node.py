@@ -20,6 +20,7 @@ One nursery holds everything. A part that fails takes the node down, and the pee
 over.
 """
 
+import math
 from contextlib import ExitStack
 from typing import Final
 
@@ -28,15 +29,17 @@ import trio
 
 import lvsha
 from lvsha.administration import Administration
-from lvsha.build import build_director, mark_sync_ids, sync_ids
+from lvsha.build import build_director, mark_sync_ids, place_routes, place_rules, sync_ids
 from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
 from lvsha.control import Handler, Lasting
 from lvsha.datapath.service_table import describe
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.errors import ConfigError, HandoverError
-from lvsha.failover.addresses import InterfaceAddress
+from lvsha.failover.addresses import Addresses, InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
+from lvsha.failover.routes import MovingAddresses
+from lvsha.failover.series import Series
 from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
 from lvsha.handover import Handover
 from lvsha.host import Host
@@ -108,6 +111,13 @@ class Node:
         self._recorder = Recorder(name)
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
+        self._routes = {
+            router.name: host.routes(
+                place_routes(router, self._own.interfaces),
+                place_rules(router, self._own.interfaces),
+            )
+            for router in pair.virtual_routers
+        }
         self._takeovers: dict[str, Takeover] = {}
         self._masters: set[str] = set()
         self._handover = Handover(
@@ -131,7 +141,7 @@ class Node:
     def _traffic_interfaces(self) -> list[str]:
         """All interfaces of the node, but for one that only sync uses."""
         used = {router.interface for router in self.pair.virtual_routers}
-        used |= {p.interface for router in self.pair.virtual_routers for p in router.addresses}
+        used |= {role for router in self.pair.virtual_routers for role in router.roles}
         sync = self.pair.sync.interface if self.pair.sync is not None else None
         return [name for role, name in self._own.interfaces.items() if role != sync or role in used]
 
@@ -149,6 +159,15 @@ class Node:
             InterfaceAddress(self._own.interfaces[placed.interface], placed.address)
             for placed in router.addresses
         ]
+
+    def _addresses(self, router: VirtualRouter) -> Addresses:
+        """What a speaker moves: addresses, and routes and rules with them."""
+        recorder = self._recorder
+        placed, repeat = self._interface_addresses(router), router.announce_repeat
+        return MovingAddresses(
+            recorder.addresses(router.name, self._host.addresses(placed, announce_repeat=repeat)),
+            recorder.routes(router.name, self._routes[router.name]),
+        )
 
     # Life
 
@@ -256,13 +275,12 @@ class Node:
                 version=router.version,
                 preempt_delay=router.preempt_delay,
                 startup_delay=router.startup_delay,
+                series=Series(router.announce_again, router.announce_every or math.inf),
             )
             speaker = Speaker(
                 election,
                 transport,
-                self._recorder.addresses(
-                    router.name, self._host.addresses(self._interface_addresses(router))
-                ),
+                self._addresses(router),
                 sender,
                 name=router.name,
                 virtual_addresses=[
@@ -460,7 +478,11 @@ class Node:
             "uptime_seconds": trio.current_time() - self._started_at,
             "configuration": self.pair.digest().hex(),
             "routers": {
-                name: {**self._router_status(name), **self.tracking.router_status(name)}
+                name: {
+                    **self._router_status(name),
+                    **self.tracking.router_status(name),
+                    "routes": self._routes[name].status(),
+                }
                 for name in self._routers
             },
             "tracking": self.tracking.status(),

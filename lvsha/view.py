@@ -31,6 +31,8 @@ def show_status(status: object, console: Console) -> None:
     routers = _items(_get(status, "routers"))
     if routers:
         console.print(_routers(routers))
+        for line in _missing_routes(routers):
+            console.print(Text(line, style="bold red"))
         for line in (*_unheard(_get(status, "takeovers")), *_refusals(routers)):
             console.print(Text(line, style="yellow"))
     trackers = _items(_get(_get(status, "tracking"), "trackers"))
@@ -144,6 +146,18 @@ def _life(life: object) -> Text:
     if fault is None:
         return Text(f"forwarding loop: {', '.join(words)}")
     return Text(f"forwarding loop: {fault}, {', '.join(words)}", style="bold red")
+
+
+def _missing_routes(routers: list[tuple[str, object]]) -> list[str]:
+    """Which routes and rules could not be added or removed, and why."""
+    lines = []
+    for name, router in routers:
+        pieces = _get(_get(router, "routes"), "pieces")
+        for piece in pieces if isinstance(pieces, list) else ():
+            if _get(piece, "error"):
+                what = f"{_text(piece, 'kind')} {_text(piece, 'what')}"
+                lines.append(f"{name}: {what} was refused: {_text(piece, 'error')}")
+    return lines
 
 
 def _refusals(routers: list[tuple[str, object]]) -> list[str]:

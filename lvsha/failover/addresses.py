@@ -44,7 +44,7 @@ from lvsha.log import LimitedLog
 IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 # Three renewals may be missed. It ends before the second repeated announcement of the node
-# that took over (election.ANNOUNCE_AGAIN_AFTER), which so has the last word.
+# that took over (series.ANNOUNCE_AGAIN_AFTER), which so has the last word.
 LIFETIME: Final = 4
 
 # include/uapi/linux/if_addr.h
@@ -112,6 +112,7 @@ class NetlinkAddresses:
         addresses: Sequence[InterfaceAddress],
         *,
         lifetime: int = LIFETIME,
+        announce_repeat: int = 1,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         """Describe the addresses; nothing happens yet.
@@ -119,6 +120,7 @@ class NetlinkAddresses:
         Args:
             addresses: at least one.
             lifetime: after the last renewal, in whole seconds.
+            announce_repeat: how often `announce` sends each frame.
             log: where refusals are told, at a limited rate.
         """
         assert addresses
@@ -126,6 +128,7 @@ class NetlinkAddresses:
         self.addresses = tuple(addresses)
         self.counters = Counters()
         self._lifetime = lifetime
+        self._announce_repeat = announce_repeat
         self._log = LimitedLog(log or structlog.get_logger())
         # One thread at a time, in order. The shared pool of threads is not used up.
         self._limiter = trio.CapacityLimiter(1)
@@ -155,7 +158,7 @@ class NetlinkAddresses:
 
     async def announce(self) -> bool:
         """Send gratuitous ARP and unsolicited neighbour advertisements."""
-        _, refused = await self._in_thread(lambda: _announce(self.addresses))
+        _, refused = await self._in_thread(lambda: _announce(self.addresses, self._announce_repeat))
         return self._tell("address_not_announced", refused)
 
     async def _in_thread(self, operation: Callable[[], _Outcome]) -> _Outcome:
@@ -250,7 +253,7 @@ def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     return removed, [refusal for refusal in refused if refusal.error not in _ALREADY_GONE]
 
 
-def _announce(addresses: Sequence[InterfaceAddress]) -> _Outcome:
+def _announce(addresses: Sequence[InterfaceAddress], repeat: int) -> _Outcome:
     """Announce what is held, and nothing that is not; returns what was announced.
 
     To announce an address that the kernel would not add, or that someone removed, would
@@ -261,7 +264,7 @@ def _announce(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     def announce_held(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
         if all(held.ip != wanted.address.ip for held in _present(netlink, index)):
             raise OSError(errno.EADDRNOTAVAIL, "the address is not held")
-        announce(wanted.interface, [wanted.address.packed])
+        announce(wanted.interface, [wanted.address.packed] * repeat)
         announced.append(wanted)
 
     refused = _for_each(addresses, announce_held)

@@ -32,7 +32,7 @@ Beyond the RFC:
   calls that one by another way than VRRP, goes on until it hears it, and displaces it no
   more. Other speakers are given the priority 0.
 * Answers to another master are limited to one in each advertisement interval, and
-  announcements to one in `ANNOUNCE_GAP`, so that a sender of many advertisements cannot
+  announcements to one in `series.ANNOUNCE_GAP`, so that a sender of many advertisements cannot
   make this node send as many.
 
 Times are seconds on a monotonic clock. Intervals on the wire are centiseconds and carry
@@ -56,18 +56,10 @@ from lvsha.failover.actions import (
     StateChanged,
 )
 from lvsha.failover.heard import Gap, Peer
+from lvsha.failover.series import Series
 from lvsha.model import VrrpState
 from lvsha.wire import vrrp2
 from lvsha.wire.vrrp import PRIORITY_OWNER, PRIORITY_RESIGN, VERSION, Advertisement
-
-# A neighbour that missed the first announcement gets another when its own link has settled
-# (1 s) and one that follows the moment when a dead master's kernel lets go of the addresses
-# (5 s; see failover/addresses.py). Forwarding databases of switches forget after 300 s by
-# default, often less.
-ANNOUNCE_AGAIN_AFTER: Final = (1.0, 5.0)
-ANNOUNCE_EVERY: Final = 60.0
-# However often another master is heard, announcements are at least this far apart.
-ANNOUNCE_GAP: Final = 0.1
 
 # Three advertisements may be lost (RFC 9568, section 6.1, Active_Down_Interval).
 DOWN_ADVERTISEMENTS: Final = 3
@@ -117,6 +109,7 @@ class Election:
         version: int = VERSION,
         preempt_delay: float = 0.0,
         startup_delay: float = 0.0,
+        series: Series | None = None,
     ) -> None:
         """Describe a router; nothing happens before `start`.
 
@@ -130,6 +123,7 @@ class Election:
             version: of the protocol, which tells the skew.
             preempt_delay: how long a master of lower priority is let go on.
             startup_delay: how long nothing is taken after `start`.
+            series: when addresses are announced.
         """
         assert 1 <= vrid <= 255
         assert PRIORITY_RESIGN < priority <= PRIORITY_OWNER
@@ -167,11 +161,10 @@ class Election:
         self._handing_over_until = -math.inf
         self._called_by: bytes | None = None
         self._called_until = -math.inf
-        # MASTER: the next advertisement, the announcements to come, and when the last
-        # announcement and the last answer to another master were made.
+        # MASTER: the next advertisement, the announcements, and when the last answer to
+        # another master was made.
         self._advertise_at = math.inf
-        self._announce_at: deque[float] = deque()
-        self._announced_at = -math.inf
+        self._series = series or Series()
         self._answered_at = -math.inf
 
     @property
@@ -183,7 +176,7 @@ class Election:
             case VrrpState.BACKUP:
                 return max(self._down_at, self._quiet_until)
             case VrrpState.MASTER:
-                return min(self._advertise_at, self._announce_at[0])
+                return min(self._advertise_at, self._series.next)
 
     @property
     def skew(self) -> float:
@@ -470,10 +463,8 @@ class Election:
     def _assert_mastery(self, now: float) -> Actions:
         """Make the other master give way, and be the last one to announce."""
         answer = self._answer(now)
-        # The series starts again, because the loser may announce once more before it
-        # hears of us.
-        self._announce_at = self._series(now)
-        self._announce_at.appendleft(max(now, self._announced_at + ANNOUNCE_GAP))
+        # The loser may announce once more before it hears of us.
+        self._series.begin_again(now)
         return answer + self._announce_if_due(now)
 
     def _answer(self, now: float) -> Actions:
@@ -492,14 +483,7 @@ class Election:
         return (Advertise(self.priority), *self._announce_if_due(now))
 
     def _announce_if_due(self, now: float) -> Actions:
-        if now < self._announce_at[0]:
-            return ()
-        while self._announce_at and now >= self._announce_at[0]:
-            self._announce_at.popleft()
-        if not self._announce_at:
-            self._announce_at.append(now + ANNOUNCE_EVERY)
-        self._announced_at = now
-        return (AnnounceAddresses(),)
+        return (AnnounceAddresses(),) if self._series.take(now) else ()
 
     def _give_way_after_stall(self, now: float) -> Actions:
         """Let go of the addresses if the peer must have taken them over meanwhile."""
@@ -536,8 +520,7 @@ class Election:
         assert self.state is VrrpState.BACKUP
         self._master_interval = self.interval
         self._advertise_at = now + self.interval
-        self._announce_at = self._series(now)
-        self._announced_at = now
+        self._series.begin(now)
         self._answered_at = -math.inf
         self._handing_over_until = -math.inf
         self.stepped_aside = False
@@ -579,7 +562,3 @@ class Election:
         self.since = now
         self.transitions.add(reason)
         return (StateChanged(old, new, reason if detail is None else f"{reason}: {detail}"),)
-
-    @staticmethod
-    def _series(now: float) -> deque[float]:
-        return deque(now + delay for delay in ANNOUNCE_AGAIN_AFTER)

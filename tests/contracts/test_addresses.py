@@ -108,6 +108,7 @@ def in_namespace(check: str) -> None:
         "restored",
         "own_address_comes_later",
         "own_address_goes",
+        "announced_as_often_as_asked",
         "leftovers",
         "missing_interface",
         "down_interface",
@@ -219,6 +220,23 @@ async def own_address_goes() -> None:
     assert "2001:db8::/64" in ip("-6 route")
 
 
+async def announced_as_often_as_asked() -> None:
+    """Each time a request and a reply, as the other end of the wire sees it."""
+    arp = 0x0806
+    addresses = NetlinkAddresses(VIRTUAL[:2], announce_repeat=3)
+    await addresses.acquire()
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(arp)) as heard:
+        heard.bind(("other", arp))
+        assert await addresses.announce()
+        heard.setblocking(False)
+        frames = [heard.recv(64) for _ in range(12)]
+        with pytest.raises(BlockingIOError):
+            heard.recv(64)
+    # The sender's address of the ARP packet.
+    senders = [frame[28:32] for frame in frames]
+    assert [senders.count(one.address.ip.packed) for one in VIRTUAL[:2]] == [6, 6]
+
+
 async def leftovers() -> None:
     """What an earlier run left goes, permanent or not and with any prefix length."""
     ip(f"address add 192.0.2.10/32 dev {INTERFACE}")
@@ -312,6 +330,7 @@ CHECKS = {
         restored,
         own_address_comes_later,
         own_address_goes,
+        announced_as_often_as_asked,
         leftovers,
         announced_at_once,
         missing_interface,

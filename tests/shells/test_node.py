@@ -443,6 +443,69 @@ def test_frames_are_taken_from_all_interfaces_but_one_that_only_sync_uses() -> N
     assert interfaces(pair(ROUTER, SERVICE, shared, BOTH)) == ("eth0", "eth1", "eth2")
 
 
+def test_frames_are_taken_from_an_interface_that_a_route_leads_to() -> None:
+    taken: list[tuple[str, ...]] = []
+
+    async def scenario(world: World) -> None:
+        frames = Life(world.machines["east"]).host.frames
+        assert frames is not None
+        taken.append(frames.interfaces)
+
+    routed = ROUTER + 'routes = ["10.9.0.0/16 dev sync"]\n'
+    play(scenario, pair(routed, SERVICE, SYNC, BOTH))
+    assert taken == [("eth0", "eth1", "eth2")]
+
+
+# Routes and rules
+
+
+def test_routes_and_rules_are_where_the_addresses_are() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        east.routes.add("left by an earlier run")
+        life = await start(east, settle=0.01)
+        assert east.routes == set(), "the clean-up comes first"
+        await trio.sleep(4.0)
+        await start(west)
+        assert (east.routes, west.routes) == (moving, set())
+        pieces = cast("dict[str, list[str]]", router_status(life)["routes"])["pieces"]
+        assert set(pieces) == moving
+        life.stop.set()
+        await trio.sleep(INTERVAL)
+        assert (east.routes, west.routes) == (set(), moving)
+        west.end()
+        await trio.sleep(LIFETIME + 1.0)
+        assert not west.held
+        assert west.routes == moving, "they have no lifetime"
+
+    moving = {
+        "default via 192.0.2.254 dev eth0",
+        "from 10.1.0.0/24 iif eth1 table 100 priority 16384",
+    }
+    routed = """
+routes = ["default via 192.0.2.254 dev outside"]
+rules = ["from 10.1.0.0/24 iif inside table 100"]
+"""
+    play(scenario, pair(ROUTER + routed, SERVICE, SYNC, BOTH))
+
+
+def test_what_becomes_of_routes_is_remembered() -> None:
+    kinds: list[str] = []
+
+    async def scenario(world: World) -> None:
+        life = await start(world.machines["east"])
+        life.stop.set()
+        await trio.sleep(1.0)
+        kinds.extend(event.kind for event in remembered(life))
+
+    play(scenario, pair(ROUTER, SERVICE, SYNC, EAST))
+    assert not any("routes" in kind for kind in kinds)
+    kinds.clear()
+    play(scenario, pair(ROUTER + 'routes = ["10.9.0.0/16 dev inside"]', SERVICE, SYNC, EAST))
+    assert kinds.index("addresses_acquired") < kinds.index("routes_installed")
+    assert kinds.index("routes_removed") < kinds.index("addresses_released")
+
+
 def test_frames_are_stale_after_the_quickest_routers_silence() -> None:
     slow = """
         [[virtual_routers]]

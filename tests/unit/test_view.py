@@ -65,6 +65,18 @@ def test_what_another_node_thinks_otherwise_of_a_server_is_said_beside_it() -> N
     assert "up for 4.0 s: connected (west: down)" in shown({"services": {"web": web}})
 
 
+def test_routes_that_were_refused_are_told_and_others_are_not() -> None:
+    pieces = [
+        {"kind": "route", "what": "default via 192.0.2.1", "installed": True, "error": None},
+        {"kind": "rule", "what": "from [x] table 9", "installed": False, "error": "Not so"},
+        {"kind": "route", "what": "10.9.0.0/16 dev in", "installed": False, "error": None},
+    ]
+    said = shown({"routers": {"web": {"state": "MASTER", "routes": {"pieces": pieces}}}})
+    assert "web: rule from [x] table 9 was refused: Not so" in said
+    assert "default via" not in said
+    assert "10.9.0.0" not in said
+
+
 def test_refused_messages_of_late_are_told_with_their_cause() -> None:
     def refused(ago: float, **details: object) -> str:
         last = {"cause": "hop_limit", "address": "10.0.0.9", **details, "heard_seconds_ago": ago}
