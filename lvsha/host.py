@@ -133,9 +133,19 @@ class Host(Protocol):
         ...
 
     def addresses(
-        self, addresses: Sequence[InterfaceAddress], *, announce_repeat: int
+        self,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        announce_repeat: int,
+        announce_at_once: bool,
     ) -> Addresses:
-        """What holds the addresses of a virtual router, and announces each so often at once."""
+        """What holds the addresses of a virtual router, and announces each so often at once.
+
+        Args:
+            addresses: they.
+            announce_repeat: how often each is announced in a go.
+            announce_at_once: whether they are announced as soon as they are held, too.
+        """
         ...
 
     def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> Routes:
@@ -261,10 +271,16 @@ class LinuxHost:
         return RawTransport(interface, *split_speakers(interface, speakers))
 
     def addresses(
-        self, addresses: Sequence[InterfaceAddress], *, announce_repeat: int
+        self,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        announce_repeat: int,
+        announce_at_once: bool,
     ) -> Addresses:
         """Netlink."""
-        return NetlinkAddresses(addresses, announce_repeat=announce_repeat)
+        return NetlinkAddresses(
+            addresses, announce_repeat=announce_repeat, announce_at_once=announce_at_once
+        )
 
     def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> Routes:
         """Netlink."""

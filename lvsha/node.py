@@ -163,9 +163,14 @@ class Node:
     def _addresses(self, router: VirtualRouter) -> Addresses:
         """What a speaker moves: addresses, and routes and rules with them."""
         recorder = self._recorder
-        placed, repeat = self._interface_addresses(router), router.announce_repeat
+        addresses = self._host.addresses(
+            self._interface_addresses(router),
+            announce_repeat=router.announce_repeat,
+            # Clients beyond a route that moves are answered once it is there.
+            announce_at_once=not (router.routes or router.rules),
+        )
         return MovingAddresses(
-            recorder.addresses(router.name, self._host.addresses(placed, announce_repeat=repeat)),
+            recorder.addresses(router.name, addresses),
             recorder.routes(router.name, self._routes[router.name]),
         )
 

@@ -70,7 +70,7 @@ class Addresses(Protocol):
     """The addresses of one virtual router; each method says whether all went well."""
 
     async def acquire(self) -> bool:
-        """Hold them from now on; each is announced as soon as it is held."""
+        """Hold them from now on."""
         ...
 
     async def release(self) -> bool:
@@ -113,6 +113,7 @@ class NetlinkAddresses:
         *,
         lifetime: int = LIFETIME,
         announce_repeat: int = 1,
+        announce_at_once: bool = True,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         """Describe the addresses; nothing happens yet.
@@ -121,6 +122,8 @@ class NetlinkAddresses:
             addresses: at least one.
             lifetime: after the last renewal, in whole seconds.
             announce_repeat: how often `announce` sends each frame.
+            announce_at_once: whether each is announced as soon as it is held; not where
+                something must be there before its frames come.
             log: where refusals are told, at a limited rate.
         """
         assert addresses
@@ -129,14 +132,15 @@ class NetlinkAddresses:
         self.counters = Counters()
         self._lifetime = lifetime
         self._announce_repeat = announce_repeat
+        self._announce_at_once = announce_at_once
         self._log = LimitedLog(log or structlog.get_logger())
         # One thread at a time, in order. The shared pool of threads is not used up.
         self._limiter = trio.CapacityLimiter(1)
 
     async def acquire(self) -> bool:
-        """Add the addresses with their lifetime, and announce each at once."""
+        """Add the addresses with their lifetime."""
         _, refused = await self._in_thread(
-            lambda: _hold(self.addresses, self._lifetime, announces=True)
+            lambda: _hold(self.addresses, self._lifetime, announces=self._announce_at_once)
         )
         return self._tell("address_not_acquired", refused)
 

@@ -261,6 +261,10 @@ async def announced_at_once() -> None:
         await addresses.acquire()
         with pytest.raises(TimeoutError):
             ear.recv(100)
+        await addresses.release()
+        await NetlinkAddresses(VIRTUAL[:1], announce_at_once=False).acquire()
+        with pytest.raises(TimeoutError):
+            ear.recv(100)
     assert all(bytes((192, 0, 2, 10)) in frame for frame in frames)
 
 

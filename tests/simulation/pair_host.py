@@ -128,7 +128,11 @@ class SimulatedHost:
         return contextlib.nullcontext(self.claims)
 
     def addresses(
-        self, addresses: Sequence[InterfaceAddress], *, announce_repeat: int
+        self,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        announce_repeat: int,
+        announce_at_once: bool,
     ) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
 
