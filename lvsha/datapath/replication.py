@@ -22,7 +22,7 @@ Times are seconds on the caller's clock.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import Enum
-from itertools import islice
+from itertools import takewhile
 from typing import Final
 
 from lvsha.datapath.connections import Connection
@@ -45,6 +45,7 @@ from lvsha.model import (
     template_key,
     virtual_of,
 )
+from lvsha.runs import runs_of
 from lvsha.tally import NO_SYNC_ID, Tally
 
 RUN_MAX: Final = 1000
@@ -118,54 +119,37 @@ class Replication:
         end of one that was replaced (as in the kernel). A copy follows its source.
         """
         refused: Counter[Refusal] = Counter()
-        at = 0
-        while at < len(records):
-            record = records[at]
-            at += 1
-            first = self._apply(record, now)
-            if isinstance(first, Refusal):
-                refused[first] += 1
-            elif at < len(records) and records[at][1:] == record[1:]:
-                keys = self._alike(record, records, at)
-                at += len(keys)
-                if first is not None:
-                    self._enter_alike(first, record, keys, now, refused)
-                else:
-                    self._change_alike(record, keys, now, refused)
+        for record, keys in runs_of(records):
+            at = 0
+            while at < len(keys):
+                if at:
+                    record = record._replace(key=keys[at])
+                first = self._apply(record, now)
+                at += 1
+                if isinstance(first, Refusal):
+                    refused[first] += 1
+                    continue
+                alike = self._alike(keys, at)
+                at += len(alike)
+                if alike and first is not None:
+                    self._enter_alike(first, record, alike, now, refused)
+                elif alike:
+                    self._change_alike(record, alike, now, refused)
         return refused
 
-    def _alike(
-        self, first: ConnectionRecord, records: Sequence[ConnectionRecord], start: int
-    ) -> list[bytes]:
-        """The keys of the records from a place on that differ only in the client's end."""
-        key, values = first[0], first[1:]
-        length = len(key)
-        size = (length - 6) // 2
-        virtual_at, ports_at = 2 + size, 2 + 2 * size
-        head, virtual, tail = key[:2], key[virtual_at:ports_at], key[-2:]
-        destinations = self._destinations
-        mark_of = destinations.mark_of if destinations.has_marks else None
-        mark = 0 if mark_of is None else mark_of(key)
-        keys: list[bytes] = []
-        for record in islice(records, start, start + RUN_MAX):
-            key = record[0]
-            if (
-                record[1:] != values
-                or key[virtual_at:ports_at] != virtual
-                or key[-2:] != tail
-                or key[:2] != head
-                or len(key) != length
-                or (mark_of is not None and mark_of(key) != mark)
-            ):
-                break
-            keys.append(key)
-        return keys
+    def _alike(self, keys: Sequence[bytes], start: int) -> Sequence[bytes]:
+        """What of a run is handled together with the key before a place: what has its mark."""
+        rest, destinations = keys[start : start + RUN_MAX], self._destinations
+        if rest and destinations.has_marks:
+            mark = destinations.mark_of(keys[start - 1])
+            return list(takewhile(lambda key: destinations.mark_of(key) == mark, rest))
+        return rest
 
     def _enter_alike(
         self,
         first: Connection,
         record: ConnectionRecord,
-        keys: list[bytes],
+        keys: Sequence[bytes],
         now: float,
         refused: Counter[Refusal],
     ) -> None:
@@ -185,7 +169,11 @@ class Replication:
                 refused[outcome] += 1
 
     def _change_alike(
-        self, record: ConnectionRecord, keys: list[bytes], now: float, refused: Counter[Refusal]
+        self,
+        record: ConnectionRecord,
+        keys: Sequence[bytes],
+        now: float,
+        refused: Counter[Refusal],
     ) -> None:
         """Change a run of connections as the first was; those that were not there are entered."""
         find, first = self._table.find, self._find(record.key)

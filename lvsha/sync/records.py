@@ -13,6 +13,7 @@ Time-outs are seconds; in a group they are hundredths.
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -26,6 +27,7 @@ from lvsha.model import (
     IPv4_BYTES,
     IPv6_BYTES,
 )
+from lvsha.runs import Run, Runs, cut, filled, runs_of
 
 # A year and a day; the longest time-out that ipvsadm takes is 31 days.
 TIMEOUT_MAX: Final = 366 * 86_400
@@ -56,6 +58,12 @@ _TICKS: Final = 100
 _ENDS: Final = struct.Struct("!BBBHH")
 # An entry: client address and port, state, flags, time-out.
 _ENTRIES: Final = {4: struct.Struct("!4s2sBHI"), 6: struct.Struct("!16s2sBHI")}
+# What of an entry is not of the client, and where the client's bytes stand in a key and here.
+_RESTS: Final = {4: struct.Struct("!6xBHI"), 6: struct.Struct("!18xBHI")}
+_CLIENTS: Final = {
+    4: [*zip(range(2, 6), range(4), strict=True), (10, 4), (11, 5)],
+    6: [*zip(range(2, 18), range(16), strict=True), (34, 16), (35, 17)],
+}
 _ENDED: Final = {4: 6, 6: 18}
 """Bytes of an ended connection in a group: client address and port."""
 
@@ -302,19 +310,19 @@ def _fields(found: bytes, details: ConnectionDetails | None) -> Iterator[tuple[i
 # --- reading groups ------------------------------------------------------------------
 
 
-def read_groups(groups: object) -> list[ConnectionRecord]:
+def read_groups(groups: object) -> Runs:
     """All connections of an array of groups.
 
     Raises:
         SyncError: something in it is not as the format has it.
     """
-    records: list[ConnectionRecord] = []
+    runs: list[Run] = []
     for group in read_array(groups):
-        records += _read_group(read_array(group))
-    return records
+        runs += _read_group(read_array(group))
+    return Runs(runs)
 
 
-def _read_group(group: list[Any]) -> list[ConnectionRecord]:
+def _read_group(group: list[Any]) -> Sequence[Run]:
     if len(group) < 2:
         raise SyncError("a group without its entries")
     ends, entries = _bytes(group[0]), _bytes(group[1])
@@ -322,39 +330,33 @@ def _read_group(group: list[Any]) -> list[ConnectionRecord]:
         raise SyncError("a group whose ends are cut short")
     kind, protocol, number, virtual_port, server_port = _ENDS.unpack_from(ends)
     family = kind & ~TEMPLATE_BIT
-    entry = _ENTRIES.get(family)
+    rests = _RESTS.get(family)
     method = METHODS.get(number)
     size = IPv4_BYTES if family == 4 else IPv6_BYTES
     virtual, server = ends[_ENDS.size : _ENDS.size + size], ends[_ENDS.size + size :]
-    if entry is None or method is None or len(entries) % entry.size:
+    if rests is None or method is None or len(entries) % rests.size:
         raise SyncError("a group of no family, no method, or cut entries")
     if len(server) != size and (
         # Only a tunnel can lead from one family to the other.
         method is not ForwardMethod.TUNNEL or len(server) != IPv4_BYTES + IPv6_BYTES - size
     ):
         raise SyncError("a group whose server has a wrong address")
-    head, tail = bytes((kind, protocol)), virtual_port.to_bytes(2)
-    records = [
-        _new_record(
-            ConnectionRecord,
-            (
-                head + client + virtual + port + tail,
-                server,
-                server_port,
-                method,
-                state,
-                flags,
-                timeout / _TICKS,
-                None,
-            ),
-        )
-        for client, port, state, flags, timeout in entry.iter_unpack(entries)
-    ]
-    if len(group) > 2:
-        last = -1
-        for details in read_array(group[2]):
-            last = _read_details(read_array(details), records, last)
-    return records
+    row = bytes((kind, protocol)) + bytes(size) + virtual + bytes(2) + virtual_port.to_bytes(2)
+    keys = cut(filled(row, entries, rests.size, _CLIENTS[family]), len(row))
+    runs: list[Run] = []
+    at = 0
+    for (state, flags, timeout), alike in groupby(rests.iter_unpack(entries)):
+        own = keys[at : at + len(list(alike))]
+        values = (own[0], server, server_port, method, state, flags, timeout / _TICKS, None)
+        runs.append(Run(_new_record(ConnectionRecord, values), own))
+        at += len(own)
+    if len(group) < 3:
+        return runs
+    records = list(Runs(runs))
+    last = -1
+    for details in read_array(group[2]):
+        last = _read_details(read_array(details), records, last)
+    return runs_of(records)
 
 
 def _read_details(fields: list[Any], records: list[ConnectionRecord], last: int) -> int:
