@@ -22,8 +22,8 @@ class Run(NamedTuple):
     """Records that differ in nothing but the client's end in their keys.
 
     Attributes:
-        record: the first of them.
-        keys: of all, its own first.
+        record: one that differs from all in nothing else, either; as a rule the first.
+        keys: of all.
     """
 
     record: ConnectionRecord
@@ -59,7 +59,7 @@ class Runs(Sequence[ConnectionRecord]):
     def __getitem__(self, index: slice) -> Sequence[ConnectionRecord]: ...
     def __getitem__(self, index: int | slice) -> ConnectionRecord | Sequence[ConnectionRecord]:
         if index == 0 and self.runs:
-            return self.runs[0].record
+            return next(self.runs[0].records())
         return list(self)[index]
 
     def __eq__(self, other: object) -> bool:
@@ -99,7 +99,9 @@ def runs_of(records: Sequence[ConnectionRecord]) -> Sequence[Run]:
     return runs
 
 
-def filled(row: bytes, rows: bytes, length: int, places: Sequence[tuple[int, int]]) -> bytes:
+def filled(
+    row: bytes | bytearray, rows: bytes, length: int, places: Sequence[tuple[int, int]]
+) -> bytes:
     """Copies of a row, as many as there are other rows, with some bytes of each of those.
 
     Args:

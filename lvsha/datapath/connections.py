@@ -186,13 +186,18 @@ class Connection:
         identity = self.dialogue
         return identity.key if isinstance(identity, TemplateIdentity) else self.key
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its record has no details, and the own key."""
+        if self.dialogue is not None or self.flags & _TEMPLATE:
+            return False
+        parent = self.parent
+        return parent is None or (parent.dialogue is None and bool(parent.flags & _TEMPLATE))
+
     def record(self) -> ConnectionRecord:
         """The connection as a value for other directors."""
         binding = self.binding
-        plain = self.dialogue is None and not self.flags & _TEMPLATE
-        parent = self.parent
-        if plain and parent is not None:
-            plain = parent.dialogue is None and bool(parent.flags & _TEMPLATE)
+        plain = self.is_plain
         return _new_record(
             ConnectionRecord,
             (

@@ -64,6 +64,9 @@ _CLIENTS: Final = {
     4: [*zip(range(2, 6), range(4), strict=True), (10, 4), (11, 5)],
     6: [*zip(range(2, 18), range(16), strict=True), (34, 16), (35, 17)],
 }
+_TO_ENTRIES: Final = {
+    family: [(to, of) for of, to in places] for family, places in _CLIENTS.items()
+}
 _ENDED: Final = {4: 6, 6: 18}
 """Bytes of an ended connection in a group: client address and port."""
 
@@ -102,12 +105,12 @@ class _Group:
 
     def __init__(self, ends: bytes) -> None:
         self.ends = ends
-        self.entries: list[bytes] = []
+        self.entries = bytearray()
         self.details: list[bytes] = []
 
     def encoded(self) -> bytes:
         body = array_head(3 if self.details else 2) + pack(self.ends)
-        body += pack(b"".join(self.entries))
+        body += pack(self.entries)
         if self.details:
             body += array_head(len(self.details)) + b"".join(self.details)
         return body
@@ -149,6 +152,24 @@ class Packing:
             at += 1 + self._add_alike(group, records, at)
         return at
 
+    def add_run(self, record: ConnectionRecord, keys: Sequence[bytes]) -> int:
+        """Take in connections with these keys that differ from one in nothing but the client.
+
+        Returns:
+            How many there was room for.
+        """
+        group = self._place(record if record.key == keys[0] else record._replace(key=keys[0]))
+        if group is None or len(keys) == 1:
+            return int(group is not None)
+        family = keys[0][0] & ~TEMPLATE_BIT
+        entry_bytes = _ENTRIES[family].size
+        others = keys[1 : 1 + self._room // entry_bytes]
+        row, rows = group.entries[-entry_bytes:], b"".join(others)
+        group.entries += filled(row, rows, _KEY_BYTES[family], _TO_ENTRIES[family])
+        self._room -= len(others) * entry_bytes
+        self.count += len(others)
+        return 1 + len(others)
+
     def _add_alike(self, group: _Group, records: Sequence[ConnectionRecord], at: int) -> int:
         """Take in what follows a record, is of its group and has no details; how many it was."""
         key, own_server, own_port, own_method, *_ = records[at]
@@ -157,7 +178,7 @@ class Packing:
         client_end, ports_at, port_end, end = 2 + size, 2 + 2 * size, 4 + 2 * size, 6 + 2 * size
         head, virtual, tail = key[:2], key[client_end:ports_at], key[port_end:end]
         entries, encode, entry_bytes = group.entries, _ENTRIES[family].pack, _ENTRIES[family].size
-        before = len(entries)
+        added = 0
         for record in records[at + 1 : at + 1 + self._room // entry_bytes]:
             key, server, port, method, state, flags, timeout, details = record
             if (
@@ -170,16 +191,14 @@ class Packing:
                 or key[:2] != head
             ):
                 break
-            entries.append(
-                encode(
-                    key[2:client_end],
-                    key[ports_at:port_end],
-                    state,
-                    flags & UINT16_MAX,
-                    round(timeout * _TICKS),
-                )
+            entries += encode(
+                key[2:client_end],
+                key[ports_at:port_end],
+                state,
+                flags & UINT16_MAX,
+                round(timeout * _TICKS),
             )
-        added = len(entries) - before
+            added += 1
         self._room -= added * entry_bytes
         self.count += added
         return added
@@ -204,7 +223,7 @@ class Packing:
             needed += _GROUP_BYTES + len(ends)
         told = b""
         if details is not None or len(key) > 6 + 2 * size:
-            index = 0 if group is None else len(group.entries)
+            index = 0 if group is None else len(group.entries) // _ENTRIES[family].size
             told = _encode_details(index, key[6 + 2 * size :], details)
             needed += len(told) + (_DETAILS_BYTES if group is None or not group.details else 0)
         if needed > self._room:
@@ -212,10 +231,9 @@ class Packing:
         self._room -= needed
         if group is None:
             group = self._groups[identity] = _Group(ends)
-        entry = _ENTRIES[family].pack(
+        group.entries += _ENTRIES[family].pack(
             key[2 : 2 + size], ports[:2], state, flags & UINT16_MAX, round(timeout * _TICKS)
         )
-        group.entries.append(entry)
         if told:
             group.details.append(told)
         self.count += 1
@@ -237,7 +255,7 @@ class Packing:
         self._room -= needed
         if group is None:
             group = self._ended[identity] = _Group(b"".join((key[:2], key[-2:], identity[1])))
-        group.entries.append(key[2 : 2 + size] + key[-4:-2])
+        group.entries += key[2 : 2 + size] + key[-4:-2]
         self.count += 1
         return True
 
