@@ -15,6 +15,9 @@ from typing import Final, NamedTuple, overload
 
 from lvsha.model import ConnectionRecord
 
+FEW: Final = 10
+"""With fewer rows it takes less time to look at them one by one."""
+
 _new_record: Final = tuple.__new__  # cheaper than to call the class
 
 

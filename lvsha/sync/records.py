@@ -27,7 +27,7 @@ from lvsha.model import (
     IPv4_BYTES,
     IPv6_BYTES,
 )
-from lvsha.runs import Run, Runs, cut, filled, runs_of
+from lvsha.runs import FEW, Run, Runs, cut, filled, runs_of
 
 # A year and a day; the longest time-out that ipvsadm takes is 31 days.
 TIMEOUT_MAX: Final = 366 * 86_400
@@ -359,8 +359,15 @@ def _read_group(group: list[Any]) -> Sequence[Run]:
         method is not ForwardMethod.TUNNEL or len(server) != IPv4_BYTES + IPv6_BYTES - size
     ):
         raise SyncError("a group whose server has a wrong address")
-    row = bytes((kind, protocol)) + bytes(size) + virtual + bytes(2) + virtual_port.to_bytes(2)
-    keys = cut(filled(row, entries, rests.size, _CLIENTS[family]), len(row))
+    head, tail, step = bytes((kind, protocol)), virtual_port.to_bytes(2), rests.size
+    if len(entries) < FEW * step:
+        keys = [
+            head + entries[at : at + size] + virtual + entries[at + size : at + size + 2] + tail
+            for at in range(0, len(entries), step)
+        ]
+    else:
+        row = head + bytes(size) + virtual + bytes(2) + tail
+        keys = cut(filled(row, entries, step, _CLIENTS[family]), len(row))
     runs: list[Run] = []
     at = 0
     for (state, flags, timeout), alike in groupby(rests.iter_unpack(entries)):

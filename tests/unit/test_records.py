@@ -24,6 +24,7 @@ from lvsha.sync.records import (
     FOUND_BYTES_MAX,
     TIMEOUT_MAX,
     Packing,
+    read_groups,
 )
 from lvsha.sync.replica import DATAGRAM_BYTES_MIN
 from tests.replicas import connection, template
@@ -93,6 +94,8 @@ def test_a_run_is_packed_as_its_records_one_by_one(record: ConnectionRecord, roo
     assert at_once.add_run(record, keys) == sum(fits)
     assert at_once.groups() == one_by_one.groups()
     assert (at_once.count, at_once._room) == (one_by_one.count, one_by_one._room)
+    read = read_groups(msgpack.unpackb(at_once.groups()))
+    assert read == [IPV4, *(record._replace(key=key) for key in keys[: sum(fits)])]
 
 
 def test_a_run_of_level_1_is_packed_as_its_records_one_by_one() -> None:
