@@ -50,7 +50,7 @@ from lvsha.tally import NO_SYNC_ID, UNTOLD, Tally
 
 RUN_MAX: Final = 1000
 """Connections that are entered in one go; two or three milliseconds."""
-LOOK_MAX: Final = 3000
+LOOK_MAX: Final = 2000
 """Connections that are looked at in one go, and those of one more bucket; two milliseconds."""
 READ_MAX: Final = 64
 """Connections that are read in one go; some of them wait for a datagram's end."""
