@@ -19,7 +19,8 @@ from lvsha.connection_store import ConnectionStore
 from lvsha.counters import Counters
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.service_policy import ESTABLISHED
-from lvsha.model import BUCKETS, ConnectionRecord, Protocol
+from lvsha.model import BUCKETS, Protocol
+from lvsha.runs import Run
 from lvsha.settings import MODE_ALWAYS, Settings
 from lvsha.sync.actions import ProvideSnapshot
 from lvsha.sync.messages import ALL_BUCKETS
@@ -163,11 +164,9 @@ def _read_snapshot(crowd: Crowd, now: float) -> Row:
     longest = Longest("a tick of a snapshot")
     replication = crowd.director.replication
 
-    def looked_at(buckets: int) -> Iterator[ConnectionRecord | None]:
-        for bucket in range(BUCKETS):
-            if buckets >> bucket & 1:
-                yield from replication.records(crowd.tally, bucket)
-                yield None
+    def looked_at(buckets: int) -> Iterator[Run | None]:
+        wanted = [bucket for bucket in range(BUCKETS) if buckets >> bucket & 1]
+        return replication.records(crowd.tally, wanted)
 
     moment = now
     actions = source.request(ALL_BUCKETS, 0, now)

@@ -1,7 +1,7 @@
 """How fast a table is read for a snapshot, and entered at a peer, without a network.
 
-Two stores in one process: the connections of one are read bucket by bucket, as a source reads
-them, and entered at the other in lists as long as those of a datagram. What encoding, sealing
+Two stores in one process: the connections of one are read in runs, as a source reads them, and
+entered at the other in runs as long as those of a datagram. What encoding, sealing
 and sending cost is not in it. All is processor time of this process.
 
 Run as ``python -m bench.replication METHOD NUMBER``; writes one line of JSON.
@@ -27,6 +27,7 @@ from lvsha.model import (
     Protocol,
     connection_key,
 )
+from lvsha.runs import Run, Runs, runs_of
 
 SYNC_ID: Final = 51
 OF_A_DATAGRAM: Final = 90
@@ -82,13 +83,13 @@ def measure(number: int, method: ForwardMethod = ForwardMethod.NAT) -> Rates:
     for records in in_lists(established(number, method)):
         source.apply(records)
 
-    def read() -> list[list[ConnectionRecord]]:
-        return [list(source.records(SYNC_ID, bucket)) for bucket in range(BUCKETS)]
+    def read() -> list[Run]:
+        return list(filter(None, source.records(SYNC_ID, range(BUCKETS))))
 
     with short_pauses():
-        reading, buckets = _timed(read)
-        lists = list(in_lists(record for bucket in buckets for record in bucket))
-        del buckets
+        reading, runs = _timed(read)
+        lists = [Runs(runs_of(records)) for records in in_lists(Runs(runs))]
+        del runs
 
         def enter() -> None:
             for records in lists:

@@ -11,7 +11,7 @@ Run as ``python -m bench.sync_bytes CONNECTIONS SERVERS...``; writes one line of
 import json
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from bench.crowd import SYNC_ID, Crowd, Kind
@@ -20,7 +20,7 @@ from lvsha.config import Sync
 from lvsha.connection_store import ConnectionStore
 from lvsha.counters import Counters
 from lvsha.datapath.service_policy import ESTABLISHED
-from lvsha.model import BUCKETS, ConnectionChange, ConnectionRecord, ForwardMethod
+from lvsha.model import BUCKETS, ConnectionChange, ForwardMethod
 from lvsha.sync.actions import Action, ProvideSnapshot, Send
 from lvsha.sync.messages import ALL_BUCKETS
 from lvsha.sync.pace import Pace
@@ -94,18 +94,12 @@ def _read_snapshot(source: Source, store: ConnectionStore, told: Told) -> None:
     asked = told.take(source.request(ALL_BUCKETS, 0, now))
     while asked or source.deadline is not None:
         if asked:
-            records = _records(store, asked.pop().buckets)
-            asked += told.take(source.snapshot(records, now))
+            buckets = asked.pop().buckets
+            wanted = [bucket for bucket in range(BUCKETS) if buckets >> bucket & 1]
+            asked += told.take(source.snapshot(store.records(SYNC_ID, wanted), now))
         else:
             now = max(now, source.deadline or now)
             asked += told.take(source.expire(now))
-
-
-def _records(store: ConnectionStore, buckets: int) -> Iterator[ConnectionRecord | None]:
-    for bucket in range(BUCKETS):
-        if buckets >> bucket & 1:
-            yield from store.records(SYNC_ID, bucket)
-            yield None
 
 
 def main() -> None:

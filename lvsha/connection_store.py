@@ -8,13 +8,14 @@ What always holds: every call returns at once, within some milliseconds. What ta
 on as a chore of the director, between frames.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lvsha.counters import Counters
 from lvsha.datapath.connections import Connection
 from lvsha.datapath.director import Director
 from lvsha.datapath.replication import SWEEP_MAX
 from lvsha.model import TEMPLATE_BIT, ConnectionRecord
+from lvsha.runs import Run
 from lvsha.tally import NO_SYNC_ID, Tally
 
 _Restored = tuple[Connection, float, float]
@@ -166,14 +167,9 @@ class ConnectionStore:
             self.counters.add("connections_swept", swept)
             yield
 
-    def records(self, sync_id: int, bucket: int) -> Iterator[ConnectionRecord]:
-        """What was told of a bucket.
-
-        Which connections these are is settled now, and each is as it is when it is read; what
-        has ended until then is left out. Those of one real server and virtual end follow one
-        another.
-        """
-        return self._replication.records(self.tally(sync_id), bucket)
+    def records(self, sync_id: int, buckets: Iterable[int]) -> Iterator[Run | None]:
+        """What was told of some buckets; see `Replication.records`."""
+        return self._replication.records(self.tally(sync_id), buckets)
 
     def lookup(self, keys: Sequence[bytes]) -> list[ConnectionRecord]:
         """Those connections and templates of these keys that are here."""

@@ -1,12 +1,13 @@
 """Nodes with couriers on a group in memory, for tests of the courier."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 from trio.testing import MockClock
 
 from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionEnded, ConnectionRecord
+from lvsha.runs import Run
 from lvsha.sync.courier import Courier
 from lvsha.sync.loopback import LoopbackGroup, LoopbackTransport
 from lvsha.sync.messages import (
@@ -115,8 +116,8 @@ class Joined(Table):
     def end(self, sync_id: int, bucket: int | None) -> None:
         self._by_id(sync_id).end(sync_id, bucket)
 
-    def records(self, sync_id: int, bucket: int) -> Iterator[ConnectionRecord]:
-        return self._by_id(sync_id).records(sync_id, bucket)
+    def records(self, sync_id: int, buckets: Iterable[int]) -> Iterator[Run | None]:
+        return self._by_id(sync_id).records(sync_id, buckets)
 
     def lookup(self, keys: Sequence[bytes]) -> list[ConnectionRecord]:
         return [record for key in keys for record in self._of(key).lookup([key])]

@@ -12,6 +12,7 @@ from lvsha.model import (
     connection_key,
     template_key,
 )
+from lvsha.runs import Run
 from lvsha.sync.actions import Action, Send
 from lvsha.sync.datagrams import decode, encode
 from lvsha.sync.messages import (
@@ -154,17 +155,20 @@ class Table:
     def end(self, sync_id: int, bucket: int | None) -> None:
         self.end_all(ALL_BUCKETS if bucket is None else 1 << bucket)
 
-    def records_of(self, buckets: int) -> Iterator[ConnectionRecord | None]:
-        """What was told of these buckets, each as it is when it is read."""
+    def records_of(self, buckets: int) -> Iterator[Run | None]:
+        """What was told of these buckets, each as it is when it is read; None has ended."""
         if buckets == ALL_BUCKETS:
             wanted = list(self.content)
         else:
             wanted = [key for b in members(buckets) for key in self._marks.get(b, ())]
         for key in wanted:
-            yield self.content.get(key)
+            record = self.content.get(key)
+            yield None if record is None else Run(record, [key])
 
-    def records(self, sync_id: int, bucket: int) -> Iterator[ConnectionRecord]:
-        return (record for record in self.records_of(1 << bucket) if record is not None)
+    def records(self, sync_id: int, buckets: Iterable[int]) -> Iterator[Run | None]:
+        for bucket in buckets:
+            yield from filter(None, self.records_of(1 << bucket))
+            yield None
 
     def lookup(self, keys: Sequence[bytes]) -> list[ConnectionRecord]:
         return [self.content[key] for key in keys if key in self.content]

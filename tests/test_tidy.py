@@ -23,6 +23,7 @@ LEVELS = (
     ("lvsha.errors", 0),
     ("lvsha.counters", 0),
     ("lvsha.tally", 0),
+    ("lvsha.runs", 0),
     ("lvsha.datapath.reasons", 0),
     ("lvsha.wire", 1),
     ("lvsha.wire.*", 1),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionChanged
+from lvsha.runs import Runs
 from tests.laboratory import Laboratory
 
 
@@ -30,7 +31,8 @@ def repair(source: Laboratory, copy: Laboratory) -> int:
     ]
     for bucket in differing:
         generation = own.begin()
-        own.apply(list(theirs.records(source.tally, bucket)), copy.now)
+        told = Runs(list(filter(None, theirs.records(source.tally, [bucket]))))
+        own.apply(told, copy.now)
         for _ in own.sweep_bucket(copy.tally, bucket, generation):
             pass
     return len(differing)

@@ -27,8 +27,9 @@ than its `expires` rounded up to the next second.
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Final
 
 from lvsha.datapath.memories import FtpDialogue, TemplateIdentity, Unread, mark_of_template
@@ -41,6 +42,7 @@ from lvsha.model import (
     ConnectionRecord,
     bucket_of,
 )
+from lvsha.runs import FEW, cut, filled
 from lvsha.tally import UNTOLD, Tally
 
 SHARDS: Final = BUCKETS
@@ -53,6 +55,11 @@ TEMPLATE_NONE: Final = 0
 TEMPLATE_ASSURED: Final = 1
 """States of a template: whether one of its connections was ever established."""
 _POISONED_PORT: Final = 65535
+# Where bytes of the client stand in the key of a reply and of a request, by their length.
+_REPLY_CLIENTS: Final = {
+    14: [*zip(range(6, 10), range(2, 6), strict=True), (12, 10), (13, 11)],
+    38: [*zip(range(18, 34), range(2, 18), strict=True), (36, 34), (37, 35)],
+}
 
 _INACTIVE: Final = int(ConnectionFlag.INACTIVE)
 _TEMPLATE: Final = int(ConnectionFlag.TEMPLATE)
@@ -186,13 +193,18 @@ class Connection:
         identity = self.dialogue
         return identity.key if isinstance(identity, TemplateIdentity) else self.key
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its record has no details, and the own key."""
+        if self.dialogue is not None or self.flags & _TEMPLATE:
+            return False
+        parent = self.parent
+        return parent is None or (parent.dialogue is None and bool(parent.flags & _TEMPLATE))
+
     def record(self) -> ConnectionRecord:
         """The connection as a value for other directors."""
         binding = self.binding
-        plain = self.dialogue is None and not self.flags & _TEMPLATE
-        parent = self.parent
-        if plain and parent is not None:
-            plain = parent.dialogue is None and bool(parent.flags & _TEMPLATE)
+        plain = self.is_plain
         return _new_record(
             ConnectionRecord,
             (
@@ -248,6 +260,18 @@ def reply_key(key: bytes, server: bytes, server_port: int) -> bytes:
     """The key of what a NAT real server sends back, from that of the request."""
     size = (len(key) - 6) // 2
     return key[:2] + server + key[2 : 2 + size] + server_port.to_bytes(2) + key[-4:-2]
+
+
+def _reply_keys(first: Connection, keys: Sequence[bytes]) -> Iterable[bytes]:
+    """Those of connections that differ from one in nothing but their clients."""
+    row = first.reply_key
+    if not row:
+        return repeat(b"")
+    length, size = len(row), (len(row) - 6) // 2
+    if len(keys) < FEW:
+        head, middle = row[: 2 + size], row[2 + 2 * size : -2]
+        return [head + key[2 : 2 + size] + middle + key[-4:-2] for key in keys]
+    return cut(filled(row, b"".join(keys), length, _REPLY_CLIENTS[length]), length)
 
 
 def _shard(key: bytes) -> int:
@@ -377,29 +401,20 @@ class ConnectionTable:
             Of these keys those that were not there before; each once.
         """
         alike, inbound, outbound = first.alike, self.inbound, self.outbound
-        size = (len(first.key) - 6) // 2
-        client_end, ports_at = 2 + size, len(first.key) - 4
-        reply = first.reply_key
-        head, port = reply[: 2 + size], reply[2 + 2 * size : -2]
         lying = self._lying(first.second, len(keys))
         entered = []
-        for key in keys:
+        for key, back in zip(keys, _reply_keys(first, keys), strict=False):
             shard = inbound[key[-3] + key[5]]
             if key in shard:
                 continue
-            if reply:
-                back = head + key[2:client_end] + port + key[ports_at:-2]
-                connection = alike(key, back)
-                replies = outbound[back[-1] + back[-5]]
-                if back in replies:
-                    self.enter_replies(connection)
-                else:
-                    replies[back] = connection
-            else:
-                connection = alike(key, b"")
-            shard[key] = connection
+            shard[key] = connection = alike(key, back)
             lying[connection] = None
             entered.append(key)
+            if (
+                back
+                and outbound[back[-1] + back[-5]].setdefault(back, connection) is not connection
+            ):
+                self.enter_replies(connection)
         self._count += len(entered)
         return entered
 

@@ -20,9 +20,9 @@ Times are seconds on the caller's clock.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
-from itertools import islice
+from itertools import takewhile
 from typing import Final
 
 from lvsha.datapath.connections import Connection
@@ -31,7 +31,7 @@ from lvsha.datapath.families import Families
 from lvsha.datapath.ftp import FtpMode
 from lvsha.datapath.memories import SIP, FtpDialogue, TemplateIdentity, Unread
 from lvsha.datapath.registry import Registry
-from lvsha.datapath.services import RealServer
+from lvsha.datapath.services import Binding, RealServer
 from lvsha.datapath.stand_ins import StandIn, StandIns
 from lvsha.datapath.template_keys import bare_template_key
 from lvsha.model import (
@@ -45,10 +45,15 @@ from lvsha.model import (
     template_key,
     virtual_of,
 )
-from lvsha.tally import NO_SYNC_ID, Tally
+from lvsha.runs import Run, runs_of
+from lvsha.tally import NO_SYNC_ID, UNTOLD, Tally
 
 RUN_MAX: Final = 1000
 """Connections that are entered in one go; two or three milliseconds."""
+LOOK_MAX: Final = 2000
+"""Connections that are looked at in one go, and those of one more bucket; two milliseconds."""
+READ_MAX: Final = 64
+"""Connections that are read in one go; some of them wait for a datagram's end."""
 SWEEP_MAX: Final = 250
 """Connections that are ended in one go; a millisecond."""
 TIMEOUT_MAX: Final = 2.0**32
@@ -118,54 +123,37 @@ class Replication:
         end of one that was replaced (as in the kernel). A copy follows its source.
         """
         refused: Counter[Refusal] = Counter()
-        at = 0
-        while at < len(records):
-            record = records[at]
-            at += 1
-            first = self._apply(record, now)
-            if isinstance(first, Refusal):
-                refused[first] += 1
-            elif at < len(records) and records[at][1:] == record[1:]:
-                keys = self._alike(record, records, at)
-                at += len(keys)
-                if first is not None:
-                    self._enter_alike(first, record, keys, now, refused)
-                else:
-                    self._change_alike(record, keys, now, refused)
+        for record, keys in runs_of(records):
+            at = 0
+            while at < len(keys):
+                if record.key != keys[at]:
+                    record = record._replace(key=keys[at])
+                first = self._apply(record, now)
+                at += 1
+                if isinstance(first, Refusal):
+                    refused[first] += 1
+                    continue
+                alike = self._alike(keys, at)
+                at += len(alike)
+                if alike and first is not None:
+                    self._enter_alike(first, record, alike, now, refused)
+                elif alike:
+                    self._change_alike(record, alike, now, refused)
         return refused
 
-    def _alike(
-        self, first: ConnectionRecord, records: Sequence[ConnectionRecord], start: int
-    ) -> list[bytes]:
-        """The keys of the records from a place on that differ only in the client's end."""
-        key, values = first[0], first[1:]
-        length = len(key)
-        size = (length - 6) // 2
-        virtual_at, ports_at = 2 + size, 2 + 2 * size
-        head, virtual, tail = key[:2], key[virtual_at:ports_at], key[-2:]
-        destinations = self._destinations
-        mark_of = destinations.mark_of if destinations.has_marks else None
-        mark = 0 if mark_of is None else mark_of(key)
-        keys: list[bytes] = []
-        for record in islice(records, start, start + RUN_MAX):
-            key = record[0]
-            if (
-                record[1:] != values
-                or key[virtual_at:ports_at] != virtual
-                or key[-2:] != tail
-                or key[:2] != head
-                or len(key) != length
-                or (mark_of is not None and mark_of(key) != mark)
-            ):
-                break
-            keys.append(key)
-        return keys
+    def _alike(self, keys: Sequence[bytes], start: int) -> Sequence[bytes]:
+        """What of a run is handled together with the key before a place: what has its mark."""
+        rest, destinations = keys[start : start + RUN_MAX], self._destinations
+        if rest and destinations.has_marks:
+            mark = destinations.mark_of(keys[start - 1])
+            return list(takewhile(lambda key: destinations.mark_of(key) == mark, rest))
+        return rest
 
     def _enter_alike(
         self,
         first: Connection,
         record: ConnectionRecord,
-        keys: list[bytes],
+        keys: Sequence[bytes],
         now: float,
         refused: Counter[Refusal],
     ) -> None:
@@ -185,7 +173,11 @@ class Replication:
                 refused[outcome] += 1
 
     def _change_alike(
-        self, record: ConnectionRecord, keys: list[bytes], now: float, refused: Counter[Refusal]
+        self,
+        record: ConnectionRecord,
+        keys: Sequence[bytes],
+        now: float,
+        refused: Counter[Refusal],
     ) -> None:
         """Change a run of connections as the first was; those that were not there are entered."""
         find, first = self._table.find, self._find(record.key)
@@ -447,18 +439,33 @@ class Replication:
 
     # What others ask
 
-    def records(self, tally: Tally, bucket: int) -> Iterator[ConnectionRecord]:
-        """What was told of a bucket; see `lvsha.connection_store`."""
+    def records(self, tally: Tally, buckets: Iterable[int]) -> Iterator[Run | None]:
+        """What was told of some buckets, in runs of one real server and virtual end.
+
+        Some buckets are looked at together, and None follows on what was told of these. Which
+        connections those are is settled then, and each is as it is when its run is read; what
+        has ended until then is left out.
+        """
+        looked_at = 0
         grouped: dict[object, list[Connection]] = {}
-        for connection in self._table.part(bucket):
-            if connection.tally is tally and connection.told_state >= 0:
-                binding = connection.binding
-                group: object = binding
-                if not binding.server.service.port:
-                    # Of all ports, or of a mark: these may have one binding, and many ends.
-                    group = (binding, connection.virtual)
-                grouped.setdefault(group, []).append(connection)
-        return _read(grouped.values())
+        for bucket in buckets:
+            part = self._table.part(bucket)
+            looked_at += len(part)
+            for connection in part:
+                if connection.tally is tally and connection.told_state >= 0:
+                    binding = connection.binding
+                    group: object = binding
+                    if not binding.server.service.port:
+                        # Of all ports, or of a mark: these may have one binding, and many ends.
+                        group = (binding, connection.virtual)
+                    grouped.setdefault(group, []).append(connection)
+            if looked_at >= LOOK_MAX:
+                yield from _read(grouped.values())
+                yield None
+                looked_at = 0
+                grouped = {}
+        yield from _read(grouped.values())
+        yield None
 
     def lookup(self, keys: Sequence[bytes]) -> list[ConnectionRecord]:
         """Those of these that are here, as they are."""
@@ -519,11 +526,36 @@ def _is_sound(record: ConnectionRecord, size: int) -> bool:
     )
 
 
-def _read(groups: Collection[list[Connection]]) -> Iterator[ConnectionRecord]:
-    """Connections as they are when they are read; of their states those that were told."""
+def _read(groups: Collection[list[Connection]]) -> Iterator[Run]:
+    """Connections of one server and virtual end in runs, as they are when these are read."""
     for connections in groups:
-        for connection in connections:
-            told = connection.told_state
-            if told >= 0:  # else it has ended since, or stands under another key
-                record = connection.record()
-                yield record if record.state == told else record._replace(state=told)
+        for start in range(0, len(connections), READ_MAX):
+            yield from _read_now(connections[start : start + READ_MAX])
+
+
+def _read_now(connections: Sequence[Connection]) -> list[Run]:
+    """Connections of one virtual end as they are now; of their states those that were told."""
+    runs: list[Run] = []
+    binding: Binding | None = None
+    state, flags, timeout = UNTOLD, 0, 0.0
+    keys: list[bytes] = []
+    for connection in connections:
+        told = connection.told_state
+        if told < 0:
+            continue  # it has ended since, or stands under another key
+        if (
+            told == state
+            and connection.flags == flags
+            and connection.timeout == timeout
+            and connection.binding is binding
+            and connection.dialogue is None
+            and (connection.parent is None or connection.is_plain)
+        ):
+            keys.append(connection.key)
+            continue
+        record = connection.record()
+        keys = [record.key]
+        runs.append(Run(record if record.state == told else record._replace(state=told), keys))
+        state = told if connection.is_plain else UNTOLD
+        flags, timeout, binding = connection.flags, connection.timeout, connection.binding
+    return runs

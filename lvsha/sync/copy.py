@@ -30,6 +30,7 @@ just led (see `lvsha.sync.overlap`). Two that lead for longer than a heartbeat a
 Times are seconds on a monotonic clock.
 """
 
+from collections.abc import Sequence
 from typing import Final, assert_never
 
 from lvsha.counters import Counters
@@ -400,7 +401,7 @@ class Copy:
         self,
         stream: Stream,
         sequence: int,
-        records: list[ConnectionRecord],
+        records: Sequence[ConnectionRecord],
         ended: list[bytes],
         actions: list[Action],
     ) -> None:
@@ -420,9 +421,8 @@ class Copy:
         if not self.overlap.is_on(now) or not isinstance(message, Changes):
             self._counters.add("refused_while_leading")
             return []
-        records = message.records
+        records, sequence = message.records, message.origin.sequence
         if stream.guarded:
-            sequence = message.origin.sequence
             records = [record for record in records if stream.fresh(record.key, sequence)]
         taken = self.overlap.wanted(records)
         if taken:

@@ -21,7 +21,7 @@ Times are Trio's clock.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
@@ -33,6 +33,7 @@ from lvsha.counters import Counters
 from lvsha.errors import SealError, SyncError
 from lvsha.log import LimitedLog
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionRecord
+from lvsha.runs import Run
 from lvsha.sync.actions import (
     Action,
     Alarm,
@@ -85,11 +86,11 @@ class ConnectionTable(Protocol):
         """Remove what was not applied of a bucket, or of all, since the begin."""
         ...
 
-    def records(self, sync_id: int, bucket: int) -> Iterator[ConnectionRecord]:
-        """What was told of a bucket, each as it is when it is read.
+    def records(self, sync_id: int, buckets: Iterable[int]) -> Iterator[Run | None]:
+        """What was told of some buckets, in runs, each as it is when the run is read.
 
         The table changes between two reads; that must not disturb the iterator, which
-        leaves out what has ended. What one real server has stands together.
+        leaves out what has ended. None says that much was looked at, told or not.
         """
         ...
 
@@ -385,7 +386,8 @@ class Courier:
                     for bucket in _members(action.buckets):
                         table.end(action.sync_id, bucket)
                 case ProvideSnapshot():
-                    records = self._records(replica.sync_id, action.buckets)
+                    wanted = [n for n in range(BUCKETS) if action.buckets >> n & 1]
+                    records = table.records(replica.sync_id, wanted)
                     self._perform(replica, replica.snapshot(records, trio.current_time()))
                 case LookUp():
                     known = table.lookup(action.keys)
@@ -407,14 +409,6 @@ class Courier:
                     self._log.warning("sync datagram refused", now, reason=action.reason)
                 case _:
                     assert_never(action)
-
-    def _records(self, sync_id: int, buckets: int) -> Iterator[ConnectionRecord | None]:
-        """What was told of some buckets; None at the end of each."""
-        members = range(BUCKETS) if buckets == ALL_BUCKETS else _members(buckets)
-        for bucket in members:
-            assert bucket is not None, "only all buckets together are None"
-            yield from self._table.records(sync_id, bucket)
-            yield None
 
     def _tell_node(self, event: SyncEvent) -> None:
         try:

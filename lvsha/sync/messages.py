@@ -12,6 +12,7 @@ A message of a type that is not known is a value, too: `Unknown`.
 Times are seconds, and none of them is a time of day or of a clock.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -166,7 +167,7 @@ class Changes:
     """Live changes: connections as they are, and the keys of those that ended."""
 
     origin: Origin
-    records: list[ConnectionRecord]
+    records: Sequence[ConnectionRecord]
     ended: list[bytes]
 
 
@@ -195,7 +196,7 @@ class SnapshotChunk:
 
     origin: Origin
     begin: int
-    records: list[ConnectionRecord]
+    records: Sequence[ConnectionRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +292,7 @@ class Answer:
 
     origin: Origin
     asker: str
-    records: list[ConnectionRecord]
+    records: Sequence[ConnectionRecord]
     unknown: tuple[bytes, ...]
 
 

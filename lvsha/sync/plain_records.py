@@ -117,6 +117,10 @@ class PlainPacking:
         """Take connections in, as far as there is room; returns how many there was room for."""
         return taken(records, self.add)
 
+    def add_run(self, record: ConnectionRecord, keys: Sequence[bytes]) -> int:
+        """Take in connections like one, with these keys; returns how many there was room for."""
+        return self.add_all([record._replace(key=key) for key in keys])
+
     def add_ended(self, key: bytes) -> bool:
         """Take the end of a connection in; False if there is no room for it."""
         return key[0] >= TEMPLATE_BIT or self._add(encode_plain_ended(key))

@@ -13,6 +13,7 @@ Time-outs are seconds; in a group they are hundredths.
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -26,6 +27,7 @@ from lvsha.model import (
     IPv4_BYTES,
     IPv6_BYTES,
 )
+from lvsha.runs import FEW, Run, Runs, cut, filled, runs_of
 
 # A year and a day; the longest time-out that ipvsadm takes is 31 days.
 TIMEOUT_MAX: Final = 366 * 86_400
@@ -56,6 +58,15 @@ _TICKS: Final = 100
 _ENDS: Final = struct.Struct("!BBBHH")
 # An entry: client address and port, state, flags, time-out.
 _ENTRIES: Final = {4: struct.Struct("!4s2sBHI"), 6: struct.Struct("!16s2sBHI")}
+# What of an entry is not of the client, and where the client's bytes stand in a key and here.
+_RESTS: Final = {4: struct.Struct("!6xBHI"), 6: struct.Struct("!18xBHI")}
+_CLIENTS: Final = {
+    4: [*zip(range(2, 6), range(4), strict=True), (10, 4), (11, 5)],
+    6: [*zip(range(2, 18), range(16), strict=True), (34, 16), (35, 17)],
+}
+_TO_ENTRIES: Final = {
+    family: [(to, of) for of, to in places] for family, places in _CLIENTS.items()
+}
 _ENDED: Final = {4: 6, 6: 18}
 """Bytes of an ended connection in a group: client address and port."""
 
@@ -94,12 +105,12 @@ class _Group:
 
     def __init__(self, ends: bytes) -> None:
         self.ends = ends
-        self.entries: list[bytes] = []
+        self.entries = bytearray()
         self.details: list[bytes] = []
 
     def encoded(self) -> bytes:
         body = array_head(3 if self.details else 2) + pack(self.ends)
-        body += pack(b"".join(self.entries))
+        body += pack(self.entries)
         if self.details:
             body += array_head(len(self.details)) + b"".join(self.details)
         return body
@@ -141,6 +152,24 @@ class Packing:
             at += 1 + self._add_alike(group, records, at)
         return at
 
+    def add_run(self, record: ConnectionRecord, keys: Sequence[bytes]) -> int:
+        """Take in connections with these keys that differ from one in nothing but the client.
+
+        Returns:
+            How many there was room for.
+        """
+        group = self._place(record if record.key == keys[0] else record._replace(key=keys[0]))
+        if group is None or len(keys) == 1:
+            return int(group is not None)
+        family = keys[0][0] & ~TEMPLATE_BIT
+        entry_bytes = _ENTRIES[family].size
+        others = keys[1 : 1 + self._room // entry_bytes]
+        row, rows = group.entries[-entry_bytes:], b"".join(others)
+        group.entries += filled(row, rows, _KEY_BYTES[family], _TO_ENTRIES[family])
+        self._room -= len(others) * entry_bytes
+        self.count += len(others)
+        return 1 + len(others)
+
     def _add_alike(self, group: _Group, records: Sequence[ConnectionRecord], at: int) -> int:
         """Take in what follows a record, is of its group and has no details; how many it was."""
         key, own_server, own_port, own_method, *_ = records[at]
@@ -149,7 +178,7 @@ class Packing:
         client_end, ports_at, port_end, end = 2 + size, 2 + 2 * size, 4 + 2 * size, 6 + 2 * size
         head, virtual, tail = key[:2], key[client_end:ports_at], key[port_end:end]
         entries, encode, entry_bytes = group.entries, _ENTRIES[family].pack, _ENTRIES[family].size
-        before = len(entries)
+        added = 0
         for record in records[at + 1 : at + 1 + self._room // entry_bytes]:
             key, server, port, method, state, flags, timeout, details = record
             if (
@@ -162,16 +191,14 @@ class Packing:
                 or key[:2] != head
             ):
                 break
-            entries.append(
-                encode(
-                    key[2:client_end],
-                    key[ports_at:port_end],
-                    state,
-                    flags & UINT16_MAX,
-                    round(timeout * _TICKS),
-                )
+            entries += encode(
+                key[2:client_end],
+                key[ports_at:port_end],
+                state,
+                flags & UINT16_MAX,
+                round(timeout * _TICKS),
             )
-        added = len(entries) - before
+            added += 1
         self._room -= added * entry_bytes
         self.count += added
         return added
@@ -196,7 +223,7 @@ class Packing:
             needed += _GROUP_BYTES + len(ends)
         told = b""
         if details is not None or len(key) > 6 + 2 * size:
-            index = 0 if group is None else len(group.entries)
+            index = 0 if group is None else len(group.entries) // _ENTRIES[family].size
             told = _encode_details(index, key[6 + 2 * size :], details)
             needed += len(told) + (_DETAILS_BYTES if group is None or not group.details else 0)
         if needed > self._room:
@@ -204,10 +231,9 @@ class Packing:
         self._room -= needed
         if group is None:
             group = self._groups[identity] = _Group(ends)
-        entry = _ENTRIES[family].pack(
+        group.entries += _ENTRIES[family].pack(
             key[2 : 2 + size], ports[:2], state, flags & UINT16_MAX, round(timeout * _TICKS)
         )
-        group.entries.append(entry)
         if told:
             group.details.append(told)
         self.count += 1
@@ -229,7 +255,7 @@ class Packing:
         self._room -= needed
         if group is None:
             group = self._ended[identity] = _Group(b"".join((key[:2], key[-2:], identity[1])))
-        group.entries.append(key[2 : 2 + size] + key[-4:-2])
+        group.entries += key[2 : 2 + size] + key[-4:-2]
         self.count += 1
         return True
 
@@ -302,19 +328,19 @@ def _fields(found: bytes, details: ConnectionDetails | None) -> Iterator[tuple[i
 # --- reading groups ------------------------------------------------------------------
 
 
-def read_groups(groups: object) -> list[ConnectionRecord]:
+def read_groups(groups: object) -> Runs:
     """All connections of an array of groups.
 
     Raises:
         SyncError: something in it is not as the format has it.
     """
-    records: list[ConnectionRecord] = []
+    runs: list[Run] = []
     for group in read_array(groups):
-        records += _read_group(read_array(group))
-    return records
+        runs += _read_group(read_array(group))
+    return Runs(runs)
 
 
-def _read_group(group: list[Any]) -> list[ConnectionRecord]:
+def _read_group(group: list[Any]) -> Sequence[Run]:
     if len(group) < 2:
         raise SyncError("a group without its entries")
     ends, entries = _bytes(group[0]), _bytes(group[1])
@@ -322,39 +348,40 @@ def _read_group(group: list[Any]) -> list[ConnectionRecord]:
         raise SyncError("a group whose ends are cut short")
     kind, protocol, number, virtual_port, server_port = _ENDS.unpack_from(ends)
     family = kind & ~TEMPLATE_BIT
-    entry = _ENTRIES.get(family)
+    rests = _RESTS.get(family)
     method = METHODS.get(number)
     size = IPv4_BYTES if family == 4 else IPv6_BYTES
     virtual, server = ends[_ENDS.size : _ENDS.size + size], ends[_ENDS.size + size :]
-    if entry is None or method is None or len(entries) % entry.size:
+    if rests is None or method is None or len(entries) % rests.size:
         raise SyncError("a group of no family, no method, or cut entries")
     if len(server) != size and (
         # Only a tunnel can lead from one family to the other.
         method is not ForwardMethod.TUNNEL or len(server) != IPv4_BYTES + IPv6_BYTES - size
     ):
         raise SyncError("a group whose server has a wrong address")
-    head, tail = bytes((kind, protocol)), virtual_port.to_bytes(2)
-    records = [
-        _new_record(
-            ConnectionRecord,
-            (
-                head + client + virtual + port + tail,
-                server,
-                server_port,
-                method,
-                state,
-                flags,
-                timeout / _TICKS,
-                None,
-            ),
-        )
-        for client, port, state, flags, timeout in entry.iter_unpack(entries)
-    ]
-    if len(group) > 2:
-        last = -1
-        for details in read_array(group[2]):
-            last = _read_details(read_array(details), records, last)
-    return records
+    head, tail, step = bytes((kind, protocol)), virtual_port.to_bytes(2), rests.size
+    if len(entries) < FEW * step:
+        keys = [
+            head + entries[at : at + size] + virtual + entries[at + size : at + size + 2] + tail
+            for at in range(0, len(entries), step)
+        ]
+    else:
+        row = head + bytes(size) + virtual + bytes(2) + tail
+        keys = cut(filled(row, entries, step, _CLIENTS[family]), len(row))
+    runs: list[Run] = []
+    at = 0
+    for (state, flags, timeout), alike in groupby(rests.iter_unpack(entries)):
+        own = keys[at : at + len(list(alike))]
+        values = (own[0], server, server_port, method, state, flags, timeout / _TICKS, None)
+        runs.append(Run(_new_record(ConnectionRecord, values), own))
+        at += len(own)
+    if len(group) < 3:
+        return runs
+    records = list(Runs(runs))
+    last = -1
+    for details in read_array(group[2]):
+        last = _read_details(read_array(details), records, last)
+    return runs_of(records)
 
 
 def _read_details(fields: list[Any], records: list[ConnectionRecord], last: int) -> int:

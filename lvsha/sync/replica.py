@@ -29,6 +29,7 @@ from typing import Final
 from lvsha.counters import Counters
 from lvsha.errors import SyncError
 from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionRecord
+from lvsha.runs import Run
 from lvsha.sync.actions import (
     Action,
     Alarm,
@@ -301,7 +302,7 @@ class Replica:
         self.counters.add("datagrams_sent", len(sent))
         return sent
 
-    def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
+    def snapshot(self, records: Iterator[Run | None], now: float) -> list[Action]:
         """The answer to `ProvideSnapshot`.
 
         The iterator is read a little in each tick. It must yield each connection as it is

@@ -10,9 +10,9 @@ What always holds:
   ``queue_max`` entries. A change that finds it full is not told; instead one number is
   left out, so that every listener notices a gap and compares. Nothing is lost in silence.
 * A connection stands in the stream in the order of its states. A snapshot's record is
-  read, encoded and numbered in one step, except that a few may wait for the next datagram,
-  and such a one is dropped when the connection is told of meanwhile. A connection that is in
-  the queue is left out of the snapshot: it will be told anyway, and later.
+  read, encoded and numbered in one step, except that a part of a run may wait for the next
+  datagram, and such a one is dropped when the connection is told of meanwhile. A connection
+  that is in the queue is left out of the snapshot: it will be told anyway, and later.
 * When no other waits, a change leaves at once, if a datagram was saved up for it: each
   ``gather`` gives one, and ``eager_datagrams_max`` are kept. If none was, it waits for
   ``gather``, or for the next tick of a snapshot, and what comes meanwhile leaves with it, so
@@ -40,6 +40,7 @@ from typing import Final
 
 from lvsha.counters import Counters
 from lvsha.model import BUCKETS, ConnectionChange, ConnectionChanged, ConnectionRecord
+from lvsha.runs import Run
 from lvsha.sync.actions import Action, ProvideSnapshot, Send
 from lvsha.sync.datagrams import (
     encode,
@@ -79,8 +80,6 @@ PROVIDE_PATIENCE: Final = 0.1
 # A table whose records all wait in the queue must not make one step read all of it.
 SNAPSHOT_READS_PER_TICK: Final = 4096
 SLICE_READS: Final = 250
-# Records that are read in one go; some of them may have to wait for the next datagram.
-SNAPSHOT_READ_AHEAD: Final = 32
 # Connections in one snapshot: what is asked for again if a part of it is lost.
 SNAPSHOT_CONNECTIONS: Final = 8_000
 # Requests that were on their way when what they ask for began are of the last moment.
@@ -140,7 +139,8 @@ class Source:
         self._resend: dict[int, None] = {}
         self._resent: dict[int, float] = {}
         self._is_snapshots_turn = False
-        self._records: Iterator[ConnectionRecord | None] | None = None
+        self._records: Iterator[Run | None] | None = None
+        # What of the run that was read last waits for the next datagram, and a record like it.
         self._held: dict[bytes, ConnectionRecord] = {}
         self._snapshot_begin = 0
         self._snapshot_records = 0
@@ -314,11 +314,11 @@ class Source:
             self._sums_by = now + SUMS_PATIENCE
         return self._send_sums(now)
 
-    def snapshot(self, records: Iterator[ConnectionRecord | None], now: float) -> list[Action]:
-        """Begin to send these records; they are read as they are sent.
+    def snapshot(self, records: Iterator[Run | None], now: float) -> list[Action]:
+        """Begin to send the records of these runs; they are read as they are sent.
 
-        A None among them counts as `SLICE_READS` records; it says that so many connections
-        were looked at which are not to be sent.
+        A None among them counts as `SLICE_READS` records; it says that a part of the table was
+        looked at, whatever of it is to be sent.
         """
         if self.role is not Role.LEAD or self._records is not None or not self._offered:
             return []
@@ -542,33 +542,27 @@ class Source:
         return encode_plain_chunk(self.origin, self._snapshot_begin, packing.encoded)
 
     def _read(
-        self,
-        records: Iterator[ConnectionRecord | None],
-        packing: Packing | PlainPacking,
-        reads: int,
+        self, runs: Iterator[Run | None], packing: Packing | PlainPacking, reads: int
     ) -> tuple[int, bool]:
         """Read records for one datagram; how many reads are left, and whether none followed."""
-        queue, read, ended = self._queue, list(self._held.values()), False
-        self._held.clear()
-        while not ended and (read or reads > 0):
-            while reads > 0 and len(read) < SNAPSHOT_READ_AHEAD:
-                try:
-                    record = next(records)
-                except StopIteration:
-                    ended = True
-                    break
-                if record is None:
-                    reads -= SLICE_READS
-                    continue
-                reads -= 1
-                if record.key not in queue:
-                    read.append(record)
-            taken = packing.add_all(read)
-            if taken < len(read):
-                self._held = {record.key: record for record in read[taken:]}
+        queue, held = self._queue, self._held
+        waiting = [Run(next(iter(held.values())), list(held))] if held else []
+        held.clear()
+        for run in chain(waiting, runs):
+            if run is None:
+                reads -= SLICE_READS
+            else:
+                record, keys = run
+                reads -= len(keys)
+                if queue:
+                    keys = [key for key in keys if key not in queue]
+                taken = packing.add_run(record, keys) if keys else 0
+                if taken < len(keys):
+                    held.update(dict.fromkeys(keys[taken:], record))
+                    return reads, False
+            if reads <= 0:
                 return reads, False
-            read = []
-        return reads, ended
+        return reads, True
 
     def _end_snapshot(self, now: float) -> Send:
         self._records = None

@@ -365,8 +365,9 @@ class World(Laboratory):
             case "read snapshot":
                 tallies = {*director.registry.tallies.values()}
                 for tally, bucket in product(tallies, range(BUCKETS)):
-                    for record in director.replication.records(tally, bucket):
-                        demand(bucket_of(record.key) == bucket, "a record in another bucket")
+                    runs = filter(None, director.replication.records(tally, [bucket]))
+                    for key in chain.from_iterable(run.keys for run in runs):
+                        demand(bucket_of(key) == bucket, "a record in another bucket")
             case "tell all":
                 self._begin(chain.from_iterable(map(director.registry.tell_all, (4, 16))))
             case _:

@@ -10,6 +10,7 @@ from lvsha.model import (
     ConnectionEnded,
     ConnectionRecord,
 )
+from lvsha.runs import Run
 from lvsha.sync.actions import Action, Apply, Deny, Forget, LookUp, ProvideSnapshot, Send
 from lvsha.sync.catching_up import SNAPSHOTS_MAX
 from lvsha.sync.datagrams import decode, encode
@@ -186,7 +187,9 @@ def test_no_sequence_of_messages_and_calls_breaks_a_replica(
         for action in list(actions):
             match action:
                 case ProvideSnapshot():
-                    actions += replica.snapshot(iter([connection(1), None]), now)
+                    actions += replica.snapshot(
+                        iter([Run(connection(1), [connection(1).key]), None]), now
+                    )
                 case LookUp():
                     actions += replica.answer(action.asker, action.keys, [connection(1)], now)
                 case _:

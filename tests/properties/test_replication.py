@@ -21,6 +21,7 @@ from lvsha.model import (
     Protocol,
     parse_address,
 )
+from lvsha.runs import Runs
 from tests import packets
 from tests.laboratory import DR, NAT, SYNC_ID, TUN, V4, V6, Laboratory
 from tests.packets import ACK, FIN, RST, SYN
@@ -117,7 +118,7 @@ def happen(laboratory: Laboratory, kind: str, one: int, two: int, three: int) ->
 
 def told(laboratory: Laboratory) -> dict[bytes, ConnectionRecord]:
     replication = laboratory.director.replication
-    records = [r for n in range(BUCKETS) for r in replication.records(laboratory.tally, n)]
+    records = Runs(list(filter(None, replication.records(laboratory.tally, range(BUCKETS)))))
     assert len({each.key for each in records}) == len(records) == laboratory.tally.told
     return {each.key: each for each in records}
 

@@ -16,6 +16,7 @@ from lvsha.model import (
     connection_key,
     parse_address,
 )
+from lvsha.runs import Runs
 from tests import packets
 from tests.laboratory import C4, Laboratory
 
@@ -72,7 +73,7 @@ def make(
 
 
 def ports(store: ConnectionStore, sync_id: int) -> list[int]:
-    told = (r for bucket in range(BUCKETS) for r in store.records(sync_id, bucket))
+    told = Runs(list(filter(None, store.records(sync_id, range(BUCKETS)))))
     return sorted(client_port(r) for r in told)
 
 

@@ -1,7 +1,13 @@
 import pytest
 
 from lvsha.datapath import connections, state_machines
-from lvsha.datapath.connections import SLICE, Connection, ConnectionTable, reply_key
+from lvsha.datapath.connections import (
+    SLICE,
+    Connection,
+    ConnectionTable,
+    _reply_keys,
+    reply_key,
+)
 from lvsha.datapath.services import (
     RealServer,
     ServerOptions,
@@ -10,6 +16,7 @@ from lvsha.datapath.services import (
     VirtualService,
 )
 from lvsha.model import ConnectionFlag, ForwardMethod, connection_key, parse_address
+from lvsha.runs import FEW
 
 C4, V4, S4 = map(parse_address, ("198.51.100.7", "192.0.2.1", "10.1.0.2"))
 C6, V6, S6 = map(parse_address, ("2001:db8::7", "2001:db8:f::1", "fd00::2"))
@@ -209,3 +216,16 @@ def test_only_the_flag_says_whether_a_connection_is_active() -> None:
     assert not connection.active
     connection.flags &= ~ConnectionFlag.INACTIVE
     assert connection.active
+
+
+@pytest.mark.parametrize("size", [4, 16])
+@pytest.mark.parametrize("number", [0, 1, FEW - 1, FEW, 50])
+def test_the_reply_keys_of_a_run_are_those_of_each(size: int, number: int) -> None:
+    family, server = {4: 4, 16: 6}[size], b"s" * size
+    keys = [
+        bytes((family, 6)) + (n << 9).to_bytes(size) + b"v" * size + n.to_bytes(2) + b"\0P"
+        for n in range(number)
+    ]
+    first = object.__new__(Connection)
+    first.reply_key = reply_key(bytes((family, 6)) + bytes(2 * size + 4), server, 8080)
+    assert list(_reply_keys(first, keys)) == [reply_key(key, server, 8080) for key in keys]

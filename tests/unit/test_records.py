@@ -24,6 +24,7 @@ from lvsha.sync.records import (
     FOUND_BYTES_MAX,
     TIMEOUT_MAX,
     Packing,
+    read_groups,
 )
 from lvsha.sync.replica import DATAGRAM_BYTES_MIN
 from tests.replicas import connection, template
@@ -75,6 +76,35 @@ def test_a_group_is_laid_out_as_described() -> None:
     packing = Packing(1000)
     packing.add(IPV4)
     assert msgpack.unpackb(packing.groups()) == [[ENDS, ENTRY]]
+
+
+@pytest.mark.parametrize("record", [IPV4, IPV6, template(1)], ids=["IPv4", "IPv6", "template"])
+@pytest.mark.parametrize("room", [50, 99, 100, 300, 1400])
+def test_a_run_is_packed_as_its_records_one_by_one(record: ConnectionRecord, room: int) -> None:
+    size = (len(record.key) - 6) // 2
+    head, rest = record.key[: size - 2], record.key[2 + size : -4]
+    keys = [
+        head + n.to_bytes(4) + rest + (n * 7919 % 65536).to_bytes(2) + record.key[-2:]
+        for n in range(100)
+    ]
+    at_once, one_by_one = Packing(room), Packing(room)
+    for packing in (at_once, one_by_one):
+        packing.add(IPV4)
+    fits = [one_by_one.add(record._replace(key=key)) for key in keys]
+    assert at_once.add_run(record, keys) == sum(fits)
+    assert at_once.groups() == one_by_one.groups()
+    assert (at_once.count, at_once._room) == (one_by_one.count, one_by_one._room)
+    read = read_groups(msgpack.unpackb(at_once.groups()))
+    assert read == [IPV4, *(record._replace(key=key) for key in keys[: sum(fits)])]
+
+
+def test_a_run_of_level_1_is_packed_as_its_records_one_by_one() -> None:
+    keys = [connection(number).key for number in range(100)]
+    at_once, one_by_one = PlainPacking(1000), PlainPacking(1000)
+    fits = [one_by_one.add(IPV4._replace(key=key)) for key in keys]
+    assert 0 < sum(fits) < 100
+    assert at_once.add_run(IPV4, keys) == sum(fits)
+    assert at_once.encoded == one_by_one.encoded
 
 
 @pytest.mark.parametrize(

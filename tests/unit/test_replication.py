@@ -10,7 +10,7 @@ from lvsha.datapath.families import WAITING_MAX
 from lvsha.datapath.marks import MarkRule, whole
 from lvsha.datapath.memories import FtpDialogue, TemplateIdentity, Unread
 from lvsha.datapath.reasons import Reason
-from lvsha.datapath.replication import RUN_MAX, SWEEP_MAX, TEMPLATE_TIMEOUT, Refusal
+from lvsha.datapath.replication import READ_MAX, RUN_MAX, SWEEP_MAX, TEMPLATE_TIMEOUT, Refusal
 from lvsha.datapath.service_policy import ESTABLISHED, TellRule, TellWhen
 from lvsha.datapath.services import (
     RealServer,
@@ -34,6 +34,7 @@ from lvsha.model import (
     parse_address,
     template_key,
 )
+from lvsha.runs import Runs
 from lvsha.settings import Settings
 from lvsha.tally import Tally
 from tests import packets
@@ -1002,7 +1003,7 @@ def test_a_crowded_bucket_is_swept_in_parts_and_what_is_told_meanwhile_stays(
 
 def told_of(laboratory: Laboratory) -> list[ConnectionRecord]:
     replication = laboratory.director.replication
-    return [r for n in range(BUCKETS) for r in replication.records(laboratory.tally, n)]
+    return list(Runs(list(filter(None, replication.records(laboratory.tally, range(BUCKETS))))))
 
 
 def test_the_records_of_all_buckets_are_what_was_told(shop: Laboratory) -> None:
@@ -1051,18 +1052,58 @@ def test_records_of_one_server_and_virtual_end_follow_one_another() -> None:
 
 
 def test_records_are_read_while_the_table_goes_on_changing(web: Laboratory) -> None:
-    records = [record(port=256 * high + 7) for high in range(5)]
+    records = [record(port=256 * high + 7) for high in range(READ_MAX + 4)]
     apply(web, *records)
-    reading = web.director.replication.records(web.tally, bucket_of(records[0].key))
+    reading = web.director.replication.records(web.tally, [bucket_of(records[0].key)])
     first = next(reading)
-    others = [each for each in records if each.key != first.key]
+    assert first is not None
+    assert len(first.keys) == READ_MAX
+    others = [each for each in records if each.key not in first.keys]
     web.director.replication.forget([others[0].key])
-    apply(web, others[1]._replace(state=TcpState.FIN_WAIT), record(port=256 * 9 + 7))
-    assert {r.key: r.state for r in reading} == {
+    apply(web, others[1]._replace(state=TcpState.FIN_WAIT), record(port=256 * 99 + 7))
+    assert {r.key: r.state for r in Runs(list(filter(None, reading)))} == {
         others[1].key: TcpState.FIN_WAIT,
         others[2].key: 1,
         others[3].key: 1,
     }
+
+
+def test_small_buckets_are_read_together_and_large_ones_are_not(web: Laboratory) -> None:
+    apply(web, *(record(port=256 * high + low) for high in range(20) for low in (1, 2, 3)))
+    apply(web, *(record(port=256 * high + 9) for high in range(150)))
+    buckets = [bucket_of(record(port=port).key) for port in (1, 9, 2, 3)]
+    read = list(web.director.replication.records(web.tally, buckets))
+    assert [None if run is None else len(run.keys) for run in read] == [64, 64, 64, 18, None]
+    keys = [key for run in read if run for key in run.keys]
+    assert [bucket_of(keys[at]) for at in (0, 20, 170, 190)] == buckets
+
+
+def test_no_more_is_looked_at_in_one_go_than_a_limit_and_a_bucket(
+    web: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvsha.datapath.replication.LOOK_MAX", 5)
+    apply(web, *(record(port=256 * high + low) for high in range(3) for low in range(1, 6)))
+    buckets = [bucket_of(record(port=port).key) for port in range(1, 6)]
+    read = list(web.director.replication.records(web.tally, buckets))
+    assert [None if run is None else len(run.keys) for run in read] == [6, None, 6, None, 3, None]
+
+
+def test_a_run_that_is_read_has_what_differs_in_nothing_but_the_client(shop: Laboratory) -> None:
+    told = record()
+    differing = [
+        told,
+        told._replace(state=4),
+        told._replace(timeout=60.0),
+        told._replace(flags=int(ConnectionFlag.IN_SEQUENCE)),
+    ]
+    key_of = [record(port=256 * n + 7).key for n in range(16)]
+    apply(shop, *(differing[n // 4]._replace(key=key) for n, key in enumerate(key_of)))
+    assert len(connections(shop)) == 16
+    reading = shop.director.replication.records(shop.tally, [bucket_of(record(port=7).key)])
+    runs = [run for run in reading if run]
+    assert [len(run.keys) for run in runs] == [4, 4, 4, 4]
+    by_key = {each.key: each for each in connections(shop)}
+    assert all(each == by_key[each.key].record() for run in runs for each in run.records())
 
 
 def test_a_lookup_finds_what_is_here_told_or_not(shop: Laboratory) -> None:

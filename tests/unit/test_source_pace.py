@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from lvsha.counters import Counters
 from lvsha.model import ConnectionChanged, ConnectionRecord, ForwardMethod
+from lvsha.runs import Run
 from lvsha.sync.actions import Action, ProvideSnapshot, Send
 from lvsha.sync.datagrams import decode
 from lvsha.sync.messages import ALL_BUCKETS, SnapshotChunk
@@ -43,8 +44,9 @@ def made(pace: Pace) -> Source:
     return source
 
 
-def records() -> Iterator[ConnectionRecord | None]:
-    yield from map(record, range(CONNECTIONS))
+def records() -> Iterator[Run | None]:
+    for each in map(record, range(CONNECTIONS)):
+        yield Run(each, [each.key])
 
 
 def test_live_changes_do_not_close_the_window_of_a_snapshot() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from lvsha.model import BUCKETS, ConnectionRecord, bucket_of
+from lvsha.runs import Run, runs_of
 from lvsha.sync.actions import Action, ProvideSnapshot
 from lvsha.sync.messages import (
     ALL_BUCKETS,
@@ -26,7 +27,6 @@ from lvsha.sync.source import (
     PROVIDE_PATIENCE,
     SLICE_READS,
     SNAPSHOT_CONNECTIONS,
-    SNAPSHOT_READ_AHEAD,
     SNAPSHOT_READS_PER_TICK,
     WINDOW_STALL,
 )
@@ -82,8 +82,18 @@ def asked(pace: Pace | None = None, buckets: int = ALL_BUCKETS) -> tuple[Replica
     return replica, east
 
 
-def table_of(numbers: Iterable[int]) -> Iterator[ConnectionRecord]:
-    return (connection(number) for number in numbers)
+def table_of(numbers: Iterable[int]) -> Iterator[Run]:
+    return map(single, map(connection, numbers))
+
+
+def run_of(numbers: Iterable[int]) -> Run:
+    """Connections that the table gives in one go."""
+    (run,) = runs_of([connection(number) for number in numbers])
+    return run
+
+
+def single(record: ConnectionRecord) -> Run:
+    return Run(record, [record.key])
 
 
 def chunks(actions: Iterable[Action]) -> list[ConnectionRecord]:
@@ -106,7 +116,7 @@ def test_a_request_is_answered_by_a_paced_snapshot() -> None:
     end = messages[-1]
     assert isinstance(end, SnapshotEnd)
     assert (end.begin, end.records) == (messages[0].origin.sequence, 400)
-    assert chunks(actions) == list(table_of(range(400)))
+    assert chunks(actions) == [connection(number) for number in range(400)]
     numbers = [message.origin.sequence for message in messages]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
@@ -115,20 +125,20 @@ def test_a_snapshot_is_read_only_as_it_is_sent() -> None:
     replica, _ = asked(ONE_AT_A_TIME)
     read: list[int] = []
 
-    def table() -> Iterator[ConnectionRecord]:
+    def table() -> Iterator[Run]:
         for number in range(1000):
             read.append(number)
-            yield connection(number)
+            yield single(connection(number))
 
     replica.snapshot(table(), START)
-    assert len(read) < 120 + SNAPSHOT_READ_AHEAD
+    assert len(read) < 120
 
 
 def test_a_tick_passes_no_more_than_its_share_of_what_is_not_to_be_sent() -> None:
     replica, _ = asked()
     passed = 0
 
-    def slices() -> Iterator[ConnectionRecord | None]:
+    def slices() -> Iterator[Run | None]:
         nonlocal passed
         for _ in range(1000):
             passed += 1
@@ -168,6 +178,31 @@ def test_a_caller_that_does_not_answer_is_asked_again() -> None:
 
 
 # --- what is in it ----------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_in_the_next_datagram() -> None:
+    replica, _ = asked(ONE_AT_A_TIME)
+    actions = replica.snapshot(iter([run_of(range(300)), None, run_of([300])]), START)
+    assert 90 < len(chunks(actions)) < 120
+    actions += expire_until(replica, START + 1)
+    assert chunks(actions) == [connection(number) for number in range(301)]
+
+
+def test_what_is_told_meanwhile_is_left_out_of_a_run() -> None:
+    replica, _ = asked(ONE_AT_A_TIME)
+    held = len(chunks(replica.snapshot(iter([run_of(range(150))]), START)))
+    replica.tell([ended(held), changed(held + 1, 4)], START)
+    assert chunks(expire_until(replica, START + 1)) == [connection(n) for n in range(held + 2, 150)]
+
+
+def test_what_waits_in_the_queue_is_left_out_of_a_run() -> None:
+    replica = leading(pace=Pace(live_datagrams_per_tick=1))
+    replica.tell([changed(5)], START)
+    replica.tell([changed(0, 4), ended(2)], START)
+    ask(follower(replica))
+    assert replica._source.queued == 2
+    actions = replica.snapshot(iter([run_of([0]), run_of(range(4))]), START)
+    assert chunks(actions) == [connection(1), connection(3)]
 
 
 def test_a_record_held_for_the_next_datagram_does_not_revive_an_ended_connection() -> None:
@@ -398,7 +433,7 @@ def test_a_listener_that_tells_no_progress_does_not_hold_a_snapshot_up_for_long(
 def test_one_that_dies_in_the_middle_of_a_snapshot_does_not_slow_another_for_long() -> None:
     group = Group()
     pace = Pace(tick=0.01, snapshot_datagrams_per_tick=1, window=4)
-    west = group.join("west", table_of(range(SNAPSHOT_CONNECTIONS)), pace=pace)
+    west = group.join("west", map(connection, range(SNAPSHOT_CONNECTIONS)), pace=pace)
     east, _ = group.join("east"), group.join("north")
     group.lead(west)
     group.run(0.1)
