@@ -12,7 +12,7 @@ The group whose oldest has waited longest is first, so that nothing waits for ev
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from lvsha.model import (
     TEMPLATE_BIT,
@@ -73,6 +73,17 @@ class Grouping:
             else:
                 group[0].append(record)
         self._groups = deque(chain(first, groups.values()))
+
+    @classmethod
+    def one_by_one(cls, changes: Iterable[tuple[bytes, ConnectionChange]]) -> Self:
+        """Changes in their order, for a format that has no groups."""
+        ordered = cls(())
+        for key, change in changes:
+            if isinstance(change, ConnectionChanged):
+                ordered._groups.append(([change.record], []))
+            else:
+                ordered._groups.append(([], [key]))
+        return ordered
 
     def __bool__(self) -> bool:
         return bool(self._groups)

@@ -274,7 +274,7 @@ class Source:
     def flush(self, now: float) -> list[Action]:
         """Send all that waits, whatever the pace; for the moment before an end."""
         actions: list[Action] = []
-        grouping = Grouping((key, change) for key, (_, change) in self._queue.items())
+        grouping = self._grouped(len(self._queue))
         while self._queue:
             actions.append(self._live_datagram(grouping, now))
         return actions
@@ -389,14 +389,14 @@ class Source:
             self._meter.live_sent += 1
             self._is_snapshots_turn = True
             if not grouping:
-                grouping = self._grouped(limit)
+                grouping = self._grouped(limit * self._datagram_max // ENTRY_BYTES_MIN)
             actions.append(self._live_datagram(grouping, now))
         return actions
 
-    def _grouped(self, limit: int) -> Grouping:
-        """What may leave in so many datagrams."""
-        most = limit * self._datagram_max // ENTRY_BYTES_MIN
-        return Grouping(islice(((key, change) for key, (_, change) in self._queue.items()), most))
+    def _grouped(self, most: int) -> Grouping:
+        """So many of the changes that have waited longest."""
+        waiting = islice(((key, change) for key, (_, change) in self._queue.items()), most)
+        return Grouping.one_by_one(waiting) if self.level == LEVEL_PLAIN else Grouping(waiting)
 
     def _yields(self, now: float) -> bool:
         """Whether live changes leave what the limit of bytes lets through to a snapshot."""

@@ -29,6 +29,7 @@ from lvsha.model import (
     parse_address,
     template_key,
 )
+from lvsha.runs import Runs
 from lvsha.sync.datagrams import decode, encode
 from lvsha.sync.messages import (
     ALL_BUCKETS,
@@ -137,7 +138,7 @@ def plain(value: object) -> Any:
             return value.name
         case bool() | int() | float() | str():
             return value
-        case list() | tuple():
+        case list() | tuple() | Runs():
             return [plain(inner) for inner in value]
         case _:
             return {f.name: plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
