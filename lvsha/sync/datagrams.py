@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from lvsha.errors import SyncError
-from lvsha.model import BUCKETS, ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionRecord, VrrpState, Witness
 from lvsha.sync import records as entries
 from lvsha.sync.messages import (
     ALL_BUCKETS,
@@ -36,6 +36,7 @@ from lvsha.sync.messages import (
     Answer,
     Changes,
     Configuration,
+    Duty,
     GapRequest,
     Handover,
     Heartbeat,
@@ -245,7 +246,7 @@ def _heartbeat_fields(message: Heartbeat) -> tuple[object, ...]:
     )
     if message.level <= LEVEL_PLAIN and not message.heard:
         return alive
-    standing = message.standing
+    standing, duty = message.standing, message.duty
     return (
         *alive,
         message.level,
@@ -258,6 +259,7 @@ def _heartbeat_fields(message: Heartbeat) -> tuple[object, ...]:
             *(standing.missing, standing.wanted, standing.mismatched),
             *(standing.lost, standing.repaired),
         ),
+        *(() if duty is None else ((duty.state.value, duty.witness.value),)),
     )
 
 
@@ -350,6 +352,20 @@ def _heartbeat(origin: Origin, body: list[Any]) -> Heartbeat:
         oldest=_integer(body[14], UINT64_MAX, "sequence number"),
         heard=tuple(_integer(epoch, UINT64_MAX, "epoch") for epoch in heard),
         standing=_standing(body[16]),
+        duty=_duty(body[17]) if len(body) > 17 else None,
+    )
+
+
+def _duty(value: object) -> Duty | None:
+    # What else may stand there was promised to be ignored before there were duties.
+    if type(value) is not list:
+        return None
+    fields = _list(value, ARRAY_ELEMENTS_MAX)
+    if len(fields) < 2:
+        raise SyncError("a duty with too few fields")
+    return Duty(
+        VrrpState(_integer(fields[0], VrrpState.FAULT, "state")),
+        Witness(_integer(fields[1], Witness.UNREACHABLE, "witness")),
     )
 
 

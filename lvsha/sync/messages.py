@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from lvsha.model import BUCKETS, ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionRecord, VrrpState, Witness
 
 LEVEL: Final = 2
 """What this implementation understands."""
@@ -130,6 +130,14 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Duty:
+    """What a sender is for the virtual router of its sync id, and what its witness says."""
+
+    state: VrrpState
+    witness: Witness
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A sender is alive; says what it has, and how far it is with whom it follows.
 
@@ -144,6 +152,7 @@ class Heartbeat:
         oldest: the oldest number that it can send again.
         heard: the epochs of the senders that it hears.
         standing: of level 2.
+        duty: None if it does not say.
     """
 
     origin: Origin
@@ -158,6 +167,7 @@ class Heartbeat:
     oldest: int = 0
     heard: tuple[int, ...] = ()
     standing: Standing = field(default_factory=Standing)
+    duty: Duty | None = None
 
 
 @dataclass(frozen=True, slots=True)
