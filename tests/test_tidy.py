@@ -62,6 +62,8 @@ LEVELS = (
     ("lvsha.failover.election", 2),
     ("lvsha.failover.heard", 2),
     ("lvsha.failover.reception", 2),
+    ("lvsha.failover.second_path", 2),
+    ("lvsha.failover.series", 2),
     ("lvsha.failover.timeline", 2),
     ("lvsha.failover.tracking", 2),
     ("lvsha.failover.verification", 2),

@@ -43,7 +43,7 @@ from lvsha.log import LimitedLog
 IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 # Three renewals may be missed. It ends before the second repeated announcement of the node
-# that took over (election.ANNOUNCE_AGAIN_AFTER), which so has the last word.
+# that took over (series.ANNOUNCE_AGAIN_AFTER), which so has the last word.
 LIFETIME: Final = 4
 
 # include/uapi/linux/if_addr.h

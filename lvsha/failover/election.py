@@ -26,13 +26,15 @@ Beyond the RFC:
 * The owner (priority 255) starts as MASTER only where it may preempt at once; otherwise it
   is a backup as others are. That it preempts whatever ``preempt`` says is the RFC's. Two
   owners settle by their addresses, as any equal priorities do (erratum 8298).
+* With ``needs_consent`` a node that misses the master's advertisements says so
+  (`TakeoverDue`) and goes on listening until `consent`; it says so again in each interval.
 * Addresses are announced again after a takeover and from time to time, because switches
   and neighbours forget, and after another master was heard.
 * A master that is told to hands over to a backup of its choice, whatever the priorities: it
   calls that one by another way than VRRP, goes on until it hears it, and displaces it no
   more. Other speakers are given the priority 0.
 * Answers to another master are limited to one in each advertisement interval, and
-  announcements to one in `ANNOUNCE_GAP`, so that a sender of many advertisements cannot
+  announcements to one in `series.ANNOUNCE_GAP`, so that a sender of many advertisements cannot
   make this node send as many.
 
 Times are seconds on a monotonic clock. Intervals on the wire are centiseconds and carry
@@ -54,20 +56,13 @@ from lvsha.failover.actions import (
     AnnounceAddresses,
     ReleaseAddresses,
     StateChanged,
+    TakeoverDue,
 )
 from lvsha.failover.heard import Gap, Peer
+from lvsha.failover.series import Series
 from lvsha.model import VrrpState
 from lvsha.wire import vrrp2
 from lvsha.wire.vrrp import PRIORITY_OWNER, PRIORITY_RESIGN, VERSION, Advertisement
-
-# A neighbour that missed the first announcement gets another when its own link has settled
-# (1 s) and one that follows the moment when a dead master's kernel lets go of the addresses
-# (5 s; see failover/addresses.py). Forwarding databases of switches forget after 300 s by
-# default, often less.
-ANNOUNCE_AGAIN_AFTER: Final = (1.0, 5.0)
-ANNOUNCE_EVERY: Final = 60.0
-# However often another master is heard, announcements are at least this far apart.
-ANNOUNCE_GAP: Final = 0.1
 
 # Three advertisements may be lost (RFC 9568, section 6.1, Active_Down_Interval).
 DOWN_ADVERTISEMENTS: Final = 3
@@ -99,6 +94,8 @@ class Election:
         gaps: the last advertisements that came late, at most `GAPS_MAX`.
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
+        needs_consent: somebody else is to be asked whether a silent master is dead.
+        awaits_consent: whether it misses the master, and waits for `consent`.
         companions: the virtual routers of this node that move together with this one.
         stepped_aside: it has handed the addresses over, and displaces nobody until it was
             MASTER again.
@@ -149,6 +146,8 @@ class Election:
         self.gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
         self.fault_reason: str | None = None
         self.preemption_permitted = False
+        self.needs_consent = False
+        self.awaits_consent = False
         self.companions: Sequence[Election] = ()
         self.stepped_aside = False
         self.transitions = Counters()
@@ -167,11 +166,10 @@ class Election:
         self._handing_over_until = -math.inf
         self._called_by: bytes | None = None
         self._called_until = -math.inf
-        # MASTER: the next advertisement, the announcements to come, and when the last
-        # announcement and the last answer to another master were made.
+        # MASTER: the next advertisement, the announcements, and when the last answer to
+        # another master was made.
         self._advertise_at = math.inf
-        self._announce_at: deque[float] = deque()
-        self._announced_at = -math.inf
+        self._series = Series()
         self._answered_at = -math.inf
 
     @property
@@ -183,7 +181,7 @@ class Election:
             case VrrpState.BACKUP:
                 return max(self._down_at, self._quiet_until)
             case VrrpState.MASTER:
-                return min(self._advertise_at, self._announce_at[0])
+                return min(self._advertise_at, self._series.next)
 
     @property
     def skew(self) -> float:
@@ -244,9 +242,21 @@ class Election:
                     self.counters.add("stood_back_for_the_group")
                     self._down_at = now + self.interval
                     return stalled
+                if self.needs_consent and self._down_reason == "master_silent":
+                    self.counters.add("takeovers_asked_for")
+                    self.awaits_consent = True
+                    self._down_at = now + self.interval
+                    return (*stalled, TakeoverDue())
                 return stalled + self._become_master(now)
             case VrrpState.MASTER:
                 return stalled + self._expire_as_master(now)
+
+    def consent(self, now: float) -> Actions:
+        """Become MASTER, if the master is still missed."""
+        stalled = self._give_way_after_stall(now)
+        if not self.awaits_consent:
+            return stalled
+        return stalled + self._become_master(now)
 
     def stop(self, now: float) -> Actions:
         """Leave for good: remove the addresses, then resign (section 6.4.3)."""
@@ -421,6 +431,7 @@ class Election:
         if advertisement.priority == PRIORITY_RESIGN:
             self._down_at = now + self.skew
             self._down_reason = "master_resigned"
+            self.awaits_consent = False
             return
         displaces = self.preempt and not self.stepped_aside
         if advertisement.priority < self.priority and displaces:
@@ -429,6 +440,7 @@ class Election:
             if self.preemption_permitted and now >= self._yields_since + self.preempt_delay:
                 self.counters.add("lower_priority_ignored")
                 self._down_reason = "preempted_lower_priority"
+                self.awaits_consent = False
                 return
             self.counters.add("preemption_held_back")
         else:
@@ -440,6 +452,7 @@ class Election:
         self._master_interval = advertisement.interval_cs / 100
         self._down_at = now + self.down_interval
         self._down_reason = "master_silent"
+        self.awaits_consent = False
 
     def _receive_as_master(
         self, advertisement: Advertisement, source: bytes, now: float
@@ -470,10 +483,8 @@ class Election:
     def _assert_mastery(self, now: float) -> Actions:
         """Make the other master give way, and be the last one to announce."""
         answer = self._answer(now)
-        # The series starts again, because the loser may announce once more before it
-        # hears of us.
-        self._announce_at = self._series(now)
-        self._announce_at.appendleft(max(now, self._announced_at + ANNOUNCE_GAP))
+        # The loser may announce once more before it hears of us.
+        self._series.begin_again(now)
         return answer + self._announce_if_due(now)
 
     def _answer(self, now: float) -> Actions:
@@ -492,14 +503,7 @@ class Election:
         return (Advertise(self.priority), *self._announce_if_due(now))
 
     def _announce_if_due(self, now: float) -> Actions:
-        if now < self._announce_at[0]:
-            return ()
-        while self._announce_at and now >= self._announce_at[0]:
-            self._announce_at.popleft()
-        if not self._announce_at:
-            self._announce_at.append(now + ANNOUNCE_EVERY)
-        self._announced_at = now
-        return (AnnounceAddresses(),)
+        return (AnnounceAddresses(),) if self._series.take(now) else ()
 
     def _give_way_after_stall(self, now: float) -> Actions:
         """Let go of the addresses if the peer must have taken them over meanwhile."""
@@ -526,6 +530,7 @@ class Election:
         self._listen(now)
         actions = self._enter(VrrpState.BACKUP, reason, now)
         held_up = self.preempt_delay > 0 or self.stepped_aside or now < self._quiet_until
+        held_up = held_up or self.needs_consent
         if self.priority < PRIORITY_OWNER or held_up or not self.preemption_permitted:
             return actions
         self._down_reason = "owner_started"
@@ -536,8 +541,7 @@ class Election:
         assert self.state is VrrpState.BACKUP
         self._master_interval = self.interval
         self._advertise_at = now + self.interval
-        self._announce_at = self._series(now)
-        self._announced_at = now
+        self._series.begin(now)
         self._answered_at = -math.inf
         self._handing_over_until = -math.inf
         self.stepped_aside = False
@@ -576,10 +580,7 @@ class Election:
         assert new is not self.state
         old = self.state
         self.state = new
+        self.awaits_consent = False
         self.since = now
         self.transitions.add(reason)
         return (StateChanged(old, new, reason if detail is None else f"{reason}: {detail}"),)
-
-    @staticmethod
-    def _series(now: float) -> deque[float]:
-        return deque(now + delay for delay in ANNOUNCE_AGAIN_AFTER)
