@@ -27,7 +27,7 @@ from tests.shells.test_node import (
     start,
     state,
 )
-from tests.shells.test_node_tracking import Dial
+from tests.shells.test_node_tracking import Dial, Stuck
 from tests.simulation.pair_world import Machine, World
 
 INIT, BACKUP, MASTER, FAULT = VrrpState
@@ -173,6 +173,45 @@ def test_the_addresses_go_to_who_reaches_the_witness_and_never_to_both() -> None
     play(scenario, WITNESSED)
 
 
+def test_who_has_given_up_and_returned_can_give_up_again() -> None:
+    async def scenario(world: World) -> None:
+        east, west, witness, _ = await started(world)
+        for _ in range(2):
+            witness.up = False
+            await trio.sleep(0.1 + SETTLE + 2 * INTERVAL)
+            assert (state(east), state(west)) == (FAULT, MASTER)
+            witness.up = True
+            await trio.sleep(DOWN + 2.0)
+            assert (state(east), state(west)) == (MASTER, BACKUP)
+
+    play(scenario, WITNESSED)
+
+
+def test_heartbeats_that_are_rare_come_as_often_as_the_second_path_needs() -> None:
+    async def scenario(world: World) -> None:
+        await started(world)
+        cut(world, "outside")
+        await never_two_masters(world, 10.0)
+
+    rare = SYNC.replace("0.1", "5.0")
+    play(scenario, pair(ROUTER, SERVICE, rare, BOTH, "[second_path]"))
+
+
+def test_a_change_of_state_is_said_at_once() -> None:
+    async def scenario(world: World) -> None:
+        east, west, *_ = await started(world)
+        for phase in range(5):
+            await trio.sleep(0.1 + phase / 50)
+            east.plug("outside", up=False)
+            await trio.sleep(0.015)
+            (heard,) = cast("list[dict[str, object]]", path(west)["heard"])
+            assert heard["state"] == "FAULT"
+            east.plug("outside", up=True)
+            await trio.sleep(0.2)
+
+    play(scenario, SECOND)
+
+
 def test_a_backup_that_alone_loses_the_witness_leaves_the_election() -> None:
     async def scenario(world: World) -> None:
         east, west, _, witness = await started(world)
@@ -300,6 +339,20 @@ def test_a_process_that_is_killed_and_comes_back_is_not_fenced() -> None:
     play(scenario, FENCED)
 
 
+def test_who_is_back_says_so_although_it_takes_no_part_yet() -> None:
+    async def scenario(world: World) -> None:
+        east, west, *_ = await started(world)
+        east.end()
+        # Elections wait for what is not known yet.
+        east.probes["gateway"] = Stuck()
+        east.start()
+        await until_master(west, DOWN + 0.05)
+        assert state(east) is INIT
+        assert west.programs == []
+
+    play(scenario, of('witness = "gateway"', fencing="stay"))
+
+
 # Fencing
 
 
@@ -407,6 +460,26 @@ def test_a_master_that_is_heard_again_is_not_taken_over_after_its_fencing() -> N
         await trio.sleep(DOWN + 1.1)
         assert len(west.programs) == 2
         assert state(west) is MASTER
+
+    play(scenario, FENCED)
+
+
+def test_a_peer_is_fenced_by_one_program_at_a_time() -> None:
+    async def scenario(world: World) -> None:
+        _, west, *_ = await started(world)
+        west.run_program = program(Outcome(0), 4.0)
+        for _ in range(2):
+            cut(world, "outside", "sync")
+            await trio.sleep(DOWN)
+            assert len(west.programs) == 1
+            heal(world)
+            await trio.sleep(0.5)
+        cut(world, "outside", "sync")
+        await trio.sleep(4.0)
+        # What it found was before the peer was heard.
+        assert len(west.programs) == 2
+        assert state(west) is BACKUP
+        await until_master(west, 4.0)
 
     play(scenario, FENCED)
 
