@@ -81,6 +81,7 @@ class NodeSecondPath:
                 settle = witness.fall * witness.seconds_between + witness.seconds_at_most
                 settle += FRESH_INTERVALS * router.advert_interval
             self._paths[router.name] = SecondPath(
+                node=name,
                 interval=router.advert_interval,
                 settle=settle,
                 master_heard=_VERDICTS[table.master_heard],
@@ -132,7 +133,9 @@ class NodeSecondPath:
             self._look(router)
 
     def _say(self, router: str, state: VrrpState) -> None:
-        self._sync.say(self._routers[router].sync_id, state, self._tracking.witness)
+        speaker = self._speakers.get(router)
+        priority = 0 if speaker is None else speaker.election.priority
+        self._sync.say(self._routers[router].sync_id, state, self._tracking.witness, priority)
 
     def _look(self, router: str) -> None:
         election, path = self._speakers[router].election, self._paths[router]
@@ -145,7 +148,7 @@ class NodeSecondPath:
             or (election.state is VrrpState.BACKUP and election.awaits_consent)
             or (election.state is VrrpState.FAULT and router in self._given_up)
         ):
-            ruling = path.judge(election.state, own, said, now)
+            ruling = path.judge(election.state, own, said, now, election.priority)
             if ruling != before:
                 self._report(router, election.state, ruling, before)
             self._carry_out(router, election.state, ruling)
@@ -179,6 +182,8 @@ class NodeSecondPath:
             case Verdict.TAKE_OVER:
                 if self._may_take_over(router, ruling.reason):
                     self._speakers[router].consent()
+            case Verdict.GIVE_WAY:
+                self._speakers[router].give_way()
             case Verdict.GIVE_UP if router not in self._given_up:
                 self._given_up.add(router)
                 self._tracking.give_up(router, f"cut off: {ruling.reason}")

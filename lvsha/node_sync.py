@@ -231,15 +231,15 @@ class NodeSync:
         if self._courier is not None:
             self._courier.hand_over(sync_id, successor)
 
-    def say(self, sync_id: int, state: VrrpState, witness: Witness) -> None:
+    def say(self, sync_id: int, state: VrrpState, witness: Witness, priority: int) -> None:
         """Tell the peers what this node is for a virtual router, and what its witness says."""
         if self._courier is not None:
-            self._courier.say(sync_id, Duty(state, witness))
+            self._courier.say(sync_id, Duty(state, witness, priority))
 
     def said(self, sync_id: int) -> list[Said]:
         """What the peers have said last of the same."""
         return [
-            Said(peer.node, peer.duty.state, peer.duty.witness, peer.duty_at)
+            Said(peer.node, peer.duty.state, peer.duty.witness, peer.duty_at, peer.duty.priority)
             for replica in self.replicas
             if replica.sync_id == sync_id
             for peer in replica.peers

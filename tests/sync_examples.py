@@ -151,7 +151,7 @@ MESSAGES: Final[dict[str, list[tuple[Message, int]]]] = {
                 oldest=1,
                 heard=(6,),
                 standing=Standing(told=4, total=TALLY.total, is_current=True, established=3),
-                duty=Duty(VrrpState.MASTER, Witness.REACHABLE),
+                duty=Duty(VrrpState.MASTER, Witness.REACHABLE, 100),
             ),
             LEVEL,
         )

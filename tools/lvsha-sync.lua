@@ -108,6 +108,7 @@ do
   add(u64, "standing.repaired", "Datagrams repaired")
   add(u8, "duty.state", "State of the virtual router", base.DEC, VRRP_STATES)
   add(u8, "duty.witness", "Witness", base.DEC, WITNESS)
+  add(u8, "duty.priority", "Priority")
   add(u64, "begin", "Snapshot")
   add(u64, "count", "Connections of the snapshot")
   add(ProtoField.bytes, "buckets", "Buckets")
@@ -666,9 +667,10 @@ local function heartbeat(tvb, tree, body)
   end
   if #body > 17 and body[18].kind == "array" then
     local duty = array(tvb, body[18])
-    must(tvb, #duty >= 2, body[18], "a duty with too few fields")
+    must(tvb, #duty >= 3, body[18], "a duty with too few fields")
     add_integer(tvb, tree, f["duty.state"], duty[1], 3)
     add_integer(tvb, tree, f["duty.witness"], duty[2], 3)
+    add_integer(tvb, tree, f["duty.priority"], duty[3], 255)
   end
   return text
 end

@@ -73,8 +73,6 @@ COMPANION_INTERVALS: Final = 2
 # Version 2 counts the skew in 256ths of a second whatever the interval (RFC 3768, section 6.1).
 _SKEW_UNIT_OF_VERSION_2: Final = 1.0
 
-# An advertisement that comes after more than so many intervals is late, or another was lost.
-LATE: Final = 1.5
 GAPS_MAX: Final = 64
 
 # A successor takes over within milliseconds; its advertisement may be lost a few times.
@@ -242,7 +240,8 @@ class Election:
                     self.counters.add("stood_back_for_the_group")
                     self._down_at = now + self.interval
                     return stalled
-                if self.needs_consent and self._down_reason == "master_silent":
+                if self.needs_consent and self._misses_master(now):
+                    self._down_reason = "master_silent"
                     self.counters.add("takeovers_asked_for")
                     self.awaits_consent = True
                     self._down_at = now + self.interval
@@ -257,6 +256,15 @@ class Election:
         if not self.awaits_consent:
             return stalled
         return stalled + self._become_master(now)
+
+    def give_way(self, now: float) -> Actions:
+        """A better master is there, as another path than VRRP says: be a backup."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.MASTER:
+            return stalled
+        actions = self._leave(VrrpState.BACKUP, "higher_priority_heard", now)
+        self._listen(now)
+        return actions
 
     def stop(self, now: float) -> Actions:
         """Leave for good: remove the addresses, then resign (section 6.4.3)."""
@@ -402,6 +410,12 @@ class Election:
         heard_at = -math.inf if self.peer is None else self.peer.heard_at
         return any(one._obeys_later_than(heard_at, now) for one in self.companions)
 
+    def _misses_master(self, now: float) -> bool:
+        """Whether it is silence that ends the listening, also that of one to be displaced."""
+        if self._down_reason == "preempted_lower_priority" and self.peer is not None:
+            return self.peer.is_late(now)
+        return self._down_reason == "master_silent"
+
     def _obeys_later_than(self, heard_at: float, now: float) -> bool:
         """Whether a master is obeyed now that was alive some time after ``heard_at``."""
         peer = self.peer
@@ -414,10 +428,8 @@ class Election:
 
     def _note(self, advertisement: Advertisement, source: bytes, now: float) -> None:
         before = self.peer
-        if before is not None and before.address == source:
-            interval, seconds = before.interval_cs / 100, now - before.heard_at
-            if seconds > LATE * interval:
-                self.gaps.append(Gap(now, seconds, interval))
+        if before is not None and before.address == source and before.is_late(now):
+            self.gaps.append(Gap(now, now - before.heard_at, before.interval))
         self.peer = Peer(
             source,
             advertisement.priority,
@@ -529,9 +541,9 @@ class Election:
         """Listen as a backup; the owner takes over at once if it may (section 6.4.1)."""
         self._listen(now)
         actions = self._enter(VrrpState.BACKUP, reason, now)
-        held_up = self.preempt_delay > 0 or self.stepped_aside or now < self._quiet_until
-        held_up = held_up or self.needs_consent
-        if self.priority < PRIORITY_OWNER or held_up or not self.preemption_permitted:
+        held_up = self.preempt_delay > 0 or self.stepped_aside or self.needs_consent
+        waits = held_up or now < self._quiet_until
+        if self.priority < PRIORITY_OWNER or waits or not self.preemption_permitted:
             return actions
         self._down_reason = "owner_started"
         return actions + self._become_master(now)

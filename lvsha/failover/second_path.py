@@ -41,6 +41,7 @@ class Verdict(Enum):
 
     TAKE_OVER = "take over"
     STAY = "stay"
+    GIVE_WAY = "give way"
     GIVE_UP = "give up"
 
 
@@ -52,6 +53,7 @@ class Said:
     state: VrrpState
     witness: Witness
     at: float
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class View:
         own: what this node finds of its witness.
         peer: what that peer finds of its own. Of one that is not heard, UNREACHABLE if both
             had lost it while they heard each other, and otherwise NONE.
+        better: whether that peer has the higher priority.
     """
 
     state: VrrpState
     heard: VrrpState | None
     own: Witness
     peer: Witness
+    better: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,8 @@ class Row:
     own: frozenset[Witness]
     peer: frozenset[Witness]
     ruling: Ruling
+    better: bool = False
+    """Whether it is for a better peer only."""
 
     def fits(self, view: View) -> bool:
         """Whether a view is one of them."""
@@ -106,6 +112,7 @@ class Row:
             and view.heard in self.heard
             and view.own in self.own
             and view.peer in self.peer
+            and (view.better or not self.better)
         )
 
 
@@ -125,7 +132,7 @@ def _ruling(verdict: Verdict | None, reason: str, mode: str = "") -> Ruling:
     return Ruling(verdict, reason, "alarm" in mode, "lasting" in mode)
 
 
-_TAKE_OVER, _STAY, _GIVE_UP = Verdict
+_TAKE_OVER, _STAY, _GIVE_WAY, _GIVE_UP = Verdict
 
 TABLE: Final = (
     Row(_BACKUP, _heard(_MASTER), _SEEN, _LOST, _ruling(
@@ -155,6 +162,15 @@ TABLE: Final = (
     Row(_MASTER, _heard(_MASTER, _BACKUP), _LOST, _SEEN, _ruling(
         _GIVE_UP, "the peer alone reaches the witness", "alarm lasting"
     )),
+    Row(_MASTER, _heard(_MASTER), _SEEN, _LOST, _ruling(
+        _STAY, "the peer is master, too, but this node alone reaches the witness", "alarm"
+    )),
+    Row(_MASTER, _heard(_MASTER), _SEEN, _SEEN, _ruling(
+        _GIVE_WAY, "a better master lives, and both reach the witness", "alarm lasting"
+    ), better=True),
+    Row(_MASTER, _heard(_MASTER), _ANY, _ANY, _ruling(
+        None, "a better master lives, and no witness says who is cut off", "alarm lasting"
+    ), better=True),
     Row(_MASTER, _heard(_MASTER), _ANY, _ANY, _ruling(
         _STAY, "the peer is master, too", "alarm"
     )),
@@ -191,10 +207,11 @@ class SecondPath:
         counters: rulings by verdict, each counted when it is another than before.
     """
 
-    def __init__(self, *, interval: float, settle: float, master_heard: Verdict) -> None:
+    def __init__(self, *, node: str, interval: float, settle: float, master_heard: Verdict) -> None:
         """Describe it.
 
         Args:
+            node: this one's name, which decides between equal priorities.
             interval: between advertisements.
             settle: how long the witnesses must differ.
             master_heard: the verdict on a master that lives where no witness decides.
@@ -203,6 +220,7 @@ class SecondPath:
         self.ruling: Ruling | None = None
         self.master: str | None = None
         self.counters = Counters()
+        self._node = node
         self.fresh = FRESH_INTERVALS * interval
         self._settle = settle
         self._master_heard = master_heard
@@ -226,7 +244,14 @@ class SecondPath:
             self._failed_both = True
         return fresh
 
-    def judge(self, state: VrrpState, own: Witness, said: Iterable[Said], now: float) -> Ruling:
+    def judge(
+        self,
+        state: VrrpState,
+        own: Witness,
+        said: Iterable[Said],
+        now: float,
+        priority: int = 0,
+    ) -> Ruling:
         """Say what a node shall do.
 
         Args:
@@ -234,17 +259,20 @@ class SecondPath:
             own: what it finds of its witness.
             said: the last words of all peers.
             now: the current time.
+            priority: this node's own.
         """
         fresh = self.note(own, said, now)
         if fresh:
-            view = View(state, fresh[0].state, own, fresh[0].witness)
+            first = fresh[0]
+            better = (first.priority, first.node) > (priority, self._node)
+            view = View(state, first.state, own, first.witness, better)
         else:
             unheard = Witness.UNREACHABLE if self._failed_both else Witness.NONE
             view = View(state, None, own, unheard)
         found = look_up(view)
         if found is not self._standing:
             self._standing, self._since = found, now
-        verdict = self._master_heard if found.verdict is None else found.verdict
+        verdict = self._chosen(state) if found.verdict is None else found.verdict
         if found.lasting and now < self._since + self._patience(verdict):
             verdict = Verdict.STAY
         ruling = replace(found, verdict=verdict)
@@ -267,7 +295,16 @@ class SecondPath:
         candidates = others if self.master is None else [self.master]
         return [node for node in candidates if node not in free]
 
+    def _chosen(self, state: VrrpState) -> Verdict:
+        """What the operator wants where a master lives and no witness decides."""
+        if state is not VrrpState.MASTER:
+            return self._master_heard
+        return Verdict.GIVE_WAY if self._master_heard is Verdict.STAY else Verdict.STAY
+
     def _patience(self, verdict: Verdict) -> float:
+        if verdict is Verdict.GIVE_WAY:
+            # Two that hear each other's advertisements have settled it by then.
+            return self.fresh
         # The master that is to give up hears the same a little later.
         return self._settle + (self.fresh if verdict is Verdict.TAKE_OVER else 0.0)
 

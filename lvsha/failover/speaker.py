@@ -270,6 +270,10 @@ class Speaker:
         """Become MASTER, if the master is still missed."""
         self._perform(self.election.consent(trio.current_time()))
 
+    def give_way(self) -> None:
+        """A better master is there, though its advertisements do not come."""
+        self._perform(self.election.give_way(trio.current_time()))
+
     def announce(self) -> None:
         """Announce the addresses once more, as far as they are held."""
         self._jobs.put(AnnounceAddresses())

@@ -259,7 +259,7 @@ def _heartbeat_fields(message: Heartbeat) -> tuple[object, ...]:
             *(standing.missing, standing.wanted, standing.mismatched),
             *(standing.lost, standing.repaired),
         ),
-        *(() if duty is None else ((duty.state.value, duty.witness.value),)),
+        *(() if duty is None else ((duty.state.value, duty.witness.value, duty.priority),)),
     )
 
 
@@ -361,11 +361,12 @@ def _duty(value: object) -> Duty | None:
     if type(value) is not list:
         return None
     fields = _list(value, ARRAY_ELEMENTS_MAX)
-    if len(fields) < 2:
+    if len(fields) < 3:
         raise SyncError("a duty with too few fields")
     return Duty(
         VrrpState(_integer(fields[0], VrrpState.FAULT, "state")),
         Witness(_integer(fields[1], Witness.UNREACHABLE, "witness")),
+        _integer(fields[2], 0xFF, "priority"),
     )
 
 

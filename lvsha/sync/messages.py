@@ -131,10 +131,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """What a sender is for the virtual router of its sync id, and what its witness says."""
+    """What a sender is for the virtual router of its sync id, and what its witness says.
+
+    ``priority`` is the one that it has there now.
+    """
 
     state: VrrpState
     witness: Witness
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,6 +187,7 @@ def heartbeat_fields(message: Heartbeat) -> Expected:
         "standing.repaired": [standing.repaired],
         "duty.state": [] if message.duty is None else [message.duty.state.value],
         "duty.witness": [] if message.duty is None else [message.duty.witness.value],
+        "duty.priority": [] if message.duty is None else [message.duty.priority],
     }
 
 

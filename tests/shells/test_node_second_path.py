@@ -255,6 +255,35 @@ def test_a_witness_that_dies_for_both_moves_nothing_and_holds_nobody_back_later(
     play(scenario, WITNESSED)
 
 
+def test_of_two_masters_that_hear_each_other_on_the_sync_link_the_worse_gives_way() -> None:
+    async def scenario(world: World) -> None:
+        east, west, *_ = await started(world)
+        cut(world, "outside", "sync")
+        await trio.sleep(DOWN + 0.1)
+        assert (state(east), state(west)) == (MASTER, MASTER)
+        world.segments["sync"].cuts.clear()
+        await trio.sleep(1.75 * INTERVAL + 0.25)
+        assert (state(east), state(west)) == (MASTER, BACKUP)
+        await never_two_masters(world, 5.0)
+        assert (state(east), state(west)) == (MASTER, BACKUP)
+
+    play(scenario, SECOND)
+
+
+def test_who_preempts_on_a_link_that_carries_one_way_is_alone_soon() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(west)
+        # East hears west, and west does not hear east.
+        world.segments["outside"].cuts.add(("east", "west"))
+        await start(east)
+        await until_master(east)
+        await trio.sleep(1.75 * INTERVAL + 0.25)
+        assert (state(east), state(west)) == (MASTER, BACKUP)
+
+    play(scenario, SECOND)
+
+
 # The sync link is cut
 
 

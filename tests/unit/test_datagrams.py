@@ -98,7 +98,7 @@ EXAMPLES: list[Message] = [
         ORIGIN,
         *(12, bytes(range(16)), "west", PeerState.SNAPSHOT, 9, False),
         level=2,
-        duty=Duty(VrrpState.FAULT, Witness.UNREACHABLE),
+        duty=Duty(VrrpState.FAULT, Witness.UNREACHABLE, 255),
     ),
     Changes(ORIGIN, [IPV4, IPV6, CALL], [IPV4.key, IPV6.key, template(2).key, CALL.key]),
     SnapshotRequest(ORIGIN, "west", 1, 0, bits(0, 7, 510)),
@@ -204,10 +204,10 @@ def test_a_duty_is_left_out_or_whole_and_may_have_more_fields_than_are_known() -
     silent = Heartbeat(ORIGIN, 0, bytes(16), "", PeerState.PROBE, 0, True, level=2)
     body = msgpack.unpackb(encode(silent)[4:])
     assert len(body) == 17
-    duty = Duty(VrrpState.MASTER, Witness.UNKNOWN)
-    assert decode(datagram_of([*body, [2, 1, "newer"]])) == replace(silent, duty=duty)
+    duty = Duty(VrrpState.MASTER, Witness.UNKNOWN, 7)
+    assert decode(datagram_of([*body, [2, 1, 7, "newer"]])) == replace(silent, duty=duty)
     assert decode(datagram_of([*body, "later"])) == silent
-    for wrong in ([], [2], [4, 0], [0, 4], [-1, 0], [True, 0], [2, None]):
+    for wrong in ([], [2, 1], [4, 0, 0], [0, 4, 0], [-1, 0, 0], [True, 0, 0], [2, 1, 256]):
         with pytest.raises(SyncError):
             decode(datagram_of([*body, wrong]))
 
@@ -388,7 +388,7 @@ LONGEST_MESSAGES: list[Message] = [
         oldest=2**64 - 1,
         heard=(2**64 - 1,) * 16,
         standing=Standing(2**64 - 1, 2**64 - 1, True, *(2**64 - 1,) * 7),
-        duty=Duty(VrrpState.FAULT, Witness.UNREACHABLE),
+        duty=Duty(VrrpState.FAULT, Witness.UNREACHABLE, 255),
     ),
     SnapshotRequest(LONGEST, "n" * 63, 2**64 - 1, 2**64 - 1),
     SnapshotBegin(LONGEST, ALL_BUCKETS),

@@ -6,6 +6,7 @@ from lvsha.failover.actions import (
     AcquireAddresses,
     Advertise,
     AnnounceAddresses,
+    ReleaseAddresses,
     StateChanged,
     TakeoverDue,
 )
@@ -89,8 +90,16 @@ def test_nobody_is_asked_in_a_handover_nor_where_a_lower_priority_is_heard() -> 
     made.receive(heard(200), GREATER, 1.0)
     assert made.take_over(1.5)[-1] == StateChanged(BACKUP, MASTER, "handed_over")
     made = asking()
-    made.receive(heard(50), GREATER, 1.0)
+    for second in (1.0, 2.0, 3.0):
+        made.receive(heard(50), GREATER, second)
     assert made.expire(DOWN)[-1] == StateChanged(BACKUP, MASTER, "preempted_lower_priority")
+
+
+def test_a_lower_priority_that_has_fallen_silent_is_asked_about_like_any_master() -> None:
+    made = asking()
+    made.receive(heard(50), GREATER, 1.0)
+    assert made.expire(DOWN) == (TakeoverDue(),)
+    assert made.consent(DOWN)[-1] == StateChanged(BACKUP, MASTER, "master_silent")
 
 
 def test_the_owner_listens_before_it_asks() -> None:
@@ -99,3 +108,16 @@ def test_the_owner_listens_before_it_asks() -> None:
     assert made.start(0.0) == (StateChanged(INIT, BACKUP, "started"),)
     assert made.deadline is not None
     assert made.expire(made.deadline) == (TakeoverDue(),)
+
+
+def test_a_master_that_gives_way_lets_go_calls_nobody_and_listens() -> None:
+    made = waiting()
+    made.consent(DOWN)
+    now = DOWN + 0.5
+    assert made.give_way(now) == (
+        ReleaseAddresses(),
+        StateChanged(MASTER, BACKUP, "higher_priority_heard"),
+    )
+    assert made.deadline == pytest.approx(now + DOWN)
+    assert made.give_way(now) == ()
+    assert made.expire(now + DOWN) == (TakeoverDue(),)

@@ -85,7 +85,7 @@ def test_a_duty_is_said_soon_and_in_every_heartbeat_from_then_on() -> None:
     replica = make_replica()
     (first,) = sent_of(Heartbeat, replica.start(START))
     assert first.duty is None
-    duty = Duty(VrrpState.MASTER, Witness.REACHABLE)
+    duty = Duty(VrrpState.MASTER, Witness.REACHABLE, 100)
     now = START + HEARTBEAT / 2
     (said,) = sent_of(Heartbeat, replica.say(duty, now))
     assert said.duty == duty
@@ -99,13 +99,13 @@ def test_duties_that_flap_do_not_make_more_heartbeats_than_other_news() -> None:
     heartbeats = 0
     for step in range(1000):
         now = START + step / 1000
-        said = replica.say(Duty(VrrpState(1 + step % 2), Witness.NONE), now)
+        said = replica.say(Duty(VrrpState(1 + step % 2), Witness.NONE, 1), now)
         heartbeats += len(sent_of(Heartbeat, [*said, *expire_until(replica, now)]))
     assert heartbeats <= 1 / (0.1 * HEARTBEAT) + 1
 
 
 def test_what_a_peer_says_of_its_duty_is_kept_until_it_is_another_process() -> None:
-    replica, duty = started(), Duty(VrrpState.MASTER, Witness.NONE)
+    replica, duty = started(), Duty(VrrpState.MASTER, Witness.NONE, 1)
     heartbeat = Heartbeat(
         *(Origin(1, "east", 5, Role.FOLLOW, 0, 0), 0, bytes(16), "", PeerState.PROBE, 0, True),
         level=2,

@@ -19,10 +19,12 @@ from lvsha.model import VrrpState, Witness
 
 INIT, BACKUP, MASTER, FAULT = VrrpState
 NONE, UNKNOWN, REACHABLE, UNREACHABLE = Witness
-TAKE_OVER, STAY, GIVE_UP = Verdict
+TAKE_OVER, STAY, GIVE_WAY, GIVE_UP = Verdict
 VIEWS = [
     View(*fields)
-    for fields in product((BACKUP, MASTER, FAULT), (None, *VrrpState), Witness, Witness)
+    for fields in product(
+        (BACKUP, MASTER, FAULT), (None, *VrrpState), Witness, Witness, (False, True)
+    )
 ]
 SETTLE = 2.0
 FRESH = FRESH_INTERVALS
@@ -37,7 +39,11 @@ def expected(view: View) -> Verdict | None:
     if alone_cut_off and view.heard in {BACKUP, MASTER}:
         return GIVE_UP
     if view.state is MASTER:
-        return STAY
+        if view.heard is not MASTER or not view.better:
+            return STAY
+        if view.own is REACHABLE:
+            return {UNREACHABLE: STAY, REACHABLE: GIVE_WAY}.get(view.peer)
+        return None
     if view.heard is MASTER:
         if view.own is REACHABLE:
             return {UNREACHABLE: TAKE_OVER, REACHABLE: STAY}.get(view.peer)
@@ -50,7 +56,7 @@ def expected(view: View) -> Verdict | None:
 
 
 def test_every_combination_means_what_it_should() -> None:
-    assert len(VIEWS) == 240
+    assert len(VIEWS) == 480
     for view in VIEWS:
         assert look_up(view).verdict is expected(view), view
 
@@ -87,11 +93,19 @@ def test_of_two_that_see_the_same_at_most_one_is_to_be_master() -> None:
             assert backup is TAKE_OVER
 
 
+def test_of_two_masters_exactly_one_stays_unless_the_operator_wants_two() -> None:
+    for east, west in product(Witness, Witness):
+        better = look_up(View(MASTER, MASTER, east, west, better=False)).verdict
+        worse = look_up(View(MASTER, MASTER, west, east, better=True)).verdict
+        assert (better is GIVE_UP) is (worse is STAY)
+        assert better in {GIVE_UP, STAY}
+
+
 # Between two looks
 
 
 def path(master_heard: Verdict = STAY) -> SecondPath:
-    return SecondPath(interval=1.0, settle=SETTLE, master_heard=master_heard)
+    return SecondPath(node="west", interval=1.0, settle=SETTLE, master_heard=master_heard)
 
 
 def east(state: VrrpState, witness: Witness = NONE, at: float = 0.0) -> Said:
@@ -137,6 +151,28 @@ def test_who_loses_it_first_keeps_the_addresses_if_the_other_loses_it_too() -> N
     # The time begins anew.
     again = [east(BACKUP, REACHABLE, 2.5)]
     assert made.judge(MASTER, UNREACHABLE, again, 2.5).verdict is STAY
+
+
+@pytest.mark.parametrize("witness", [NONE, REACHABLE])
+def test_of_two_masters_the_worse_gives_way_when_that_has_lasted(witness: Witness) -> None:
+    for priority, name, verdict in (
+        (90, "west", GIVE_WAY),
+        (100, "west", STAY),
+        (100, "bottom", GIVE_WAY),
+        (110, "west", STAY),
+    ):
+        made = SecondPath(node=name, interval=1.0, settle=SETTLE, master_heard=STAY)
+        for now in (0.0, FRESH - 0.01, FRESH):
+            said = [Said("east", MASTER, witness, now, 100)]
+            ruling = made.judge(MASTER, witness, said, now, priority)
+            assert ruling.verdict is (verdict if now == FRESH else STAY)
+
+
+def test_who_wants_a_takeover_keeps_two_masters_where_no_witness_decides() -> None:
+    made = path(TAKE_OVER)
+    for now in (0.0, 10.0):
+        said = [Said("east", MASTER, NONE, now, 100)]
+        assert made.judge(MASTER, NONE, said, now, 90).verdict is STAY
 
 
 def test_a_backup_waits_longer_than_the_master_that_is_to_give_up() -> None:

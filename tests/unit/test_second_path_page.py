@@ -39,7 +39,7 @@ def test_the_rows_are_those_of_the_code() -> None:
     assert described == [
         [
             row.state.name,
-            heard(row.heard),
+            heard(row.heard) + (", better" if row.better else ""),
             WITNESSES[row.own],
             WITNESSES[row.peer],
             ("`master_heard`" if row.ruling.verdict is None else row.ruling.verdict.value)
