@@ -33,6 +33,8 @@ from lvsha.node_tracking import NodeTracking
 from lvsha.recorder import Recorder
 
 _VERDICTS: Final[Mapping[str, Verdict]] = {"stay": Verdict.STAY, "take_over": Verdict.TAKE_OVER}
+LOOK_INTERVAL_MIN: Final = 0.02
+"""An election that misses its master looks at once; this is for all else."""
 _OVER: Final = "advertisements are heard again"
 
 _log = structlog.get_logger()
@@ -70,11 +72,14 @@ class NodeSecondPath:
         self._fencing: Fencing | None = None
         self._speakers: dict[str, Speaker] = {}
         self._given_up: set[str] = set()
+        self._on_one_link: set[str] = set()
         if table is None:
             return
         witness = next((one for one in pair.trackers if one.name == table.witness), None)
         for router in pair.virtual_routers:
             self._routers[router.name] = router
+            if pair.sync is not None and pair.sync.interface == router.interface:
+                self._on_one_link.add(router.name)
             settle = 0.0
             if witness is not None:
                 # So long may another node take to lose the same witness, and to say so.
@@ -102,14 +107,17 @@ class NodeSecondPath:
         for router in self._routers:
             # A peer that has heard a process before this one hears that it is another.
             self._say(router, VrrpState.INIT)
-        intervals = [router.advert_interval for router in self._routers.values()]
+            if router in self._on_one_link:
+                _log.warning("the second path is on the network of the first", router=router)
+        quickest = min(router.advert_interval for router in self._routers.values())
+        if self._fencing is not None:
+            self._host.check_user(self._fencing.user)
         async with trio.open_nursery() as nursery:
             if self._fencing is not None:
-                self._host.check_user(self._fencing.user)
                 nursery.start_soon(self._fencing.run)
             while True:
                 self._look_at_all()
-                await trio.sleep(ALIVE_INTERVALS * min(intervals))
+                await trio.sleep(max(ALIVE_INTERVALS * quickest, LOOK_INTERVAL_MIN))
 
     def adopt(self, speaker: Speaker) -> None:
         """Have a speaker that does not run yet ask before it takes over."""

@@ -330,6 +330,31 @@ def test_if_both_are_cut_a_backup_that_does_not_reach_the_witness_stays() -> Non
     play(scenario, WITNESSED)
 
 
+def test_a_witness_and_fencing_work_without_a_sync_link() -> None:
+    async def scenario(world: World) -> None:
+        east, west, _, witness = await started(world)
+        witness.up = False
+        cut(world, "outside")
+        await never_two_masters(world, 5.0)
+        assert (state(east), state(west)) == (MASTER, BACKUP)
+        assert path(west)["heard"] == []
+        witness.up = True
+        await trio.sleep(1.0)
+        assert [command[1:3] for _, command in west.programs] == [("east", "web")]
+        assert state(west) is MASTER
+
+    keys = '[second_path]\nwitness = "gateway"\nfencing = { command = "/bin/fence" }'
+    play(scenario, pair(ROUTER, SERVICE, BOTH, WITNESS, keys))
+
+
+def test_a_second_path_on_the_network_of_the_first_is_warned_of() -> None:
+    async def scenario(world: World) -> None:
+        await started(world)
+        assert any("the second path is on the network of the first" in x for x in world.trace)
+
+    play(scenario, pair(ROUTER, SERVICE, SYNC + 'interface = "outside"', BOTH, "[second_path]"))
+
+
 # A crash
 
 
