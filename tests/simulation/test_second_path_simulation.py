@@ -20,9 +20,10 @@ SEEDS = range(5)
 SECONDS = 40.0
 CONVERGENCE = 6.0
 STEP = 0.005
-PASSING: float = 4 * INTERVAL
+PASSING = 2.0
 """Two masters settle it by their next advertisements; where these do not come, by the sync link,
-after 1.75 intervals and what looking takes."""
+after 1.75 intervals and what looking takes. A witness that changes meanwhile begins that anew,
+and a difference of witnesses must last for longer."""
 PAIRS = {
     "path": pair(ROUTER, SERVICE, SYNC, BOTH, "[second_path]"),
     "witness": pair(ROUTER, SERVICE, SYNC, BOTH, WITNESS, '[second_path]\nwitness = "gateway"'),
