@@ -4,19 +4,21 @@ While the sync link is whole, no cut of the clients' network and no loss of a wi
 second master; and when everything is whole again, there is one within a bound.
 """
 
+import sys
+
 import pytest
 import structlog
 import trio
 import trio.testing
 
 from lvsha.model import VrrpState
-from tests.shells.test_node import BOTH, INTERVAL, ROUTER, SERVICE, SYNC, pair
+from tests.shells.test_node import BOTH, ROUTER, SERVICE, SYNC, pair
 from tests.shells.test_node_second_path import WITNESS
 from tests.shells.test_node_tracking import Dial
 from tests.simulation.pair_world import BrokenPromiseError, World
 from tests.simulation.tasks import one_order_of_tasks
 
-SEEDS = range(5)
+SEEDS = 5
 SECONDS = 40.0
 CONVERGENCE = 6.0
 STEP = 0.005
@@ -103,14 +105,11 @@ class Trial:
             raise BrokenPromiseError(f"not one master, and the better one: {states}")
 
 
-@pytest.mark.parametrize("sync_too", [False, True], ids=["sync whole", "sync cut"])
-@pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_cuts_make_no_second_master_and_heal(seed: int, kind: str, sync_too: bool) -> None:
+def run(seed: int, kind: str, *, sync_too: bool) -> None:
     world = World(seed, PAIRS[kind])
     structlog.configure(processors=[world.log], cache_logger_on_first_use=False)
 
-    async def run() -> None:
+    async def live() -> None:
         async with trio.open_nursery() as nursery:
             world.nursery = nursery
             nursery.start_soon(world.run)
@@ -124,7 +123,29 @@ def test_cuts_make_no_second_master_and_heal(seed: int, kind: str, sync_too: boo
 
     with one_order_of_tasks(seed):
         try:
-            trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+            trio.run(live, clock=trio.testing.MockClock(autojump_threshold=0))
         except* BrokenPromiseError:
-            print("\n".join(world.trace[-80:]))
+            print("\n".join([*world.trace[-80:], f"seed {seed}, {kind}, sync too: {sync_too}"]))
             raise
+
+
+@pytest.mark.parametrize("sync_too", [False, True], ids=["sync whole", "sync cut"])
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_cuts_make_no_second_master_and_heal(seed: int, kind: str, sync_too: bool) -> None:
+    run(seed, kind, sync_too=sync_too)
+
+
+def main(arguments: list[str]) -> None:
+    """Run ``COUNT`` seeds, from ``FIRST`` on."""
+    count = int(arguments[0]) if arguments else 100
+    first = int(arguments[1]) if len(arguments) > 1 else 0
+    for seed in range(first, first + count):
+        for kind in PAIRS:
+            run(seed, kind, sync_too=False)
+            run(seed, kind, sync_too=True)
+    print(f"{count} seeds from {first}: no promise broken")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
