@@ -9,10 +9,11 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SCALE_ARGS ?=
 DRILLS_ARGS ?=
+TAKEOVER_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help drill test check sim vectors interop fuzz bench scale drill-all clean
+.PHONY: help drill test check sim vectors interop fuzz bench scale drill-all takeover clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +65,10 @@ scale: ## cost, memory and pauses with a million connections; SCALE_ARGS=--quick
 drill-all: ## every drill with every method; DRILLS_ARGS="--method dr"
 	@tools/prepare.sh test
 	@$(PYTHON) -m bench.drills $(DRILLS_ARGS)
+
+takeover: ## cut the power of lvsha and of keepalived in turns; TAKEOVER_ARGS="--turns 10"
+	@tools/prepare.sh interop
+	@$(PYTHON) -m bench.takeover $(TAKEOVER_ARGS)
 
 clean: ## remove what the targets above have made in this directory
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist drill

@@ -34,7 +34,7 @@ from lvsha.node import Node
 from lvsha.observe.command import GROUPS
 from lvsha.observe.command import observe as watch_link
 from lvsha.observe.display import render
-from lvsha.process import run_in_real_time, stay_in_memory
+from lvsha.process import let_threads_in, run_in_real_time, stay_in_memory
 from lvsha.reload import compare
 from lvsha.replay import Summary
 from lvsha.replay import replay as replay_capture
@@ -95,6 +95,7 @@ def run(
             stay_in_memory()
         if pair.nodes[name].realtime_priority:
             run_in_real_time(pair.nodes[name].realtime_priority)
+        let_threads_in()
         try:
             trio.run(_run_until_told, director, file)
         except BaseExceptionGroup as group:
@@ -302,6 +303,9 @@ def drill(
             metavar="PERCENT", help="Of the frames on the sync network, dropped at random."
         ),
     ] = 0,
+    drain: Annotated[
+        bool, typer.Option(help="Give a real server the weight 0 before the first act.")
+    ] = False,
     directory: Annotated[
         Path, typer.Option(help="Where pair file, logs and reports are left.")
     ] = Path("drill"),
@@ -324,6 +328,7 @@ def drill(
         advert_interval=advert_interval,
         probe_interval=probe_interval,
         sync_loss=sync_loss,
+        drain=drain,
         directory=directory,
         json=json_file,
         html=html_file,

@@ -366,10 +366,10 @@ def _cross_check(pair: Pair) -> Iterable[str]:
 
 
 def _check_roles(pair: Pair) -> Iterable[str]:
-    used = {router.interface: f"virtual_routers.{router.name}" for router in pair.virtual_routers}
+    used: dict[str, str] = {}
     for router in pair.virtual_routers:
-        for placed in router.addresses:
-            used.setdefault(placed.interface, f"virtual_routers.{router.name}.addresses")
+        for role, key in router.roles.items():
+            used.setdefault(role, f"virtual_routers.{router.name}{key}")
     if pair.sync is not None:
         used.setdefault(pair.sync.interface, "sync.interface")
     for tracker in pair.trackers:

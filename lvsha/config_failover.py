@@ -9,12 +9,14 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from lvsha.config_fields import IpAddress, IpInterface, Name, SyncId, Table, refuse
+from lvsha.config_routes import ROUTES_MAX, RouteOrLine, RuleOrLine, fill_families
 from lvsha.config_tracking import NotifyOrCommand, Tracks
 from lvsha.wire.vrrp import HOP_LIMIT
 from lvsha.wire.vrrp_versions import INTERVALS_CS_MAX
 
 PEERS_MAX: Final = 16
 DELAY_MAX: Final = 3600
+ANNOUNCEMENTS_MAX: Final = 16
 
 
 class PlacedAddress(Table):
@@ -53,10 +55,17 @@ class VirtualRouter(Table):
     preempt: bool = True
     preempt_delay: Annotated[float, Field(ge=0, le=DELAY_MAX)] = 0.0
     startup_delay: Annotated[float, Field(ge=0, le=DELAY_MAX)] = 0.0
+    announce_again: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=DELAY_MAX)], ...], Field(max_length=ANNOUNCEMENTS_MAX)
+    ] = (1.0, 5.0)
+    announce_every: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    announce_repeat: Annotated[int, Field(ge=1, le=ANNOUNCEMENTS_MAX)] = 1
     checksum: Literal["auto", "rfc9568", "keepalived"] = "auto"
     peers: Annotated[tuple[IpAddress, ...], Field(max_length=PEERS_MAX)] = ()
     hop_limit_min: Annotated[int, Field(ge=1, le=HOP_LIMIT)] = HOP_LIMIT
     sync_id: SyncId
+    routes: Annotated[tuple[RouteOrLine, ...], Field(max_length=ROUTES_MAX)] = ()
+    rules: Annotated[tuple[RuleOrLine, ...], Field(max_length=ROUTES_MAX)] = ()
     track: Tracks = ()
     notify: NotifyOrCommand | None = None
 
@@ -75,12 +84,25 @@ class VirtualRouter(Table):
                 f"{entry}@{own}" if isinstance(entry, str) and "@" not in entry else entry
                 for entry in data["addresses"]
             ]
+            first = next(iter(data["addresses"]), "")
+            text = first.get("address") if isinstance(first, Mapping) else first
+            filled.update(fill_families(data, 6 if ":" in str(text).partition("@")[0] else 4))
         return filled
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        refuse([*self._problems_of_version(), *self._problems_of_peers()])
+        refuse(
+            [
+                *self._problems_of_version(),
+                *self._problems_of_peers(),
+                *self._problems_of_announcements(),
+            ]
+        )
         return self
+
+    def _problems_of_announcements(self) -> Iterable[str]:
+        if 0 < self.announce_every < 1:
+            yield "announce_every: expected 0 for never, or at least 1"
 
     def _problems_of_version(self) -> Iterable[str]:
         interval_cs = self.advert_interval * 100
@@ -111,6 +133,20 @@ class VirtualRouter(Table):
                 yield f"peers: expected no virtual address, not {peer}"
 
     @property
+    def roles(self) -> dict[str, str]:
+        """The interfaces that are used, and the key that uses each."""
+        used = {self.interface: ""}
+        for placed in self.addresses:
+            used.setdefault(placed.interface, ".addresses")
+        for route in self.routes:
+            if route.dev is not None:
+                used.setdefault(route.dev, ".routes")
+        for rule in self.rules:
+            if rule.iif is not None:
+                used.setdefault(rule.iif, ".rules")
+        return used
+
+    @property
     def family(self) -> int:
         """4 or 6: the family of the advertisements, which is that of the first address."""
         return self.addresses[0].address.version
@@ -128,7 +164,9 @@ def check_virtual_routers(
     identities: dict[tuple[str, int, int], str] = {}
     owners: dict[IpAddress, str] = {}
     sync_ids: dict[int, str] = {}
+    taken: dict[tuple[object, ...], str] = {}
     for router in routers:
+        yield from _check_routes(router, taken)
         leader = sync_ids.setdefault(router.sync_id, router.name)
         if leader != router.name:
             # One node could be MASTER for one and another for the other, and an id has
@@ -156,3 +194,17 @@ def check_virtual_routers(
                     f"virtual_routers.{router.name}.addresses: expected an address that "
                     f"{holder!r} does not hold, not {placed.address.ip}"
                 )
+
+
+def _check_routes(router: VirtualRouter, taken: dict[tuple[object, ...], str]) -> Iterable[str]:
+    """Routes and rules that the kernel could not tell apart."""
+    keyed = [("routes", "prefix, table and metric", one.key) for one in router.routes]
+    keyed += [("rules", "selectors, table and priority", one.key) for one in router.rules]
+    for kind, what, key in keyed:
+        identity = (kind, *key)
+        if identity in taken:
+            yield (
+                f"virtual_routers.{router.name}.{kind}: expected no two of the same {what}; "
+                f"{taken[identity]!r} has another"
+            )
+        taken[identity] = router.name

@@ -182,9 +182,9 @@ class Handover:
             for name in moving:
                 await self._begin(name)
             if force:
-                receipt = self._resign(sync_id, names)
+                receipt = self._resign(names, moving)
             else:
-                receipt = await self._call(sync_id, names, self._successor(sync_id))
+                receipt = await self._call(sync_id, names, moving)
         finally:
             self._under_way.discard(sync_id)
             for name in self._masters_among(moving):
@@ -213,16 +213,21 @@ class Handover:
             "(--force resigns all the same)"
         )
 
-    def _resign(self, sync_id: int, names: tuple[str, ...]) -> Receipt:
-        tally = self._tally(sync_id)
+    def _carried(self, moving: Iterable[str]) -> tuple[int, int]:
+        """Established connections of virtual routers: those known elsewhere, and the others."""
+        tallies = [self._tally(i) for i in {self._routers[name].sync_id for name in moving}]
+        exposed = sum(tally.exposed for tally in tallies)
+        return sum(tally.established for tally in tallies) - exposed, exposed
+
+    def _resign(self, names: Sequence[str], moving: Sequence[str]) -> Receipt:
+        carried, lost = self._carried(moving)
         for name in names:
             self._speakers[name].step_aside()
-        carried = tally.established - tally.exposed
-        return Receipt(names, None, carried, tally.exposed, None, None)
+        return Receipt(tuple(moving), None, carried, lost, None, None)
 
-    async def _call(self, sync_id: int, names: tuple[str, ...], successor: str) -> Receipt:
-        tally = self._tally(sync_id)
-        carried, lost = tally.established - tally.exposed, tally.exposed
+    async def _call(self, sync_id: int, names: Sequence[str], moving: Sequence[str]) -> Receipt:
+        successor = self._successor(sync_id)
+        carried, lost = self._carried(moving)
         began_at = trio.current_time()
         for name in names:
             self._speakers[name].hand_over()
@@ -240,7 +245,7 @@ class Handover:
         left_at = trio.current_time()
         serves_at = await self._serves(sync_id, successor)
         return Receipt(
-            names,
+            tuple(name for name in moving if name not in self._masters),
             successor,
             carried,
             lost,

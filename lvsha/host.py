@@ -32,6 +32,7 @@ from lvsha.failover.addresses import (
     remove_leftovers,
 )
 from lvsha.failover.rivals import ClaimListener, PacketClaimListener
+from lvsha.failover.routes import NetlinkRoutes, Route, Routes, Rule, remove_leftover_routes
 from lvsha.failover.transport import (
     AdvertisementTransport,
     RawTransport,
@@ -131,8 +132,24 @@ class Host(Protocol):
         """What carries VRRP advertisements; ``virtual`` are addresses never to speak from."""
         ...
 
-    def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
-        """What holds the addresses of a virtual router."""
+    def addresses(
+        self,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        announce_repeat: int,
+        announce_at_once: bool,
+    ) -> Addresses:
+        """What holds the addresses of a virtual router, and announces each so often at once.
+
+        Args:
+            addresses: they.
+            announce_repeat: how often each is announced in a go.
+            announce_at_once: whether they are announced as soon as they are held, too.
+        """
+        ...
+
+    def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> Routes:
+        """What adds and removes the routes and rules of a virtual router."""
         ...
 
     def probe(self, tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
@@ -183,14 +200,20 @@ class LinuxHost:
         return lock_namespace()
 
     async def clean(self, addresses: Sequence[InterfaceAddress]) -> None:
-        """Remove addresses first, then interception rules.
+        """Remove routes and policy rules first, then addresses, then interception rules.
 
         In this order a dead director's stack never sees a frame of a service, and does not
-        answer ARP for an address that its peer holds now.
+        answer ARP for an address that its peer holds now. Routes that the kernel does not
+        let go of do not keep addresses here.
         """
-        removed = await remove_leftovers(addresses)
-        if removed:
-            _log.info("leftover addresses removed", count=removed)
+        try:
+            gone = await remove_leftover_routes()
+            if gone:
+                _log.info("leftover routes removed", count=gone)
+        finally:
+            removed = await remove_leftovers(addresses)
+            if removed:
+                _log.info("leftover addresses removed", count=removed)
         await interception.release()
 
     async def serve_control(
@@ -247,9 +270,21 @@ class LinuxHost:
         speakers = [address.packed for address in router.peers]
         return RawTransport(interface, *split_speakers(interface, speakers))
 
-    def addresses(self, addresses: Sequence[InterfaceAddress]) -> Addresses:
+    def addresses(
+        self,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        announce_repeat: int,
+        announce_at_once: bool,
+    ) -> Addresses:
         """Netlink."""
-        return NetlinkAddresses(addresses)
+        return NetlinkAddresses(
+            addresses, announce_repeat=announce_repeat, announce_at_once=announce_at_once
+        )
+
+    def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> Routes:
+        """Netlink."""
+        return NetlinkRoutes(routes, rules)
 
     def probe(self, tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
         """Sockets, programs, files and processes."""

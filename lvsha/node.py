@@ -21,6 +21,7 @@ One nursery holds everything. A part that fails takes the node down, and the pee
 over.
 """
 
+import math
 from contextlib import ExitStack
 from typing import Final
 
@@ -29,15 +30,17 @@ import trio
 
 import lvsha
 from lvsha.administration import Administration
-from lvsha.build import build_director, mark_sync_ids, sync_ids
+from lvsha.build import build_director, mark_sync_ids, place_routes, place_rules, sync_ids
 from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
 from lvsha.control import Handler, Lasting
 from lvsha.datapath.service_table import describe
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.errors import ConfigError, HandoverError
-from lvsha.failover.addresses import InterfaceAddress
+from lvsha.failover.addresses import Addresses, InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
+from lvsha.failover.routes import MovingAddresses
+from lvsha.failover.series import Series
 from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
 from lvsha.handover import Handover
 from lvsha.host import Host
@@ -48,6 +51,7 @@ from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.node_tracking import NodeTracking
 from lvsha.recorder import Recorder
+from lvsha.sync.messages import Opinions
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.takeover import Takeover
 from lvsha.vigil import Vigil
@@ -98,6 +102,8 @@ class Node:
         self.tracking = NodeTracking(pair, name, self.director, host)
         self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
         self.sync.may_be_away = self.health.may_be_away
+        self.sync.on_opinions = self._hear_opinions
+        self.health.share = self.sync.share
         self.vigil = Vigil(
             self._forwarder.beat,
             host.service_manager(),
@@ -110,6 +116,13 @@ class Node:
         )
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
+        self._routes = {
+            router.name: host.routes(
+                place_routes(router, self._own.interfaces),
+                place_rules(router, self._own.interfaces),
+            )
+            for router in pair.virtual_routers
+        }
         self._takeovers: dict[str, Takeover] = {}
         self._masters: set[str] = set()
         self._handover = Handover(
@@ -124,6 +137,7 @@ class Node:
             self.tracking.together,
         )
         self._settling: dict[str, trio.CancelScope] = {}
+        self._contested: set[str] = set()
         self._started_at = 0.0
         self._back_up()
 
@@ -132,7 +146,7 @@ class Node:
     def _traffic_interfaces(self) -> list[str]:
         """All interfaces of the node, but for one that only sync uses."""
         used = {router.interface for router in self.pair.virtual_routers}
-        used |= {p.interface for router in self.pair.virtual_routers for p in router.addresses}
+        used |= {role for router in self.pair.virtual_routers for role in router.roles}
         sync = self.pair.sync.interface if self.pair.sync is not None else None
         return [name for role, name in self._own.interfaces.items() if role != sync or role in used]
 
@@ -150,6 +164,20 @@ class Node:
             InterfaceAddress(self._own.interfaces[placed.interface], placed.address)
             for placed in router.addresses
         ]
+
+    def _addresses(self, router: VirtualRouter) -> Addresses:
+        """What a speaker moves: addresses, and routes and rules with them."""
+        recorder = self._recorder
+        addresses = self._host.addresses(
+            self._interface_addresses(router),
+            announce_repeat=router.announce_repeat,
+            # Clients beyond a route that moves are answered once it is there.
+            announce_at_once=not (router.routes or router.rules),
+        )
+        return MovingAddresses(
+            recorder.addresses(router.name, addresses),
+            recorder.routes(router.name, self._routes[router.name]),
+        )
 
     # Life
 
@@ -205,6 +233,11 @@ class Node:
             **administration.commands(),
         }
 
+    def _hear_opinions(self, message: Opinions) -> None:
+        part = message.part, message.parts
+        node, checked = message.origin.node, message.checked
+        self.health.hear(node, message.number, part, checked, message.opinions)
+
     def _services_changed(self) -> None:
         self._servers_changed()
         self.health.services_changed()
@@ -253,13 +286,12 @@ class Node:
                 version=router.version,
                 preempt_delay=router.preempt_delay,
                 startup_delay=router.startup_delay,
+                series=Series(router.announce_again, router.announce_every or math.inf),
             )
             speaker = Speaker(
                 election,
                 transport,
-                self._recorder.addresses(
-                    router.name, self._host.addresses(self._interface_addresses(router))
-                ),
+                self._addresses(router),
                 sender,
                 name=router.name,
                 virtual_addresses=[
@@ -407,7 +439,8 @@ class Node:
         self._settling[change.router] = settling
         with settling:
             await trio.sleep(TRANSITION)
-            self._hold(change.router, held=change.new is VrrpState.MASTER)
+            held, is_contested = change.new is VrrpState.MASTER, change.router in self._contested
+            self._hold(change.router, held=held, in_transition=is_contested)
 
     async def _watch_readiness(self) -> None:
         """Permit preemption while the copy of the connection table is complete."""
@@ -415,6 +448,7 @@ class Node:
             return
         permitted = dict.fromkeys(self._speakers, False)
         while True:
+            await self._note_contests()
             for name, speaker in self._speakers.items():
                 complete = all(
                     self.sync.complete(self._routers[one].sync_id)
@@ -426,6 +460,21 @@ class Node:
                     permitted[name] = complete
                     speaker.permit_preemption(complete)
             await trio.sleep(READINESS_INTERVAL)
+
+    async def _note_contests(self) -> None:
+        """Tell each connection from its first packet on while another node is MASTER, too.
+
+        Neither hears the other's advertisements; neighbours send to either in turn.
+        """
+        for router in list(self._masters):
+            is_contested = self.sync.is_contested(self._routers[router].sync_id)
+            if is_contested and router not in self._contested:
+                self._contested.add(router)
+                await self._begin_handover(router)
+            elif not is_contested and router in self._contested:
+                self._contested.discard(router)
+                self._hold(router, held=router in self._masters)
+        self._contested &= self._masters
 
     # Observation
 
@@ -450,6 +499,7 @@ class Node:
                     **self._router_status(name),
                     **self.tracking.router_status(name),
                     **self.second_path.router_status(name),
+                    "routes": self._routes[name].status(),
                 }
                 for name in self._routers
             },

@@ -6,13 +6,15 @@ same commands as ipvsadm does, and remembers what it gave. A weight that is anot
 set by the operator, and is from then on the server's own: what it has while it is up. So the
 two never undo each other by turns.
 
-Both nodes check, whoever is master. `NodeHealth.listeners` hear of every change of opinion.
+Both nodes check, whoever is master, and tell each other what they find, so that people see
+where they disagree; each goes by what it finds itself.
 """
 
 import random
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
-from typing import assert_never
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Final, assert_never
 
 import structlog
 import trio
@@ -26,6 +28,7 @@ from lvsha.datapath.services import RealServer, ServerOptions, VirtualService
 from lvsha.errors import AdministrationError
 from lvsha.health.judge import Counts, Rules
 from lvsha.health.opinions import Finding, Opinion
+from lvsha.health.peer_opinions import PeerOpinions
 from lvsha.health.prober import Prober
 from lvsha.health.runner import Assignment, Runner
 from lvsha.health.service_health import (
@@ -41,21 +44,15 @@ from lvsha.health.service_health import (
 from lvsha.health.target import Target
 from lvsha.model import format_endpoint
 
+EXCHANGE_INTERVAL: Final = 1.0
+"""Seconds between two lists of what is found, which the nodes tell each other."""
+
 _log = structlog.get_logger("health")
+_NotUp = tuple[str, bytes, int, int]
+"""Service, address and port of a server, and whether it is down, or not known."""
 
 Endpoint = tuple[bytes, int]
 """The address and port of a server, by which a service knows it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOpinion:
-    """This node thinks otherwise of a server of a service now."""
-
-    service: str
-    server: Endpoint
-    old: Opinion
-    new: Opinion
-    reason: str
 
 
 class Keeper:
@@ -187,7 +184,9 @@ class NodeHealth:
         on_change: called after servers were added or removed.
 
     Attributes:
-        listeners: called with each change of opinion, in the turn in which it is formed.
+        share: tells the peers the number of a list, of how many servers it is, and which of
+            them are not up.
+        peers: what they have told.
     """
 
     def __init__(
@@ -198,7 +197,10 @@ class NodeHealth:
         prober: Prober,
         on_change: Callable[[], None],
     ) -> None:
-        self.listeners: list[Callable[[ServerOpinion], None]] = []
+        self.share: Callable[[int, int, Sequence[_NotUp]], None] = (
+            lambda _number, _checked, _not_up: None
+        )
+        self.peers = PeerOpinions()
         self.counters = Counters()
         self._keepers = [Keeper(each, director) for each in pair.services if each.is_checked]
         self._by_name = {keeper.service.name: keeper for keeper in self._keepers}
@@ -241,6 +243,7 @@ class NodeHealth:
             self._carry_out(keeper, keeper.core.start(now))
         nursery.start_soon(self._runner.run, self._assignments)
         nursery.start_soon(self._keep_time)
+        nursery.start_soon(self._exchange)
 
     def _report(self, assignment: Assignment[_Place], finding: Finding) -> bool:
         """Take a finding from the runner."""
@@ -310,9 +313,53 @@ class NodeHealth:
             server=format_endpoint(*end),
             reason=change.reason,
         )
-        opinion = ServerOpinion(keeper.service.name, end, change.old, change.new, change.reason)
-        for listener in self.listeners:
-            listener(opinion)
+
+    # What other nodes find
+
+    def hear(
+        self, node: str, number: int, part: tuple[int, int], checked: int, not_up: Iterable[_NotUp]
+    ) -> None:
+        """Take a part of what another node finds.
+
+        Args:
+            node: whose.
+            number: of its list.
+            part: which part this is, and of how many.
+            checked: how many servers that node checks.
+            not_up: those that it does not find up.
+        """
+        opinions = [
+            ((service, address, port), Opinion.DOWN if is_down else Opinion.UNKNOWN)
+            for service, address, port, is_down in not_up
+        ]
+        self.peers.hear(node, number, *part, checked, opinions, trio.current_time())
+
+    async def _exchange(self) -> None:
+        """Tell the peers what is found here, and people where that is not what a peer finds."""
+        for number in count(1):
+            await trio.sleep(EXCHANGE_INTERVAL)
+            ours = {
+                (keeper.service.name, *keeper.endpoints[server]): judge.opinion
+                for keeper in self._keepers
+                for server, judge in enumerate(keeper.core.judges)
+                if judge is not None
+            }
+            not_up = [
+                (*server, int(opinion is Opinion.DOWN))
+                for server, opinion in ours.items()
+                if opinion is not Opinion.UP
+            ]
+            self.share(number, len(ours), not_up)
+            for one in self.peers.compare(ours, trio.current_time()):
+                service, address, port = one.server
+                end = format_endpoint(address, port)
+                said = {"service": service, "server": end, "peer": one.node}
+                if one.theirs is None:
+                    _log.info("the nodes agree about a server again", **said)
+                else:
+                    self.counters.add("disagreements")
+                    both = {"here": one.ours.value, "there": one.theirs.value}
+                    _log.warning("the nodes disagree about a server", **said, **both)
 
     # Commands
 
@@ -369,12 +416,20 @@ class NodeHealth:
         keeper = self._by_name.get(service.name)
         if keeper is None or not self._started:
             return servers
-        found = {name: health for _, name, health in keeper.servers(trio.current_time())}
+        now = trio.current_time()
+        found = {
+            name: {**health, "peers": self._elsewhere(keeper, number, now)}
+            for number, name, health in keeper.servers(now)
+        }
         told = [{**server, "health": found.pop(str(server["address"]), None)} for server in servers]
         removed: list[dict[str, object]] = [
             {"address": name, "health": health} for name, health in found.items()
         ]
         return [*told, *removed]
+
+    def _elsewhere(self, keeper: Keeper, number: int, now: float) -> dict[str, str]:
+        server = (keeper.service.name, *keeper.endpoints[number])
+        return {node: opinion.value for node, opinion in self.peers.of(server, now).items()}
 
 
 def _rules(health: Health) -> Rules:

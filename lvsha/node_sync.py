@@ -34,12 +34,14 @@ from lvsha.sync.actions import (
     Alarm,
     ConfigurationAgrees,
     ConfigurationDiffers,
+    OpinionsHeard,
     PeerChanged,
     TakeOver,
 )
 from lvsha.sync.courier import Courier, SyncEvent
 from lvsha.sync.key_file import KeyFile
-from lvsha.sync.messages import DIGEST_BYTES, Duty
+from lvsha.sync.messages import DIGEST_BYTES, Duty, Opinions
+from lvsha.sync.opinions import NotUp
 from lvsha.sync.pace import Pace
 from lvsha.sync.replica import Replica
 from lvsha.sync.seal import Seal
@@ -95,6 +97,7 @@ class NodeSync:
         replicas: one for each virtual router, with lvsha's own format.
         daemons: those that speak the kernel's.
         may_be_away: the servers of a service that are not compared.
+        on_opinions: called with what a peer's health checks find.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class NodeSync:
         self._courier: Courier | None = None
         self.daemons = make_daemons(pair, name, director, store, host.open_sync_socket)
         self.may_be_away: Callable[[VirtualService], Collection[tuple[bytes, int]]] = lambda _: ()
+        self.on_opinions: Callable[[Opinions], None] = lambda _: None
         self._services_changed = trio.Event()
         self._running: dict[str, bytes] = {}
 
@@ -246,9 +250,19 @@ class NodeSync:
             if peer.duty is not None
         ]
 
+    def share(self, number: int, checked: int, opinions: Sequence[NotUp]) -> None:
+        """Tell the peers what this node's health checks find; see `lvsha.sync.opinions`."""
+        if self._courier is not None:
+            self._courier.share(number, checked, opinions)
+
     def leader(self, sync_id: int) -> str | None:
         """The node that leads a sync id, if it is another one."""
         return next((each.leader for each in self.replicas if each.sync_id == sync_id), None)
+
+    def is_contested(self, sync_id: int) -> bool:
+        """Whether another node leads a sync id that this one leads."""
+        now = trio.current_time()
+        return any(each.sync_id == sync_id and each.is_contested(now) for each in self.replicas)
 
     def complete(self, sync_id: int) -> bool:
         """Whether this node has all that the leader of this sync id has."""
@@ -296,6 +310,8 @@ class NodeSync:
                     _log.info("the nodes agree again", peer=node)
                 case Alarm(kind, node):
                     _log.error("alarm", sync_id=sync_id, kind=kind, peer=node)
+                case OpinionsHeard(message):
+                    self.on_opinions(message)
                 case TakeOver():
                     self._on_call(sync_id)
                 case _:

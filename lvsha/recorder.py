@@ -14,6 +14,7 @@ import trio
 from lvsha.failover.addresses import Addresses
 from lvsha.failover.black_box import BlackBox, Event, Value
 from lvsha.failover.election import Election
+from lvsha.failover.routes import Routes
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.tally import Tally
 from lvsha.vigil import Vigil
@@ -75,6 +76,10 @@ class Recorder:
         """Addresses of which every coming and going is remembered."""
         return _RecordedAddresses(self, router, inner)
 
+    def routes(self, router: str, inner: Routes) -> Routes:
+        """Routes and rules of which every coming and going is remembered."""
+        return _RecordedRoutes(self, router, inner)
+
     def export(self, speakers: Iterable[Speaker], vigil: Vigil) -> dict[str, object]:
         """All that is remembered, as JSON values."""
         return self._box.export([*_late(speakers), *_pauses(vigil)])
@@ -110,6 +115,41 @@ class _RecordedAddresses:
         took = trio.current_time() - began_at
         self._recorder.note(kind, self._router, done=done, took_ms=round(took * _MILLISECONDS, 1))
         return done
+
+
+class _RecordedRoutes:
+    """See `lvsha.failover.routes.Routes`; where there are none, nothing is remembered."""
+
+    def __init__(self, recorder: Recorder, router: str, inner: Routes) -> None:
+        self._recorder = recorder
+        self._router = router
+        self._inner = inner
+        self._whole = True
+
+    async def install(self) -> bool:
+        return await self._do("routes_installed", self._inner.install)
+
+    async def keep(self) -> bool:
+        """Every second: what counts is that some are missing, or that none is any more."""
+        whole = await self._inner.keep()
+        if whole != self._whole:
+            self._whole = whole
+            self._recorder.note("routes_kept", self._router, done=whole)
+        return whole
+
+    async def remove(self) -> bool:
+        return await self._do("routes_removed", self._inner.remove)
+
+    def status(self) -> dict[str, object]:
+        return self._inner.status()
+
+    async def _do(self, kind: str, operation: Callable[[], Awaitable[bool]]) -> bool:
+        began_at = trio.current_time()
+        self._whole = await operation()
+        if self._inner.status()["pieces"]:
+            took_ms = round((trio.current_time() - began_at) * _MILLISECONDS, 1)
+            self._recorder.note(kind, self._router, done=self._whole, took_ms=took_ms)
+        return self._whole
 
 
 def _late(speakers: Iterable[Speaker]) -> Iterator[Event]:

@@ -31,7 +31,9 @@ def show_status(status: object, console: Console) -> None:
     routers = _items(_get(status, "routers"))
     if routers:
         console.print(_routers(routers))
-        for line in _refusals(routers):
+        for line in _missing_routes(routers):
+            console.print(Text(line, style="bold red"))
+        for line in (*_unheard(_get(status, "takeovers")), *_refusals(routers)):
             console.print(Text(line, style="yellow"))
         for line in _alarms(routers, _get(_get(status, "second_path"), "fencing")):
             console.print(Text(line, style="bold red"))
@@ -54,6 +56,9 @@ def show_status(status: object, console: Console) -> None:
     daemons = _daemon_rows(_get(status, "daemons"))
     if daemons:
         console.print(_daemons(daemons))
+    life = _get(status, "life")
+    if life is not None:
+        console.print(_life(life))
     drops = _items(_get(status, "drops"))
     if drops:
         console.print(Text("dropped: " + ", ".join(f"{name} {count}" for name, count in drops)))
@@ -144,6 +149,38 @@ def _alarms(routers: list[tuple[str, object]], fencing: object) -> list[str]:
     return lines
 
 
+def _unheard(takeovers: object) -> list[str]:
+    """The virtual routers of whose addresses no frame has come since this node took them."""
+    return [
+        f"{name}: no frame for its addresses has come since the takeover"
+        for name, takeover in _items(takeovers)
+        if _get(takeover, "frames") == "silent"
+    ]
+
+
+def _life(life: object) -> Text:
+    """How the loop that forwards is, and who watches over it."""
+    fault, watchdog = _get(life, "fault"), _get(life, "watchdog_seconds")
+    late = _get(life, "lateness_max_seconds")
+    words = [f"latest turn {1000 * late:.0f} ms late"] if isinstance(late, int | float) else []
+    words.append(f"watchdog {_seconds(watchdog)}" if watchdog else "no watchdog")
+    if fault is None:
+        return Text(f"forwarding loop: {', '.join(words)}")
+    return Text(f"forwarding loop: {fault}, {', '.join(words)}", style="bold red")
+
+
+def _missing_routes(routers: list[tuple[str, object]]) -> list[str]:
+    """Which routes and rules could not be added or removed, and why."""
+    lines = []
+    for name, router in routers:
+        pieces = _get(_get(router, "routes"), "pieces")
+        for piece in pieces if isinstance(pieces, list) else ():
+            if _get(piece, "error"):
+                what = f"{_text(piece, 'kind')} {_text(piece, 'what')}"
+                lines.append(f"{name}: {what} was refused: {_text(piece, 'error')}")
+    return lines
+
+
 def _refusals(routers: list[tuple[str, object]]) -> list[str]:
     """Whose VRRP messages are being refused, and why."""
     lines = []
@@ -195,6 +232,9 @@ def _health(health: object) -> Text:
     if health is None:
         return Text(opinion)
     text = f"{opinion} for {_seconds(_get(health, 'since_seconds'))}: {_text(health, 'reason')}"
+    elsewhere = [(node, said) for node, said in _items(_get(health, "peers")) if said != opinion]
+    if elsewhere:
+        text += f" ({', '.join(f'{node}: {said}' for node, said in elsewhere)})"
     return Text(text, style=_OPINIONS.get(opinion, ""))
 
 

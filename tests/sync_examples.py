@@ -25,6 +25,7 @@ from lvsha.sync.messages import (
     Handover,
     Heartbeat,
     Message,
+    Opinions,
     Origin,
     PeerState,
     Progress,
@@ -133,6 +134,7 @@ def _tally() -> Tally:
 TALLY: Final = _tally()
 _BUCKETS: Final = 1 << 71 | 1 << 73
 _DIGEST: Final = bytes(range(16))
+_NOT_UP = (("web", bytes((10, 0, 0, 5)), 8080, 1), ("web", bytes((10, 0, 0, 6)), 8080, 0))
 
 # The title of each example, and its messages with their levels.
 MESSAGES: Final[dict[str, list[tuple[Message, int]]]] = {
@@ -178,6 +180,12 @@ MESSAGES: Final[dict[str, list[tuple[Message, int]]]] = {
     "A question and its answer": [
         (Question(_east(14), (ENDED, WEB.key)), LEVEL),
         (Answer(_WEST, "east", [WEB], (ENDED,)), LEVEL),
+    ],
+    "A list of opinions": [
+        (
+            Opinions(_WEST, 9, part=0, parts=1, checked=3, opinions=_NOT_UP),
+            LEVEL,
+        )
     ],
     "A configuration": [
         (

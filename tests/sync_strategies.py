@@ -20,6 +20,7 @@ from lvsha.sync.messages import (
     Handover,
     Heartbeat,
     Message,
+    Opinions,
     Origin,
     PeerState,
     Progress,
@@ -35,6 +36,7 @@ from lvsha.sync.messages import (
 )
 from lvsha.tally import SUM_MASK
 
+UINT16 = st.integers(0, 2**16 - 1)
 UINT32 = st.integers(0, 2**32 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
 PORTS = st.integers(0, 65_535)
@@ -165,6 +167,21 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(Progress, ORIGINS, NAMES, UINT64, UINT64),
     st.builds(Handover, ORIGINS, NAMES, UINT64, UINT64),
+    st.builds(
+        lambda origin, number, part, more, checked, opinions: Opinions(
+            origin, number, part, part + more, checked, tuple(opinions)
+        ),
+        ORIGINS,
+        UINT64,
+        st.integers(0, 4000),
+        st.integers(1, 96),
+        UINT32,
+        st.lists(
+            st.tuples(NAMES, st.binary(min_size=4, max_size=4), UINT16, st.integers(0, 1))
+            | st.tuples(NAMES, st.binary(min_size=16, max_size=16), UINT16, st.integers(0, 1)),
+            max_size=5,
+        ),
+    ),
     st.builds(Question, ORIGINS, st.lists(keys(), max_size=32).map(tuple)),
     st.builds(
         Answer,

@@ -30,6 +30,7 @@ LEVELS = (
     ("lvsha.config_*", 1),
     ("lvsha.settings", 1),
     ("lvsha.capture", 1),
+    ("lvsha.sync.checked", 1),
     ("lvsha.sync.datagrams", 1),
     ("lvsha.sync.messages", 1),
     ("lvsha.sync.records", 1),

@@ -27,7 +27,7 @@ local TYPES = {
   [5] = "snapshot chunk", [6] = "snapshot end", [7] = "configuration", [8] = "gap request",
   [9] = "sums", [10] = "handover", [12] = "changes", [13] = "part begin", [14] = "part chunk",
   [15] = "part end", [16] = "sums request", [17] = "progress", [18] = "question",
-  [19] = "answer",
+  [19] = "answer", [20] = "opinions",
 }
 local ROLES = { [1] = "LEAD", [2] = "DRAIN", [3] = "FOLLOW" }
 local PEER_STATES = { [0] = "PROBE", [1] = "SNAPSHOT", [2] = "REPLICATE" }
@@ -123,6 +123,10 @@ do
   add(ProtoField.string, "piece", "Piece")
   add(ProtoField.bytes, "piece.digest", "Digest of the piece")
   add(ProtoField.string, "asker", "Asker")
+  add(u64, "opinions.list", "List")
+  add(u32, "opinions.checked", "Servers checked")
+  add(ProtoField.string, "opinions.service", "Service")
+  add(u8, "opinions.opinion", "Opinion", base.DEC, { [0] = "not known", [1] = "down" })
   add(ProtoField.none, "group", "Group")
   add(ProtoField.none, "connection", "Connection")
   add(ProtoField.none, "ended", "Ended")
@@ -783,6 +787,25 @@ local READERS = {
     local known = add_groups(tvb, tree, body[8])
     local unknown = add_keys(tvb, tree, f["key"], body[9], 32)
     return string.format("to %s: %d known, %d not", asker, known, unknown)
+  end },
+  [20] = { 5, 5, function(tvb, tree, body)
+    add_integer(tvb, tree, f["opinions.list"], body[7])
+    local part = add_integer(tvb, tree, f["part"], body[8], 4095)
+    local parts = add_integer(tvb, tree, f["parts"], body[9], 4096)
+    must(tvb, part < parts, body[8], "a part of a list of opinions that cannot be")
+    local checked = add_integer(tvb, tree, f["opinions.checked"], body[10], 4294967295)
+    local opinions = array(tvb, body[11], 4096)
+    for _, opinion in ipairs(opinions) do
+      local fields = array(tvb, opinion)
+      must(tvb, #fields >= 4, opinion, "an opinion of no service or server")
+      add_name(tvb, tree, f["opinions.service"], fields[1], 127)
+      local at, length = bytes(tvb, fields[2])
+      must(tvb, length == 4 or length == 16, fields[2], "an opinion of a server with a wrong address")
+      add_address(tree, f["server"], f["server6"], tvb(at, length))
+      add_integer(tvb, tree, f["server_port"], fields[3], 65535)
+      add_integer(tvb, tree, f["opinions.opinion"], fields[4], 1)
+    end
+    return string.format("%d of %d servers are not up", #opinions, checked)
   end },
 }
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from lvsha.errors import HostError
 LOG_TAIL_LINES: Final = 15
 STATUS_TIME_MAX: Final = 1.0
 HANDOVER_TIME_MAX: Final = 5.0
+COMMAND_TIME_MAX: Final = 20.0
 STATUS_BYTES_MAX: Final = 4 << 20
 
 
@@ -64,7 +66,6 @@ class Director:
         assert not self.running
         self.expected = True
         self._runtime.mkdir(mode=0o700, exist_ok=True)
-        environment = program_environment() | {"LVSHA_RUNTIME_DIR": str(self._runtime)}
         command = [sys.executable, "-m", "lvsha", "run", str(self._pair), "--node", self.name]
         with self.log.open("ab") as log:
             self._process = await trio.lowlevel.open_process(
@@ -72,7 +73,7 @@ class Director:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=self._environment(),
             )
 
     def signal(self, number: signal.Signals) -> None:
@@ -117,6 +118,28 @@ class Director:
         if not answer.startswith(b'{"result"'):
             said = answer.decode("utf-8", "replace").strip() or "nothing"
             raise HostError(f"{self.name} did not hand over; it said {said}")
+
+    async def administer(self, words: Sequence[str]) -> None:
+        """Have it carry out an ``lvsha ipvsadm`` command.
+
+        Raises:
+            HostError: it refuses; with what it said.
+        """
+        command = [sys.executable, "-m", "lvsha", "ipvsadm", *words]
+        with trio.fail_after(COMMAND_TIME_MAX):
+            done = await trio.run_process(
+                laboratory.enter(self.name, command),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                env=self._environment(),
+            )
+        if done.returncode:
+            said = done.stderr.decode("utf-8", "replace").strip() or f"exit code {done.returncode}"
+            raise HostError(f"{self.name}: ipvsadm {' '.join(words)}: {said}")
+
+    def _environment(self) -> dict[str, str]:
+        return program_environment() | {"LVSHA_RUNTIME_DIR": str(self._runtime)}
 
     def log_tail(self) -> str:
         """The last lines of its log."""

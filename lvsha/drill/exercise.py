@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -19,7 +21,7 @@ from rich.status import Status
 from rich.text import Text
 
 from lvsha.drill import page, report
-from lvsha.drill.directors import program_environment
+from lvsha.drill.directors import Director, program_environment
 from lvsha.drill.options import DrillOptions, decode_options
 from lvsha.drill.recording import Recording
 from lvsha.drill.rehearsal import Rehearsal
@@ -37,8 +39,14 @@ DRILL_TIME_MAX: Final = 600.0
 """Above the sum of all limits of a drill with options in their ranges."""
 
 
-def run_drill(options: DrillOptions, console: Console) -> int:
-    """Carry a drill out in a private world and print its result; the exit code."""
+def run_drill(options: DrillOptions, console: Console, module: str = "lvsha.drill.exercise") -> int:
+    """Carry a drill out in a private world and print its result; the exit code.
+
+    Args:
+        options: which drill.
+        console: where to complain.
+        module: what runs in there, as this module does.
+    """
     try:
         options.check()
         _prepare_directories(options)
@@ -49,7 +57,7 @@ def run_drill(options: DrillOptions, console: Console) -> int:
     except HostError as error:
         _complain(console, "cannot run the drill", str(error))
         return EXIT_IMPOSSIBLE
-    command = [sys.executable, "-m", "lvsha.drill.exercise", options.encode()]
+    command = [sys.executable, "-m", module, options.encode()]
     return run_secluded(prefix, command, program_environment())
 
 
@@ -129,10 +137,15 @@ async def _watch_lifeline(lifeline: int, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-def perform(options: DrillOptions, lifeline: int, console: Console) -> int:
+def perform(
+    options: DrillOptions,
+    lifeline: int,
+    console: Console,
+    make_director: Callable[[str, Path, Path], Director] = Director,
+) -> int:
     """Carry a drill out in this private world; the exit code."""
     narrator = Narrator(console)
-    rehearsal = Rehearsal(options, narrator)
+    rehearsal = Rehearsal(options, narrator, make_director)
     complaint = ""
     interrupted = False
     recording: Recording | None = None

@@ -35,6 +35,17 @@ TCP_PORT: Final = 8000
 UDP_PORT: Final = 8001
 
 LOSS_TABLE: Final = "drill"
+PARTITION_TABLE: Final = "drill_partition"
+PARTITION_RULES: Final = f"""\
+table netdev {PARTITION_TABLE} {{
+    chain outside {{
+        type filter hook ingress device "outside" priority 0; policy accept;
+        meta protocol ip ip protocol vrrp drop
+        meta protocol ip6 ip6 nexthdr vrrp drop
+    }}
+}}
+"""
+"""For nft: what a switch that filters the group of VRRP does."""
 """Of nftables; the directors' own has another name."""
 
 COMMAND_TIME_MAX: Final = 20.0
@@ -114,6 +125,14 @@ class Plan:
         """
         return self.address("inside", name) if self.method == "nat" else self.virtual
 
+    def draining(self) -> Iterable[Sequence[str]]:
+        """What ipvsadm is told so that the first real server gets no new connections."""
+        method = {"nat": "-m", "dr": "-g", "tun": "-i"}[self.method]
+        server = self.address("inside", REAL_SERVERS[0])
+        for protocol, port in (("-t", TCP_PORT), ("-u", UDP_PORT)):
+            ends = [_end(self.virtual, port), "-r", _end(server, port)]
+            yield ["-e", protocol, *ends, method, "-w", "0"]
+
     def pair_file(self, advert_interval: float) -> str:
         """The text of the pair file that both directors run from."""
         addresses = [self.with_prefix("outside", self.virtual)]
@@ -155,6 +174,10 @@ class Plan:
                 "",
             ]
         return "\n".join(lines)
+
+
+def _end(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def cable(wire: str, host: str) -> str:
@@ -201,6 +224,28 @@ def plug_cable(wire: str, host: str) -> None:
     _batch(None, [f"link set {cable(wire, host)} up"])
 
 
+def pull_all_cables(plan: Plan, host: str) -> None:
+    """Take the carrier away from all of a host's interfaces at once."""
+    _batch(None, [f"link set {cable(wire, host)} down" for wire in _wires_of(plan, host)])
+
+
+def plug_all_cables(plan: Plan, host: str) -> None:
+    """Give it back."""
+    _batch(None, [f"link set {cable(wire, host)} up" for wire in _wires_of(plan, host)])
+
+
+def forget_addresses(plan: Plan, host: str) -> None:
+    """Take away the virtual addresses of a host whose kernel has been started anew."""
+    for wire, address in (("outside", plan.virtual), ("inside", plan.gateway)):
+        where = enter(host, ["ip", "-o", "address", "show", "dev", wire, "to", address])
+        if _run(where).strip():
+            _batch(host, [f"address del {plan.with_prefix(wire, address)} dev {wire}"])
+
+
+def _wires_of(plan: Plan, host: str) -> list[str]:
+    return [wire for wire, hosts in plan.attachments.items() if host in hosts]
+
+
 def sync_loss_rules(percent: int) -> str:
     """The text for nft that has a director not get so many of 100 frames from the others."""
     return "\n".join(
@@ -226,6 +271,18 @@ def lose_sync_frames(percent: int) -> None:
     """
     for name in DIRECTORS:
         _run(enter(name, ["nft", "-f", "-"]), sync_loss_rules(percent))
+
+
+def stop_advertisements() -> None:
+    """Let no director hear the other's VRRP messages; all else passes, either way."""
+    for name in DIRECTORS:
+        _run(enter(name, ["nft", "-f", "-"]), PARTITION_RULES)
+
+
+def pass_advertisements() -> None:
+    """Undo `stop_advertisements`."""
+    for name in DIRECTORS:
+        _run(enter(name, ["nft", "delete", "table", "netdev", PARTITION_TABLE]))
 
 
 def count_sync_frames() -> SyncFrames:

@@ -15,7 +15,9 @@ from lvsha.errors import ConfigError
 
 Method = Literal["nat", "dr", "tun"]
 Family = Literal[4, 6]
-Failure = Literal["crash", "both", "handover", "stop", "hang", "link", "sync", "return"]
+Failure = Literal[
+    "crash", "power", "both", "handover", "stop", "hang", "link", "sync", "partition", "return"
+]
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FAMILIES: Final[tuple[Family, ...]] = get_args(Family)
@@ -45,6 +47,7 @@ class DrillOptions:
         then_return: whether a second act brings the failed director back.
         advert_interval: of VRRP.
         sync_loss: how many of 100 frames on the sync network are dropped, at random.
+        drain: whether one real server is drained, at weight 0, from before the first act on.
         directory: where the pair file, the logs and the reports are left.
         json: where the JSON report goes; in ``directory`` by default.
         html: where the page goes; in ``directory`` by default.
@@ -62,6 +65,7 @@ class DrillOptions:
     then_return: bool = True
     advert_interval: float = 0.1
     sync_loss: int = 0
+    drain: bool = False
     directory: Path = Path("drill")
     json: Path | None = None
     html: Path | None = None

@@ -51,6 +51,8 @@ STOPPED: Final = "STOPPED"
 
 ACT_TITLES: Final = {
     "crash": "{node} is killed (SIGKILL)",
+    "power": "the power of {node} is cut",
+    "boot": "{node} has power again and comes back",
     "handover": "{node} hands over (lvsha handover)",
     "back": "{node} is handed its place again",
     "stop": "{node} is stopped cleanly (SIGTERM)",
@@ -58,6 +60,8 @@ ACT_TITLES: Final = {
     "other": "{node} is killed, too (SIGKILL)",
     "sync": "the cable of {node} to the sync network is pulled",
     "replug": "the cable of {node} to the sync network is plugged in again",
+    "partition": "no VRRP message of {node} or the other arrives any more",
+    "heal": "VRRP messages arrive again",
     "link": "the outside cable of {node} is pulled",
     "return": "{node} comes back with the higher priority",
     "wake": "{node} wakes up (SIGCONT)",
@@ -117,14 +121,19 @@ class _Client:
 class Rehearsal:
     """One drill."""
 
-    def __init__(self, options: DrillOptions, observer: Observer) -> None:
+    def __init__(
+        self,
+        options: DrillOptions,
+        observer: Observer,
+        make_director: Callable[[str, Path, Path], Director] = Director,
+    ) -> None:
         self._options = options
         self._observer = observer
         self._plan = Plan(options.method, options.family)
         self._directory = options.directory
         self.pair_path = self._directory / "pair.toml"
         self._directors = {
-            name: Director(name, self.pair_path, self._directory / f"{name}.log")
+            name: make_director(name, self.pair_path, self._directory / f"{name}.log")
             for name in DIRECTORS
         }
         self._programs: list[subprocess.Popen[bytes]] = []
@@ -256,6 +265,9 @@ class Rehearsal:
             nursery.start_soon(client.listen)
             opened = await client.tell("open", OPEN_TIME_MAX)
             await self._watch_for(SETTLE)
+            if self._options.drain:
+                for director in self._directors.values():
+                    await self._drain(director)
             self._observer.end(f"{opened['opened']} of {opened['wanted']} long connections open")
             acts = await self._acts(client)
             self._observer.begin("last answers")
@@ -293,12 +305,14 @@ class Rehearsal:
             return [await self._act(client, "return", first, FIRST, self._start_again)]
         deeds: dict[str, tuple[Callable[[Director], Awaitable[None]], str]] = {
             "crash": (self._kill, "return"),
+            "power": (self._cut_power, "boot"),
             "both": (self._kill, "return"),
             "handover": (self._hand_over, "back"),
             "stop": (self._stop, "return"),
             "hang": (self._hang, "wake"),
             "link": (self._pull, "plug"),
             "sync": (self._pull_sync, "replug"),
+            "partition": (self._part, "heal"),
         }
         deed, sequel = deeds[name]
         title, heir = ("crash" if name == "both" else name), (FIRST if name == "sync" else SECOND)
@@ -306,10 +320,12 @@ class Rehearsal:
         if self._options.then_return or name == "both":
             undo = {
                 "return": self._start_again,
+                "boot": self._boot,
                 "back": self._hand_back,
                 "wake": self._wake,
                 "plug": self._plug,
                 "replug": self._plug_sync,
+                "heal": self._heal,
             }[sequel]
             acts.append(await self._act(client, sequel, first, FIRST, undo))
         elif first.stopped:
@@ -348,6 +364,16 @@ class Rehearsal:
         self._saw(director.name, DOWN)
         await director.wait_end(STOP_TIME_MAX)
 
+    async def _cut_power(self, director: Director) -> None:
+        """Nothing of it answers any more, its kernel neither."""
+        laboratory.pull_all_cables(self._plan, director.name)
+        await self._kill(director)
+
+    async def _boot(self, director: Director) -> None:
+        laboratory.forget_addresses(self._plan, director.name)
+        laboratory.plug_all_cables(self._plan, director.name)
+        await director.start()
+
     async def _stop(self, director: Director) -> None:
         director.expected = False
         director.signal(signal.SIGTERM)
@@ -378,6 +404,12 @@ class Rehearsal:
     async def _start_again(self, director: Director) -> None:
         await director.start()
 
+    async def _drain(self, director: Director) -> None:
+        """Give the first real server the weight 0, as an operator does before its maintenance."""
+        if director.running:
+            for words in self._plan.draining():
+                await director.administer(words)
+
     async def _hang(self, director: Director) -> None:
         director.signal(signal.SIGSTOP)
         director.stopped = True
@@ -392,6 +424,12 @@ class Rehearsal:
 
     async def _plug_sync(self, director: Director) -> None:
         laboratory.plug_cable("sync", director.name)
+
+    async def _part(self, _director: Director) -> None:
+        laboratory.stop_advertisements()
+
+    async def _heal(self, _director: Director) -> None:
+        laboratory.pass_advertisements()
 
     async def _pull(self, director: Director) -> None:
         laboratory.pull_cable("outside", director.name)

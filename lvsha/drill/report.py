@@ -31,6 +31,8 @@ def act_title(act: ActFigures) -> str:
     node = act.act.node
     titles = {
         "crash": f"Crash: {node} was killed (SIGKILL)",
+        "power": f"Power cut: nothing of {node} answered any more",
+        "boot": f"Return: {node} had power again and took its place back",
         "handover": f"Handover: {node} has handed over (lvsha handover)",
         "back": f"Handover back: {node} was handed its place again",
         "stop": f"Stop: {node} was stopped cleanly (SIGTERM)",
@@ -38,6 +40,8 @@ def act_title(act: ActFigures) -> str:
         "other": f"Second crash: {node} was killed (SIGKILL)",
         "sync": f"Sync: the cable of {node} to the sync network was pulled",
         "replug": f"Sync back: the cable of {node} was plugged in again",
+        "partition": "Partition: no VRRP message arrived any more",
+        "heal": "Heal: VRRP messages arrived again",
         "link": f"Link: the outside cable of {node} was pulled",
         "return": f"Return: {node} was started again and took its place back",
         "wake": f"Wake-up: {node} went on (SIGCONT)",

@@ -26,6 +26,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -111,6 +112,8 @@ class NetlinkAddresses:
         addresses: Sequence[InterfaceAddress],
         *,
         lifetime: int = LIFETIME,
+        announce_repeat: int = 1,
+        announce_at_once: bool = True,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         """Describe the addresses; nothing happens yet.
@@ -118,6 +121,9 @@ class NetlinkAddresses:
         Args:
             addresses: at least one.
             lifetime: after the last renewal, in whole seconds.
+            announce_repeat: how often `announce` sends each frame.
+            announce_at_once: whether each is announced as soon as it is held; not where
+                something must be there before its frames come.
             log: where refusals are told, at a limited rate.
         """
         assert addresses
@@ -125,13 +131,17 @@ class NetlinkAddresses:
         self.addresses = tuple(addresses)
         self.counters = Counters()
         self._lifetime = lifetime
+        self._announce_repeat = announce_repeat
+        self._announce_at_once = announce_at_once
         self._log = LimitedLog(log or structlog.get_logger())
         # One thread at a time, in order. The shared pool of threads is not used up.
         self._limiter = trio.CapacityLimiter(1)
 
     async def acquire(self) -> bool:
         """Add the addresses with their lifetime."""
-        _, refused = await self._in_thread(lambda: _hold(self.addresses, self._lifetime))
+        _, refused = await self._in_thread(
+            lambda: _hold(self.addresses, self._lifetime, announces=self._announce_at_once)
+        )
         return self._tell("address_not_acquired", refused)
 
     async def release(self) -> bool:
@@ -152,7 +162,7 @@ class NetlinkAddresses:
 
     async def announce(self) -> bool:
         """Send gratuitous ARP and unsolicited neighbour advertisements."""
-        _, refused = await self._in_thread(lambda: _announce(self.addresses))
+        _, refused = await self._in_thread(lambda: _announce(self.addresses, self._announce_repeat))
         return self._tell("address_not_announced", refused)
 
     async def _in_thread(self, operation: Callable[[], _Outcome]) -> _Outcome:
@@ -188,8 +198,10 @@ async def remove_leftovers(addresses: Iterable[InterfaceAddress]) -> int:
     return len(removed)
 
 
-def _hold(addresses: Sequence[InterfaceAddress], lifetime: int) -> _Outcome:
-    """Add or renew; returns those that were added."""
+def _hold(
+    addresses: Sequence[InterfaceAddress], lifetime: int, *, announces: bool = False
+) -> _Outcome:
+    """Add or renew; returns those that were added, and announces them if asked to."""
     virtual = [wanted.address.ip for wanted in addresses]
     added: list[InterfaceAddress] = []
 
@@ -212,6 +224,10 @@ def _hold(addresses: Sequence[InterfaceAddress], lifetime: int) -> _Outcome:
         )
         if wanted.address not in present:
             added.append(wanted)
+            if announces:
+                # If it cannot be, the announcement that follows says so.
+                with suppress(OSError, HostError):
+                    announce(wanted.interface, [wanted.address.packed])
 
     refused = _for_each(addresses, hold)
     return added, refused
@@ -241,7 +257,7 @@ def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     return removed, [refusal for refusal in refused if refusal.error not in _ALREADY_GONE]
 
 
-def _announce(addresses: Sequence[InterfaceAddress]) -> _Outcome:
+def _announce(addresses: Sequence[InterfaceAddress], repeat: int) -> _Outcome:
     """Announce what is held, and nothing that is not; returns what was announced.
 
     To announce an address that the kernel would not add, or that someone removed, would
@@ -252,7 +268,7 @@ def _announce(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     def announce_held(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
         if all(held.ip != wanted.address.ip for held in _present(netlink, index)):
             raise OSError(errno.EADDRNOTAVAIL, "the address is not held")
-        announce(wanted.interface, [wanted.address.packed])
+        announce(wanted.interface, [wanted.address.packed] * repeat)
         announced.append(wanted)
 
     refused = _for_each(addresses, announce_held)

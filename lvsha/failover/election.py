@@ -112,6 +112,7 @@ class Election:
         version: int = VERSION,
         preempt_delay: float = 0.0,
         startup_delay: float = 0.0,
+        series: Series | None = None,
     ) -> None:
         """Describe a router; nothing happens before `start`.
 
@@ -125,6 +126,7 @@ class Election:
             version: of the protocol, which tells the skew.
             preempt_delay: how long a master of lower priority is let go on.
             startup_delay: how long nothing is taken after `start`.
+            series: when addresses are announced.
         """
         assert 1 <= vrid <= 255
         assert PRIORITY_RESIGN < priority <= PRIORITY_OWNER
@@ -167,7 +169,7 @@ class Election:
         # MASTER: the next advertisement, the announcements, and when the last answer to
         # another master was made.
         self._advertise_at = math.inf
-        self._series = Series()
+        self._series = series or Series()
         self._answered_at = -math.inf
 
     @property

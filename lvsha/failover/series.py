@@ -5,6 +5,7 @@ Times are seconds on a monotonic clock.
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 # A neighbour that missed the first announcement gets another when its own link has settled
@@ -20,7 +21,17 @@ ANNOUNCE_GAP: Final = 0.1
 class Series:
     """The announcements of one master."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, again: Iterable[float] = ANNOUNCE_AGAIN_AFTER, every: float = ANNOUNCE_EVERY
+    ) -> None:
+        """Describe the series; nothing is due before `begin`.
+
+        Args:
+            again: how long after the first one there are others.
+            every: how often there is one after these; infinity for never.
+        """
+        self._again = tuple(sorted(again)) or (every,)
+        self._every = every
         self._at: deque[float] = deque()
         self._last = -math.inf
 
@@ -32,7 +43,7 @@ class Series:
     def begin(self, now: float) -> None:
         """The first one is made now."""
         self._last = now
-        self._at = deque(now + delay for delay in ANNOUNCE_AGAIN_AFTER)
+        self._at = deque(now + delay for delay in self._again)
 
     def begin_again(self, now: float) -> None:
         """Another was heard that may have announced, or may still."""
@@ -48,6 +59,6 @@ class Series:
         while self._at and now >= self._at[0]:
             self._at.popleft()
         if not self._at:
-            self._at.append(now + ANNOUNCE_EVERY)
+            self._at.append(now + self._every)
         self._last = now
         return True

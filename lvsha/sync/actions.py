@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lvsha.model import ConnectionRecord
-from lvsha.sync.messages import PeerState
+from lvsha.sync.messages import Opinions, PeerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,13 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
+class OpinionsHeard:
+    """A part of what a peer's health checks find."""
+
+    message: Opinions
+
+
+@dataclass(frozen=True, slots=True)
 class TakeOver:
     """The leader wants this node to hold the addresses, and it has all that the leader has."""
 
@@ -135,5 +142,6 @@ Action = (
     | ConfigurationAgrees
     | Alarm
     | TakeOver
+    | OpinionsHeard
     | Refused
 )

@@ -24,8 +24,8 @@ What differs although it came whole is an alarm, and is asked for again later; s
 A node that drains still changes connections by itself, and tells the new leader; only when
 that is over does it compare, so that the two agree about them as well.
 
-While this node leads it follows nobody, but for what it takes of the leader before it (see
-`lvsha.sync.overlap`). Two nodes that lead for longer than a heartbeat are an alarm.
+While this node leads it follows nobody, but for what it takes of another that leads or has
+just led (see `lvsha.sync.overlap`). Two that lead for longer than a heartbeat are an alarm.
 
 Times are seconds on a monotonic clock.
 """
@@ -89,12 +89,12 @@ class Copy:
         level: what this node understands.
         compares: whether the tally has just the connections of one leader, so that sums say
             something; else everything is asked for.
-        own_max: how many connections of its own a leader remembers during the overlap.
+        own_max: how many connections of its own a leader remembers in an overlap.
         counters: for everything that is counted.
 
     Attributes:
         peers: the others.
-        overlap: with the leader before this node.
+        overlap: with another leader.
         catching_up: what is lacking of the followed leader.
     """
 
@@ -153,8 +153,8 @@ class Copy:
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
         times = [peer.stream.deadline for peer in self.peers]
-        times += [self.peers.deadline, self.catching_up.deadline]
-        times += [self._listening_until, self._progress_at]
+        times += [self.peers.deadline, self.catching_up.deadline, self._listening_until]
+        times.append(self._progress_at)
         if self._is_asking():
             times.append(self._request_at)
         return min((time for time in times if time is not None), default=None)
@@ -218,16 +218,13 @@ class Copy:
             now: the clock.
 
         Returns:
-            The actions, and the records that a leading node took from the leader before
-            it and must now tell as its own.
+            The actions, and the records that a leading node took and must tell as its own.
         """
-        actions: list[Action] = []
-        taken: list[ConnectionRecord] = []
+        actions, taken = list[Action](), list[ConnectionRecord]()
         sequence = message.origin.sequence
         # The stream of a sender that is new begins with this datagram, or after it.
         first = sequence if isinstance(message, Numbered) else sequence + 1
-        peer = self._hear(message, first, now, actions)
-        if peer is None:
+        if (peer := self._hear(message, first, now, actions)) is None:
             return actions, taken
         match message:
             case Changes() | SnapshotBegin() | SnapshotChunk() | SnapshotEnd():
@@ -332,10 +329,13 @@ class Copy:
         self._request_at = now
 
     def _note_second_leader(self, peer: Peer, now: float, actions: list[Action]) -> None:
-        if self.leading or (self._leader is not None and self._leader.leads):
-            self._counters.add("second_leader_datagrams")
-            if self.peers.leads_too_long(peer, now):
-                actions.append(Alarm("second_leader", peer.node))
+        if self.leading:
+            self.overlap.contest(now)
+        elif self._leader is None or not self._leader.leads:
+            return
+        self._counters.add("second_leader_datagrams")
+        if self.peers.leads_too_long(peer, now):
+            actions.append(Alarm("second_leader", peer.node))
 
     def _heartbeat(self, peer: Peer, message: Heartbeat, now: float, actions: list[Action]) -> None:
         peer.level = min(message.level, self._level)
@@ -416,7 +416,7 @@ class Copy:
     def _take_over(
         self, stream: Stream, message: Numbered, now: float, actions: list[Action]
     ) -> list[ConnectionRecord]:
-        """While leading: take what the leader before still tells."""
+        """While leading: take what another tells who leads, or has led."""
         if not self.overlap.is_on(now) or not isinstance(message, Changes):
             self._counters.add("refused_while_leading")
             return []

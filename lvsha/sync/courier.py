@@ -44,6 +44,7 @@ from lvsha.sync.actions import (
     EndSnapshot,
     Forget,
     LookUp,
+    OpinionsHeard,
     PeerChanged,
     ProvideSnapshot,
     Refused,
@@ -52,6 +53,7 @@ from lvsha.sync.actions import (
 )
 from lvsha.sync.datagrams import sync_id_of
 from lvsha.sync.messages import ALL_BUCKETS, Duty, Role
+from lvsha.sync.opinions import NotUp
 from lvsha.sync.replica import SYNC_ID_ANY, Replica
 from lvsha.sync.transport import Transport
 
@@ -121,7 +123,9 @@ class SyncEvent:
     """Something that a replica reports to the node."""
 
     sync_id: int
-    happening: PeerChanged | ConfigurationDiffers | ConfigurationAgrees | Alarm | TakeOver
+    happening: (
+        PeerChanged | ConfigurationDiffers | ConfigurationAgrees | Alarm | OpinionsHeard | TakeOver
+    )
 
 
 class Courier:
@@ -233,6 +237,16 @@ class Courier:
         for replica in self._replicas.values():
             self._perform(replica, replica.configure(digest, digests, trio.current_time()))
         self._wake_in_time()
+
+    def share(self, number: int, checked: int, opinions: Sequence[NotUp]) -> None:
+        """Tell the peers what this node's health checks find; each list has the next number.
+
+        It is told under one sync id, for it is of the node.
+        """
+        if self._is_running:
+            replica = next(iter(self._replicas.values()))
+            shared = replica.share(number, checked, opinions, trio.current_time())
+            self._perform(replica, shared)
 
     def complete(self, sync_id: int) -> bool:
         """Whether this node has all that the leader of this sync id has."""
@@ -390,6 +404,7 @@ class Courier:
                     | ConfigurationDiffers()
                     | ConfigurationAgrees()
                     | Alarm()
+                    | OpinionsHeard()
                     | TakeOver()
                 ):
                     self._tell_node(SyncEvent(replica.sync_id, action))

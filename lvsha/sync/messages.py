@@ -62,6 +62,7 @@ class MessageType(IntEnum):
     PROGRESS = 17
     QUESTION = 18
     ANSWER = 19
+    OPINIONS = 20
 
 
 class Role(IntEnum):
@@ -309,6 +310,26 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Opinions:
+    """A part of a list of the real servers that the sender's health checks do not find up.
+
+    Attributes:
+        number: of the list; each has the next.
+        part, parts: of it.
+        checked: how many servers are checked; 0 says that all this means nothing.
+        opinions: service, address and port of a server, and 1 if it is down, 0 if that is
+            not known.
+    """
+
+    origin: Origin
+    number: int
+    part: int
+    parts: int
+    checked: int
+    opinions: tuple[tuple[str, bytes, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """A message of a type that this version does not speak."""
 
@@ -331,5 +352,6 @@ Message = (
     | Handover
     | Question
     | Answer
+    | Opinions
     | Unknown
 )

@@ -1,9 +1,11 @@
-"""What a new leader still takes of the leader before it.
+"""What a leader takes of another one: of that before it, or of a second one.
 
-For `OVERLAP` seconds that one carries on with the packets that are on their way to it, and
-tells of them while it drains. What it tells is taken, but never a delete (a connection ends
-there because its packets now come here), and never a connection of which this node has told
-itself: its word is the newer one.
+For `OVERLAP` seconds the leader before carries on with the packets that are on their way to
+it, and tells of them while it drains. Where two nodes lead at once, because they do not hear
+each other's advertisements, the packets of one connection come to either as long as that
+lasts. What the other tells is taken, but never a delete (a connection ends there because its
+packets now come here), and never a connection of which this node has told itself: its word is
+the newer one.
 
 Times are seconds on a monotonic clock.
 """
@@ -21,7 +23,7 @@ OVERLAP: Final = 2 * DRAIN
 
 
 class Overlap:
-    """The time after a node has begun to lead.
+    """The time in which another node may have packets of this leader's connections.
 
     Args:
         own_max: how many connections of its own are remembered; past that nothing more is
@@ -31,6 +33,7 @@ class Overlap:
     def __init__(self, own_max: int) -> None:
         self._own_max = own_max
         self._until = float("-inf")
+        self._contested_until = float("-inf")
         self._own: set[bytes] = set()
 
     def begin(self, now: float) -> None:
@@ -38,9 +41,18 @@ class Overlap:
         self._until = now + OVERLAP
         self._own.clear()
 
+    def contest(self, now: float) -> None:
+        """Another node leads as well."""
+        self._contested_until = now + OVERLAP
+        self._until = max(self._until, self._contested_until)
+
+    def is_contested(self, now: float) -> bool:
+        """Whether another node has led as well a moment ago."""
+        return now < self._contested_until
+
     def end(self) -> None:
         """This node leads no longer."""
-        self._until = float("-inf")
+        self._until = self._contested_until = float("-inf")
         self._own.clear()
 
     def is_on(self, now: float) -> bool:

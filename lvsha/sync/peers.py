@@ -34,6 +34,9 @@ PEERS_MAX: Final = 16
 # A silent peer's place is given to a new one after this.
 PEER_FORGOTTEN: Final = 60.0
 EPOCHS_REMEMBERED: Final = 16
+# A listener that is sent a snapshot tells its progress every few datagrams; who has told
+# nothing for so long is not waited for.
+PROGRESS_PATIENCE: Final = 0.3
 ALARM_INTERVAL: Final = 10.0
 # No pair sees so many takeovers; a false term near the end of its range must not leave the
 # next leader without one above it.
@@ -217,6 +220,27 @@ class Peers:
             if not peer.silent and now >= peer.heard + self.silence:
                 peer.silent = True
                 actions.append(PeerChanged(peer.node, peer.state, "silent"))
+
+    def weakest(self, level: int, now: float) -> tuple[int, int | None]:
+        """What all who listen understand, and how far the slowest of them says to be.
+
+        Args:
+            level: what this node understands.
+            now: the clock.
+
+        Returns:
+            The level; and a number, or None if nobody who needs anything has told one lately.
+        """
+        listening = [peer for peer in self if not peer.silent]
+        levels = (peer.level or level for peer in listening)
+        told = [
+            peer.acknowledged
+            for peer in listening
+            if peer.acknowledged is not None
+            and peer.state is not PeerState.REPLICATE
+            and now < peer.acknowledged_at + PROGRESS_PATIENCE
+        ]
+        return min(level, min(levels, default=level)), min(told, default=None)
 
     def leads_too_long(self, peer: Peer, now: float) -> bool:
         """Whether it is an alarm that a second leader is heard, too.

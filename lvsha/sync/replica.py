@@ -36,6 +36,7 @@ from lvsha.sync.actions import (
     Deny,
     Forget,
     LookUp,
+    OpinionsHeard,
     PeerChanged,
     Refused,
     Send,
@@ -55,8 +56,8 @@ from lvsha.sync.messages import (
     Handover,
     Heartbeat,
     Message,
+    Opinions,
     Origin,
-    PeerState,
     Progress,
     Question,
     Role,
@@ -64,6 +65,7 @@ from lvsha.sync.messages import (
     SumsRequest,
     Unknown,
 )
+from lvsha.sync.opinions import NotUp, divide
 from lvsha.sync.overlap import DRAIN
 from lvsha.sync.pace import Pace
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
@@ -76,8 +78,6 @@ DATAGRAM_BYTES_MIN: Final = 500
 # A change of a peer's state is told at once, but not more often than this part of the
 # heartbeat interval.
 HEARTBEAT_SPACING: Final = 0.1
-# A listener that is sent a snapshot tells its progress every few datagrams.
-PROGRESS_PATIENCE: Final = 0.3
 SYNC_ID_ANY: Final = 0
 
 
@@ -211,6 +211,10 @@ class Replica:
         """Of each peer, why it cannot lead next without a loss; empty words if it can."""
         known = (self.node, self._tally, self._comparison.differing)
         return {peer.node: unready(peer, *known) for peer in self._home.peers}
+
+    def is_contested(self, now: float) -> bool:
+        """Whether this node leads, and another one as well."""
+        return self._home.overlap.is_contested(now)
 
     @property
     def peers(self) -> Iterator[Peer]:
@@ -349,6 +353,15 @@ class Replica:
         datagrams = encode_answers(answer, self._datagram_max)
         return self._performed([Send(datagram) for datagram in datagrams], now)
 
+    def share(
+        self, number: int, checked: int, opinions: Sequence[NotUp], now: float
+    ) -> list[Action]:
+        """Tell the peers what this node's health checks find; see `lvsha.sync.opinions`."""
+        if not self._running:
+            return []
+        parts = divide(self._source.origin, number, checked, opinions, self._datagram_max)
+        return self._performed([Send(encode(part)) for part in parts], now)
+
     def configure(self, digest: bytes, digests: Mapping[str, bytes], now: float) -> list[Action]:
         """This node's configuration has changed while it runs."""
         return self._performed(self._comparison.change(digest, digests), now)
@@ -441,19 +454,7 @@ class Replica:
 
     def _adapt(self, now: float) -> None:
         """Keep to what all who listen understand, and to the slowest of them."""
-        peers = [peer for peer in self._home.peers if not peer.silent]
-        source = self._source
-        levels = (peer.level or self._level for peer in peers)
-        source.level = min(self._level, min(levels, default=self._level))
-        # Who has told nothing for so long is not waited for.
-        told = [
-            peer.acknowledged
-            for peer in peers
-            if peer.acknowledged is not None
-            and peer.state is not PeerState.REPLICATE
-            and now < peer.acknowledged_at + PROGRESS_PATIENCE
-        ]
-        source.progress = min(told, default=None)
+        self._source.level, self._source.progress = self._home.peers.weakest(self._level, now)
 
     def _refuse(self, message: Message, now: float) -> list[Action] | None:
         """The actions for a message that is not used; None for one that is."""
@@ -494,6 +495,8 @@ class Replica:
                 if peer is self._home.leader and peer.leads and self.complete:
                     return [called(peer, message, self._source.origin, now)]
                 return self._calls.answered(peer, message, self._source.origin, now)
+            case Opinions():
+                return [OpinionsHeard(message)]
             case Configuration():
                 return self._comparison.described(origin.node, message)
             case Question() if message.keys:
@@ -553,7 +556,6 @@ class Replica:
         copies = (self._home, *self._others.values())
         strangers = [copy for copy in copies if copy.peers.take_stranger()]
         if strangers or any(isinstance(action, PeerChanged) for action in actions):
-            # Peers show this node's state; let them see that it changed.
             self._hurry(now)
         if heartbeat:
             actions = [*actions, *self._heartbeat(now)]
@@ -561,16 +563,14 @@ class Replica:
         return actions
 
     def _hurry(self, now: float) -> None:
-        """Bring the next heartbeat forward."""
-        spacing = HEARTBEAT_SPACING * self._heartbeat_interval
-        soon = max(now, self._heartbeat_last + spacing)
-        self._heartbeat_at = min(self._heartbeat_at, soon)
+        """Let peers, which show this node's state, see soon that it changed."""
+        soon = self._heartbeat_last + HEARTBEAT_SPACING * self._heartbeat_interval
+        self._heartbeat_at = min(self._heartbeat_at, max(now, soon))
 
     def _heartbeat(self, now: float) -> list[Action]:
         self._heartbeat_last = now
         self._heartbeat_at = now + self._alive_interval
-        source = self._source
-        origin = source.origin
+        source, origin = self._source, self._source.origin
         message = Heartbeat(
             origin,
             self._tally.connections,

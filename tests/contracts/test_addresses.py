@@ -6,6 +6,7 @@ threads of this process must stay where they are.
 
 import ipaddress
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from lvsha.failover.addresses import (
     remove_leftovers,
 )
 
+ETHERTYPE_ARP = 0x0806
 ROOT = Path(__file__).parents[2]
 INTERFACE = "outside"
 VIRTUAL = [
@@ -106,6 +108,7 @@ def in_namespace(check: str) -> None:
         "restored",
         "own_address_comes_later",
         "own_address_goes",
+        "announced_as_often_as_asked",
         "leftovers",
         "missing_interface",
         "down_interface",
@@ -217,6 +220,23 @@ async def own_address_goes() -> None:
     assert "2001:db8::/64" in ip("-6 route")
 
 
+async def announced_as_often_as_asked() -> None:
+    """Each time a request and a reply, as the other end of the wire sees it."""
+    arp = 0x0806
+    addresses = NetlinkAddresses(VIRTUAL[:2], announce_repeat=3)
+    await addresses.acquire()
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(arp)) as heard:
+        heard.bind(("other", arp))
+        assert await addresses.announce()
+        heard.setblocking(False)
+        frames = [heard.recv(64) for _ in range(12)]
+        with pytest.raises(BlockingIOError):
+            heard.recv(64)
+    # The sender's address of the ARP packet.
+    senders = [frame[28:32] for frame in frames]
+    assert [senders.count(one.address.ip.packed) for one in VIRTUAL[:2]] == [6, 6]
+
+
 async def leftovers() -> None:
     """What an earlier run left goes, permanent or not and with any prefix length."""
     ip(f"address add 192.0.2.10/32 dev {INTERFACE}")
@@ -227,6 +247,25 @@ async def leftovers() -> None:
     shown = ip(f"-o address show dev {INTERFACE}")
     assert "192.0.2.10" not in shown
     assert "192.0.2.1/24" in shown
+
+
+async def announced_at_once() -> None:
+    """Whoever waits for an address hears of it before all others are held as well."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE_ARP)) as ear:
+        ear.bind(("other", 0))
+        ear.settimeout(5)
+        addresses = NetlinkAddresses(VIRTUAL[:1])
+        await addresses.acquire()
+        frames = [ear.recv(100), ear.recv(100)]
+        ear.settimeout(0.2)
+        await addresses.acquire()
+        with pytest.raises(TimeoutError):
+            ear.recv(100)
+        await addresses.release()
+        await NetlinkAddresses(VIRTUAL[:1], announce_at_once=False).acquire()
+        with pytest.raises(TimeoutError):
+            ear.recv(100)
+    assert all(bytes((192, 0, 2, 10)) in frame for frame in frames)
 
 
 async def missing_interface() -> None:
@@ -295,7 +334,9 @@ CHECKS = {
         restored,
         own_address_comes_later,
         own_address_goes,
+        announced_as_often_as_asked,
         leftovers,
+        announced_at_once,
         missing_interface,
         down_interface,
         no_privilege,

@@ -31,6 +31,7 @@ from lvsha.model import (
 from lvsha.node import TRANSITION, Node
 from lvsha.saved_state import Writing
 from lvsha.sync.messages import Role
+from lvsha.sync.overlap import OVERLAP
 from tests.simulation.pair_traffic import Client, Traffic
 from tests.simulation.pair_world import Life, Machine, World
 from tests.simulation.tasks import one_order_of_tasks
@@ -251,6 +252,34 @@ def test_a_backup_takes_over_from_a_master_that_is_back_before_it_was_missed() -
     play(scenario, pair(ROUTER, SERVICE, SYNC, far))
 
 
+def test_two_masters_that_do_not_hear_each_other_know_each_others_connections() -> None:
+    async def scenario(world: World) -> None:
+        traffic = Traffic(world, 2, clients_max=10)
+        traffic.paused = True
+        east, west = await start(world.machines["east"]), await start(world.machines["west"])
+        apart = {("east", "west"), ("west", "east")}
+        for name in ("outside", "inside"):
+            world.segments[name].cuts |= apart
+        await trio.sleep(DOWN + OVERLAP + TRANSITION + 1.0)
+        assert [state(each) for each in world.machines.values()] == [VrrpState.MASTER] * 2
+        assert holds(east) == holds(west) == (True, True)
+        client = traffic.open(world.pair.services[0])
+        await trio.sleep(1.0)
+        assert found(world.machines["east"], client) is not None
+        assert found(world.machines["west"], client) is not None
+        for name in ("outside", "inside"):
+            world.segments[name].cuts -= apart
+        await trio.sleep(OVERLAP + TRANSITION + 1.0)
+        assert state(world.machines["west"]) is VrrpState.BACKUP
+        assert holds(east) == (True, False)
+        assert holds(west) == (False, False)
+        client.poke()
+        await trio.sleep(0.5)
+        assert client.waits_since is None
+
+    play(scenario)
+
+
 def test_without_sync_preemption_needs_no_copy() -> None:
     async def scenario(world: World) -> None:
         east, west = world.machines.values()
@@ -412,6 +441,69 @@ def test_frames_are_taken_from_all_interfaces_but_one_that_only_sync_uses() -> N
     assert interfaces(TWO) == ("eth0", "eth1")
     shared = SYNC + 'interface = "inside"\n'
     assert interfaces(pair(ROUTER, SERVICE, shared, BOTH)) == ("eth0", "eth1", "eth2")
+
+
+def test_frames_are_taken_from_an_interface_that_a_route_leads_to() -> None:
+    taken: list[tuple[str, ...]] = []
+
+    async def scenario(world: World) -> None:
+        frames = Life(world.machines["east"]).host.frames
+        assert frames is not None
+        taken.append(frames.interfaces)
+
+    routed = ROUTER + 'routes = ["10.9.0.0/16 dev sync"]\n'
+    play(scenario, pair(routed, SERVICE, SYNC, BOTH))
+    assert taken == [("eth0", "eth1", "eth2")]
+
+
+# Routes and rules
+
+
+def test_routes_and_rules_are_where_the_addresses_are() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        east.routes.add("left by an earlier run")
+        life = await start(east, settle=0.01)
+        assert east.routes == set(), "the clean-up comes first"
+        await trio.sleep(4.0)
+        await start(west)
+        assert (east.routes, west.routes) == (moving, set())
+        pieces = cast("dict[str, list[str]]", router_status(life)["routes"])["pieces"]
+        assert set(pieces) == moving
+        life.stop.set()
+        await trio.sleep(INTERVAL)
+        assert (east.routes, west.routes) == (set(), moving)
+        west.end()
+        await trio.sleep(LIFETIME + 1.0)
+        assert not west.held
+        assert west.routes == moving, "they have no lifetime"
+
+    moving = {
+        "default via 192.0.2.254 dev eth0",
+        "from 10.1.0.0/24 iif eth1 table 100 priority 16384",
+    }
+    routed = """
+routes = ["default via 192.0.2.254 dev outside"]
+rules = ["from 10.1.0.0/24 iif inside table 100"]
+"""
+    play(scenario, pair(ROUTER + routed, SERVICE, SYNC, BOTH))
+
+
+def test_what_becomes_of_routes_is_remembered() -> None:
+    kinds: list[str] = []
+
+    async def scenario(world: World) -> None:
+        life = await start(world.machines["east"])
+        life.stop.set()
+        await trio.sleep(1.0)
+        kinds.extend(event.kind for event in remembered(life))
+
+    play(scenario, pair(ROUTER, SERVICE, SYNC, EAST))
+    assert not any("routes" in kind for kind in kinds)
+    kinds.clear()
+    play(scenario, pair(ROUTER + 'routes = ["10.9.0.0/16 dev inside"]', SERVICE, SYNC, EAST))
+    assert kinds.index("addresses_acquired") < kinds.index("routes_installed")
+    assert kinds.index("routes_removed") < kinds.index("addresses_released")
 
 
 def test_frames_are_stale_after_the_quickest_routers_silence() -> None:

@@ -11,10 +11,11 @@ import trio.testing
 from lvsha.administration import Administration
 from lvsha.build import build_director
 from lvsha.config import Pair, parse_pair
-from lvsha.health.opinions import Finding, Opinion
+from lvsha.health.opinions import Finding
+from lvsha.health.peer_opinions import SETTLING
 from lvsha.ipvsadm.exchange import Answer
 from lvsha.model import parse_address
-from lvsha.node_health import NodeHealth, ServerOpinion
+from lvsha.node_health import EXCHANGE_INTERVAL, NodeHealth
 from tests.probers import BAD, GOOD, ScriptedProber
 
 VIRTUAL = "192.0.2.10"
@@ -54,9 +55,9 @@ class Stage:
         self.prober = ScriptedProber()
         self.director = build_director(pair)
         self.changes = 0
-        self.opinions: list[ServerOpinion] = []
+        self.shared: list[tuple[int, int, list[tuple[str, bytes, int, int]]]] = []
         self.health = NodeHealth(pair, "east", self.director, self.prober, self._changed)
-        self.health.listeners.append(self.opinions.append)
+        self.health.share = lambda *told: self.shared.append((*told[:2], list(told[2])))
         self._administration = Administration(
             self.director, trio.current_time, self.health.services_changed
         )
@@ -109,25 +110,50 @@ def play(scenario: Scenario, pair: Pair | None = None, prepare: Sequence[str] = 
 def test_servers_take_connections_after_their_first_check_and_none_when_it_fails() -> None:
     async def scenario(stage: Stage) -> None:
         assert stage.weights() == {FIRST: 0, SECOND: 0}
+        assert stage.status()[1][FIRST]["opinion"] == "unknown"
         await trio.sleep(ROUND)
         assert stage.weights() == {FIRST: 5, SECOND: 7}
+        assert stage.status()[1][FIRST]["opinion"] == "up"
         stage.prober.findings[FIRST] = BAD
         await trio.sleep(ROUND)
         assert stage.weights() == {FIRST: 0, SECOND: 7}
+        assert stage.status()[1][FIRST]["opinion"] == "down"
         stage.prober.findings.clear()
         await trio.sleep(ROUND)
         assert stage.weights() == {FIRST: 5, SECOND: 7}
+        assert stage.status()[1][FIRST]["opinion"] == "up"
 
     stage = play(scenario)
     assert stage.changes == 0
-    first = [
-        (each.old, each.new) for each in stage.opinions if each.server[0] == parse_address(FIRST)
-    ]
-    assert first == [
-        (Opinion.UNKNOWN, Opinion.UP),
-        (Opinion.UP, Opinion.DOWN),
-        (Opinion.DOWN, Opinion.UP),
-    ]
+
+
+def test_the_nodes_tell_each_other_what_they_find_and_people_where_they_disagree() -> None:
+    down = ("web", parse_address(FIRST), 80, 1)
+
+    async def scenario(stage: Stage) -> None:
+        stage.prober.findings[FIRST] = BAD
+        await trio.sleep(max(ROUND, EXCHANGE_INTERVAL) + 0.1)
+        number, checked, not_up = stage.shared[-1]
+        assert (checked, not_up) == (2, [down])
+        assert stage.status()[1][SECOND]["peers"] == {}
+        for turn in range(int(SETTLING) + 3):
+            stage.health.hear("west", number + turn, (0, 1), 2, [])
+            await trio.sleep(EXCHANGE_INTERVAL)
+        found = stage.status()[1]
+        assert (found[FIRST]["opinion"], found[FIRST]["peers"]) == ("down", {"west": "up"})
+        assert stage.health.counted()["disagreements"] == 1
+        stage.health.hear("west", 1000, (0, 1), 2, [down, ("web", parse_address(SECOND), 80, 0)])
+        found = stage.status()[1]
+        assert (found[FIRST]["peers"], found[SECOND]["peers"]) == (
+            {"west": "down"},
+            {"west": "unknown"},
+        )
+        await trio.sleep(2 * EXCHANGE_INTERVAL)
+        assert stage.health.counted()["disagreements"] == 1
+        numbers = [told[0] for told in stage.shared]
+        assert numbers == sorted(set(numbers))
+
+    play(scenario)
 
 
 def test_thresholds_that_an_operator_sets_survive_the_checks() -> None:

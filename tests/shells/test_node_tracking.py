@@ -391,6 +391,7 @@ def test_a_handover_of_one_moves_its_group_and_brings_it_back() -> None:
             before = [dict(transitions(one)) for one in (giving, taking)]
             (receipt,) = await handed_over(giving, "gateway")
             assert receipt["successor"] == taking.name
+            assert receipt["routers"] == ("web", "gateway")
             await trio.sleep(0.05)
             assert states(taking) == (MASTER, MASTER)
             assert states(giving) == (BACKUP, BACKUP)

@@ -25,6 +25,8 @@ def draw_pair(dice: random.Random) -> Pair:
             vrid = {vrid}
             interface = "outside"
             addresses = [{addresses}]
+            routes = ["10.9.{vrid}.0/24 dev inside"]
+            rules = ["from 10.9.{vrid}.0/24 table {vrid}"]
             advert_interval = {interval}
             preempt = {preempt}
             checksum = "{dice.choice(["rfc9568", "keepalived"])}"

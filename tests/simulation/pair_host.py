@@ -28,6 +28,7 @@ from lvsha.events import EventStream
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.rivals import Claim
+from lvsha.failover.routes import Route, Rule
 from lvsha.failover.transport import BATCH_MAX
 from lvsha.model import ConnectionFlag
 from lvsha.programs import Outcome
@@ -71,6 +72,7 @@ class SimulatedHost:
         await trio.lowlevel.checkpoint()
         self.cleaned += 1
         if not self.life.dead:
+            self.machine.routes.clear()
             for placed in addresses:
                 self.machine.release(placed.address.ip.packed)
 
@@ -125,8 +127,17 @@ class SimulatedHost:
         self.claims = SimulatedClaimListener()
         return contextlib.nullcontext(self.claims)
 
-    def addresses(self, addresses: Sequence[InterfaceAddress]) -> "SimulatedAddresses":
+    def addresses(
+        self,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        announce_repeat: int,
+        announce_at_once: bool,
+    ) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
+
+    def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> "SimulatedRoutes":
+        return SimulatedRoutes(self.life, [*map(str, routes), *map(str, rules)])
 
     def probe(self, tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
         return self.machine.probes[tracker.name]
@@ -440,4 +451,30 @@ class SimulatedAddresses:
             for address in self.addresses:
                 if address in self._life.machine.held:
                     self._life.machine.announce(address)
+        return True
+
+
+class SimulatedRoutes:
+    """See `lvsha.failover.routes.Routes`: a kernel that refuses nothing."""
+
+    def __init__(self, life: "Life", pieces: Sequence[str]) -> None:
+        self._life = life
+        self._pieces = tuple(pieces)
+
+    async def install(self) -> bool:
+        return await self._do(self._life.machine.routes.update)
+
+    async def keep(self) -> bool:
+        return await self._do(self._life.machine.routes.update)
+
+    async def remove(self) -> bool:
+        return await self._do(self._life.machine.routes.difference_update)
+
+    def status(self) -> dict[str, object]:
+        return {"pieces": list(self._pieces)}
+
+    async def _do(self, change: Callable[[Sequence[str]], None]) -> bool:
+        if self._pieces and not self._life.dead:
+            await trio.lowlevel.checkpoint()
+            change(self._pieces)
         return True

@@ -194,6 +194,7 @@ class Machine:
 
     Attributes:
         held: virtual addresses and when their lifetime ends.
+        routes: the routes and rules that came with them.
         powered: False answers nobody.
         probes: what looks at trackers, by their names.
         programs: the commands that were run, and when.
@@ -206,6 +207,7 @@ class Machine:
         self.world = world
         self.name = name
         self.held: dict[bytes, float] = {}
+        self.routes: set[str] = set()
         self.powered = True
         self.probes: dict[str, Probe] = {}
         self.programs: list[tuple[float, tuple[str, ...]]] = []
@@ -251,6 +253,7 @@ class Machine:
         if power:
             self.powered = False
             self.held.clear()
+            self.routes.clear()
         if self.life is not None:
             self.life.end()
 

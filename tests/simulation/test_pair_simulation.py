@@ -277,6 +277,10 @@ class Simulation:
             in_transition = address in node.director.registry.in_transition
             if in_transition or node.director.holds(address) is not (machine is master):
                 return "has not ended its transition"
+        moving = {f"10.9.{router.vrid}.0/24", f"from 10.9.{router.vrid}.0/24"}
+        standing = {one.partition(" dev ")[0].partition(" table ")[0] for one in machine.routes}
+        if moving & standing != (moving if machine is master else set()):
+            return f"has the routes {machine.routes}"
         replica = next((r for r in node.sync.replicas if r.sync_id == router.sync_id), None)
         if replica is None or not replica.complete:
             return "has no complete copy"

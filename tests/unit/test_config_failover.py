@@ -48,6 +48,7 @@ def test_defaults() -> None:
         "advert_interval = 40.95",
         'peers = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]\nhop_limit_min = 250',
         "preempt_delay = 300\nstartup_delay = 2.5",
+        "announce_again = []\nannounce_every = 0\nannounce_repeat = 16",
     ],
 )
 def test_what_is_right_is_accepted(more: str) -> None:
@@ -72,6 +73,10 @@ def test_what_is_right_is_accepted(more: str) -> None:
         ('peers = ["10.0.0.1", "east"]', "peers[1]", "an IP address"),
         ("hop_limit_min = 254", "hop_limit_min", "only with peers"),
         ("preempt_delay = -1", "preempt_delay", "greater than or equal to 0"),
+        ("announce_again = [0]", "announce_again[0]", "greater than 0"),
+        ("announce_again = 5", "announce_again", "tuple"),
+        ("announce_every = 0.5", "announce_every", "0 for never, or at least 1"),
+        ("announce_repeat = 0", "announce_repeat", "greater than or equal to 1"),
         ("startup_delay = 3601", "startup_delay", "less than or equal to 3600"),
     ],
 )

@@ -405,6 +405,7 @@ def test_a_new_leader_asks_nobody_who_has_drained() -> None:
 def test_a_leader_asks_for_nothing_after_the_overlap() -> None:
     east = replicating()
     east.replica.lead(START)
+    east.role = Role.DRAIN
     east.heartbeat(START + OVERLAP)
     east.changes(connection(2), sequence=east.sequence + 2, now=START + OVERLAP)
     assert gaps(expire_until(east.replica, START + OVERLAP + PATIENCE)) == []
@@ -429,9 +430,36 @@ def test_what_a_draining_node_tells_reaches_the_next_leader_though_a_datagram_is
     assert connection(9).key in east.table.content
 
 
+def test_what_a_second_leader_tells_is_taken_for_as_long_as_it_leads() -> None:
+    east = replicating()
+    west = east.replica
+    west.lead(START)
+    assert not west.is_contested(START)
+    late = START + 10 * OVERLAP
+    east.heartbeat(late)
+    assert west.is_contested(late)
+    assert Apply([connection(1)]) in east.changes(connection(1), connection(2).key, now=late)
+    west.tell([changed(3)], late)
+    assert Apply([connection(4)]) in east.changes(connection(3), connection(4), now=late)
+    east.role = Role.FOLLOW
+    east.heartbeat(late + OVERLAP - 0.01)
+    assert west.is_contested(late + OVERLAP - 0.01)
+    assert not west.is_contested(late + OVERLAP)
+    assert events(east.changes(connection(5), now=late + OVERLAP)) == []
+
+
+def test_a_second_leader_does_not_matter_to_who_follows_one() -> None:
+    east = replicating()
+    north = East(east.replica, node="north", epoch=6)
+    north.term = east.term - 1
+    north.heartbeat()
+    assert not east.replica.is_contested(START)
+
+
 def test_a_leader_takes_nothing_after_the_overlap() -> None:
     east = replicating()
     east.replica.lead(START)
+    east.role = Role.DRAIN
     actions = east.changes(connection(1), now=START + OVERLAP)
     assert events(actions) == []
     assert east.replica.counters["refused_while_leading"] == 1

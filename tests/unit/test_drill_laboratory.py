@@ -18,6 +18,10 @@ from lvsha.drill.rehearsal import describe_tick
 from lvsha.drill.seclusion import explain
 from lvsha.drill.tunnelend import inner_packet
 from lvsha.errors import ConfigError
+from lvsha.ipvsadm.arguments import parse
+from lvsha.ipvsadm.names import NoNames
+from lvsha.ipvsadm.requests import EditServer
+from lvsha.model import Protocol
 
 EVERY_PLAN = [Plan(method, family) for method in METHODS for family in FAMILIES]
 
@@ -101,6 +105,22 @@ def test_paths_of_options_become_absolute() -> None:
 def test_option_out_of_range_is_named(changes: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         replace(DrillOptions(), **changes).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("plan", EVERY_PLAN, ids=name_of)
+def test_a_server_is_drained_as_ipvsadm_is_told_and_keeps_its_method(plan: Plan) -> None:
+    commands = [parse(list(words), NoNames()) for words in plan.draining()]
+    services = parse_pair(plan.pair_file(0.1), "pair.toml").services
+    assert len(commands) == len(services)
+    for command, service in zip(commands, services, strict=True):
+        assert isinstance(command, EditServer)
+        assert service.address is not None
+        own = (service.protocol, service.address.packed, service.port)
+        identity = command.identity
+        assert (Protocol(identity.protocol).name.lower(), identity.address, identity.port) == own
+        assert command.address == service.servers[0].address.packed
+        assert command.options.weight == 0
+        assert command.options.method.name.lower().startswith(service.method[0])
 
 
 def test_counters_of_other_tables_are_not_those_of_the_drill() -> None:

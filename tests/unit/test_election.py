@@ -1,5 +1,7 @@
 """The election, step by step: what it returns and when it wants to be called again."""
 
+import math
+
 import pytest
 
 from lvsha.failover.actions import (
@@ -11,6 +13,7 @@ from lvsha.failover.actions import (
     StateChanged,
 )
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, HAND_OVER_TIME, Election
+from lvsha.failover.series import Series
 from lvsha.model import VrrpState
 from lvsha.wire.vrrp import Advertisement
 
@@ -153,6 +156,32 @@ def test_announces_again_after_one_and_five_seconds_then_every_minute() -> None:
     made = master()
     times = [at - DOWN for at, actions in run_until(made, 200.0) if AnnounceAddresses() in actions]
     assert times == pytest.approx([1.0, 5.0, 65.0, 125.0, 185.0])
+
+
+@pytest.mark.parametrize(
+    ("again", "every", "expected"),
+    [
+        ((5.0, 0.5), 100.0, [0.5, 5.0, 105.0]),
+        ((), 90.0, [90.0, 180.0]),
+        ((2.0,), math.inf, [2.0]),
+        ((), math.inf, []),
+    ],
+)
+def test_announces_again_when_it_is_told_to(
+    again: tuple[float, ...], every: float, expected: list[float]
+) -> None:
+    made = Election(
+        vrid=7,
+        priority=100,
+        interval=1.0,
+        preempt=True,
+        address=OWN,
+        series=Series(again, every),
+    )
+    made.start(0.0)
+    made.expire(DOWN)
+    times = [at - DOWN for at, actions in run_until(made, 190.0) if AnnounceAddresses() in actions]
+    assert times == pytest.approx(expected)
 
 
 def test_master_advertises_every_interval() -> None:

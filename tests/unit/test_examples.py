@@ -35,6 +35,15 @@ def test_the_unicast_pair_lists_both_speakers() -> None:
     assert router.preempt_delay > 0
 
 
+def test_the_unicast_pair_moves_a_table_with_its_rule() -> None:
+    (router,) = load("unicast.toml").virtual_routers
+    (route,) = router.routes
+    (rule,) = router.rules
+    assert route.table == rule.table
+    assert rule.source is not None
+    assert route.src in rule.source
+
+
 def test_in_the_two_node_pair_one_node_leads_everywhere() -> None:
     pair = load("two-node.toml")
     for router in pair.virtual_routers:

@@ -26,10 +26,15 @@ def placed() -> list[InterfaceAddress]:
     return [InterfaceAddress(NOWHERE, address)]
 
 
-def test_addresses_go_before_the_rules_that_hide_them_from_the_hosts_stack(
+def test_routes_go_before_addresses_and_these_before_what_hides_them_from_the_hosts_stack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done: list[str] = []
+
+    async def remove_routes() -> int:
+        await trio.lowlevel.checkpoint()
+        done.append("routes")
+        return 1
 
     async def remove(addresses: list[InterfaceAddress]) -> int:
         await trio.lowlevel.checkpoint()
@@ -40,10 +45,30 @@ def test_addresses_go_before_the_rules_that_hide_them_from_the_hosts_stack(
         await trio.lowlevel.checkpoint()
         done.append("rules")
 
+    monkeypatch.setattr(host, "remove_leftover_routes", remove_routes)
     monkeypatch.setattr(host, "remove_leftovers", remove)
     monkeypatch.setattr(interception, "release", release)
     trio.run(LinuxHost().clean, placed())
-    assert done == [f"192.0.2.10/24 on {NOWHERE}", "rules"]
+    assert done == ["routes", f"192.0.2.10/24 on {NOWHERE}", "rules"]
+
+
+def test_addresses_go_even_where_routes_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    async def refuse() -> int:
+        await trio.lowlevel.checkpoint()
+        raise HostError("the kernel refuses")
+
+    async def remove(addresses: list[InterfaceAddress]) -> int:
+        await trio.lowlevel.checkpoint()
+        done.extend(map(str, addresses))
+        return len(addresses)
+
+    monkeypatch.setattr(host, "remove_leftover_routes", refuse)
+    monkeypatch.setattr(host, "remove_leftovers", remove)
+    with pytest.raises(HostError, match="the kernel refuses"):
+        trio.run(LinuxHost().clean, placed())
+    assert done == [f"192.0.2.10/24 on {NOWHERE}"]
 
 
 def test_rules_stay_where_addresses_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +82,11 @@ def test_rules_stay_where_addresses_cannot_be_removed(monkeypatch: pytest.Monkey
         await trio.lowlevel.checkpoint()
         done.append("rules")
 
+    async def no_routes() -> int:
+        await trio.lowlevel.checkpoint()
+        return 0
+
+    monkeypatch.setattr(host, "remove_leftover_routes", no_routes)
     monkeypatch.setattr(host, "remove_leftovers", refuse)
     monkeypatch.setattr(interception, "release", release)
     with pytest.raises(HostError, match="the kernel refuses"):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lvsha.errors import HostError
-from lvsha.process import run_in_real_time, stay_in_memory
+from lvsha.process import THREAD_TURN, let_threads_in, run_in_real_time, stay_in_memory
 
 REAL_TIME = """
 import os, subprocess, sys
@@ -87,3 +87,12 @@ def test_a_kernel_that_refuses_to_lock_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (65_536, 65_536))
     with pytest.raises(HostError, match="ENOMEM"):
         stay_in_memory(lambda _: 12)
+
+
+def test_threads_have_their_turns_soon() -> None:
+    before = sys.getswitchinterval()
+    try:
+        let_threads_in()
+        assert sys.getswitchinterval() == pytest.approx(THREAD_TURN)
+    finally:
+        sys.setswitchinterval(before)

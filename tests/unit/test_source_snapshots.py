@@ -20,7 +20,8 @@ from lvsha.sync.messages import (
     SnapshotRequest,
 )
 from lvsha.sync.pace import Pace
-from lvsha.sync.replica import PROGRESS_PATIENCE, Replica
+from lvsha.sync.peers import PROGRESS_PATIENCE
+from lvsha.sync.replica import Replica
 from lvsha.sync.source import (
     PROVIDE_PATIENCE,
     SLICE_READS,

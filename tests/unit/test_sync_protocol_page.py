@@ -27,6 +27,7 @@ BEHAVIOUR = (
     "configuration",
     "copy",
     "history",
+    "opinions",
     "overlap",
     "pace",
     "peers",

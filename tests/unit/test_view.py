@@ -46,6 +46,37 @@ def shown(status: object) -> str:
     return out.getvalue()
 
 
+def test_what_a_takeover_has_not_brought_and_how_the_loop_is_are_said() -> None:
+    takeovers = {"web": {"frames": "silent"}, "other": {"frames": "seen"}}
+    life = {"fault": None, "lateness_max_seconds": 0.0124, "watchdog_seconds": 20.0}
+    text = shown({**STATUS, "takeovers": takeovers, "life": life})
+    assert "web: no frame for its addresses has come since the takeover" in text
+    assert "other: no frame" not in text
+    assert "forwarding loop: latest turn 12 ms late, watchdog 20.0 s" in text
+    hung = {"fault": "the loop that forwards does not answer", "watchdog_seconds": None}
+    text = shown({**STATUS, "life": hung})
+    assert "forwarding loop: the loop that forwards does not answer, no watchdog" in text
+
+
+def test_what_another_node_thinks_otherwise_of_a_server_is_said_beside_it() -> None:
+    health = {"opinion": "up", "since_seconds": 4.0, "reason": "connected"}
+    server = {"address": "10.1.0.1:80", "health": {**health, "peers": {"west": "down", "n": "up"}}}
+    web = {"address": "192.0.2.1:80", "servers": [server], "health": {"quorum": "reached"}}
+    assert "up for 4.0 s: connected (west: down)" in shown({"services": {"web": web}})
+
+
+def test_routes_that_were_refused_are_told_and_others_are_not() -> None:
+    pieces = [
+        {"kind": "route", "what": "default via 192.0.2.1", "installed": True, "error": None},
+        {"kind": "rule", "what": "from [x] table 9", "installed": False, "error": "Not so"},
+        {"kind": "route", "what": "10.9.0.0/16 dev in", "installed": False, "error": None},
+    ]
+    said = shown({"routers": {"web": {"state": "MASTER", "routes": {"pieces": pieces}}}})
+    assert "web: rule from [x] table 9 was refused: Not so" in said
+    assert "default via" not in said
+    assert "10.9.0.0" not in said
+
+
 def test_refused_messages_of_late_are_told_with_their_cause() -> None:
     def refused(ago: float, **details: object) -> str:
         last = {"cause": "hop_limit", "address": "10.0.0.9", **details, "heard_seconds_ago": ago}

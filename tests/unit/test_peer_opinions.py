@@ -1,0 +1,98 @@
+"""What other nodes find of the real servers, and where this one finds otherwise."""
+
+import pytest
+
+from lvsha.health.opinions import Opinion
+from lvsha.health.peer_opinions import (
+    LASTING,
+    NODES_MAX,
+    PARTS_MAX,
+    SETTLING,
+    Disagreement,
+    PeerOpinions,
+    Server,
+)
+from lvsha.sync.datagrams import decode, encode
+from lvsha.sync.messages import Opinions, Origin, Role
+from lvsha.sync.opinions import OPINIONS_MAX, divide
+
+ONE: Server = ("web", bytes((10, 1, 0, 1)), 80)
+TWO: Server = ("web", bytes((10, 1, 0, 2)), 80)
+UP, DOWN, UNKNOWN = Opinion.UP, Opinion.DOWN, Opinion.UNKNOWN
+ORIGIN = Origin(1, "n" * 63, 2**64 - 1, Role.LEAD, 2**32 - 1, 2**64 - 1)
+
+
+@pytest.fixture
+def peers() -> PeerOpinions:
+    return PeerOpinions()
+
+
+def test_who_is_not_named_is_up(peers: PeerOpinions) -> None:
+    assert peers.of(ONE, 0.0) == {}
+    assert peers.hear("west", 1, 0, 1, 2, [(ONE, DOWN)], 0.0)
+    assert peers.of(ONE, 0.0) == {"west": DOWN}
+    assert peers.of(TWO, 0.0) == {"west": UP}
+    assert peers.hear("west", 2, 0, 1, 2, [(TWO, UNKNOWN)], 1.0)
+    assert peers.of(ONE, 1.0) == {"west": UP}
+    assert peers.of(TWO, 1.0 + LASTING - 0.01) == {"west": UNKNOWN}
+    assert peers.of(TWO, 1.0 + LASTING) == {}
+
+
+def test_who_checks_nothing_has_no_opinion(peers: PeerOpinions) -> None:
+    peers.hear("west", 1, 0, 1, 0, [], 0.0)
+    assert peers.of(ONE, 0.0) == {}
+
+
+def test_only_a_whole_list_counts(peers: PeerOpinions) -> None:
+    peers.hear("west", 1, 0, 1, 2, [], 0.0)
+    assert not peers.hear("west", 2, 1, 2, 2, [(ONE, DOWN)], 1.0)
+    assert peers.of(ONE, 1.0) == {"west": UP}
+    assert not peers.hear("west", 3, 0, 2, 2, [(TWO, DOWN)], 2.0)
+    assert peers.hear("west", 3, 1, 2, 2, [(ONE, DOWN)], 2.0)
+    assert peers.of(ONE, 2.0) == peers.of(TWO, 2.0) == {"west": DOWN}
+
+
+def test_what_differs_for_long_enough_is_said_once_and_so_is_its_end(peers: PeerOpinions) -> None:
+    ours = {ONE: UP, TWO: DOWN}
+    peers.hear("west", 1, 0, 1, 2, [(ONE, DOWN), (TWO, DOWN)], 0.0)
+    assert list(peers.compare(ours, 0.0)) == []
+    assert list(peers.compare(ours, SETTLING - 0.01)) == []
+    assert list(peers.compare(ours, SETTLING)) == [Disagreement("west", ONE, UP, DOWN)]
+    assert list(peers.compare(ours, SETTLING + 1)) == []
+    peers.hear("west", 2, 0, 1, 2, [(TWO, DOWN)], SETTLING + 2)
+    assert list(peers.compare(ours, SETTLING + 2)) == [Disagreement("west", ONE, UP, None)]
+    assert list(peers.compare(ours, SETTLING + 3)) == []
+
+
+def test_a_short_difference_and_one_of_no_opinion_are_not_said(peers: PeerOpinions) -> None:
+    ours = {ONE: UP, TWO: UNKNOWN}
+    peers.hear("west", 1, 0, 1, 2, [(ONE, DOWN), (TWO, DOWN)], 0.0)
+    list(peers.compare(ours, 0.0))
+    peers.hear("west", 2, 0, 1, 2, [(ONE, UNKNOWN), (TWO, DOWN)], 1.0)
+    list(peers.compare(ours, 1.0))
+    peers.hear("west", 3, 0, 1, 2, [(ONE, DOWN), (TWO, DOWN)], 2.0)
+    assert list(peers.compare(ours, 2.0)) == []
+    assert list(peers.compare(ours, 1.0 + SETTLING)) == []
+
+
+def test_nodes_and_parts_beyond_the_limits_are_not_kept(peers: PeerOpinions) -> None:
+    assert not peers.hear("west", 1, 0, PARTS_MAX + 1, 1, [], 0.0)
+    for number in range(NODES_MAX):
+        assert peers.hear(f"n{number}", 1, 0, 1, 1, [], 0.0)
+    assert not peers.hear("one more", 1, 0, 1, 1, [], 0.0)
+    assert len(peers.of(ONE, 0.0)) == NODES_MAX
+
+
+@pytest.mark.parametrize("datagram_max", [500, 1400])
+@pytest.mark.parametrize("number", [0, 1, 100, OPINIONS_MAX + 5])
+def test_a_list_is_told_in_datagrams_that_are_not_too_long(datagram_max: int, number: int) -> None:
+    listed = [("s" * (1 + n % 127), bytes(16), n, n % 2) for n in range(number)]
+    messages = list(divide(ORIGIN, 2**64 - 1, 5000, listed, datagram_max))
+    for part, message in enumerate(messages):
+        datagram = encode(message)
+        assert len(datagram) <= datagram_max
+        assert decode(datagram) == message
+        assert (message.part, message.parts) == (part, len(messages))
+    told = [opinion for message in messages for opinion in message.opinions]
+    assert told == listed[:OPINIONS_MAX]
+    assert isinstance(messages[0], Opinions)
