@@ -40,6 +40,7 @@ from lvsha.config_fields import (
 )
 from lvsha.config_life import SavedStateTable
 from lvsha.config_replay import Replay, check_replay
+from lvsha.config_second_path import SecondPathTable, check_second_path
 from lvsha.config_services import Mark, Server, Service, check_checks, check_services
 from lvsha.config_telling import Tell, TellOrWord
 from lvsha.config_tracking import (
@@ -175,6 +176,7 @@ class Pair(Table):
     virtual_routers: tuple[VirtualRouter, ...] = ()
     groups: tuple[Group, ...] = ()
     trackers: tuple[Tracker, ...] = ()
+    second_path: SecondPathTable | None = None
     events: Events = Events()
     services: Annotated[tuple[Service, ...], Field(max_length=10_000)] = ()
     marks: Annotated[tuple[Mark, ...], Field(max_length=10_000)] = ()
@@ -351,6 +353,9 @@ def _cross_check(pair: Pair) -> Iterable[str]:
         },
         [service.name for service in pair.services],
     )
+    if pair.second_path is not None:
+        heard = pair.sync is not None and pair.sync.format == "lvsha"
+        yield from check_second_path(pair.second_path, pair.trackers, heard=heard)
     roles = {name: node.interfaces for name, node in pair.nodes.items()}
     for service in pair.services:
         yield from check_checks(service, roles)

@@ -66,6 +66,15 @@ class VrrpState(IntEnum):
     FAULT = 3
 
 
+class Witness(IntEnum):
+    """What a node finds of its witness, a third party that it asks whether it is cut off."""
+
+    NONE = 0
+    UNKNOWN = 1
+    REACHABLE = 2
+    UNREACHABLE = 3
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionDetails:
     """What few connections have beside the rest of their record.

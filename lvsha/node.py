@@ -12,6 +12,7 @@ Forwarding, sync and failover do not know of each other. They meet here:
 * A node may displace a master of lower priority only while its copy of the connection
   table is complete.
 * What the health checks find becomes weights of the director's servers.
+* A second path may be asked before a takeover (`lvsha.node_second_path`).
 * Trackers change priorities and mean FAULT, routers of a group follow each other
   (`lvsha.node_tracking`), and a loop that does not forward any more means FAULT for all
   (`lvsha.vigil`).
@@ -45,6 +46,7 @@ from lvsha.handover import Handover
 from lvsha.host import Host
 from lvsha.model import Protocol, VrrpState, format_endpoint
 from lvsha.node_health import NodeHealth
+from lvsha.node_second_path import NodeSecondPath
 from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.node_tracking import NodeTracking
@@ -109,6 +111,9 @@ class Node:
             lambda: self.tracking.declare(self.vigil.fault),
         )
         self._recorder = Recorder(name)
+        self.second_path = NodeSecondPath(
+            pair, name, host, self.sync, self.tracking, self._recorder
+        )
         self._routers = {router.name: router for router in pair.virtual_routers}
         self._speakers: dict[str, Speaker] = {}
         self._routes = {
@@ -193,6 +198,7 @@ class Node:
                 await nursery.start(self._forwarder.run)
                 await self.sync.start(nursery, resources)
                 await self.tracking.start(nursery, self._forwarder)
+                nursery.start_soon(self.second_path.run)
                 await self._let_a_backup_go_first(stop)
                 await self.tracking.settle(stop)
                 await self._start_speakers(nursery, resources)
@@ -295,10 +301,12 @@ class Node:
                 ],
                 pseudo_header=PSEUDO_HEADERS[router.checksum],
                 hop_limit_min=router.hop_limit_min,
-                on_change=self.tracking.state_changed,
+                on_change=self._state_changed,
+                on_due=self.second_path.due,
             )
             self._speakers[router.name] = speaker
             self.tracking.adopt(router.name, speaker)
+            self.second_path.adopt(speaker)
             self._takeovers[router.name] = takeover = self._takeover(speaker, router, resources)
             nursery.start_soon(takeover.run)
             if not self.sync.is_on:
@@ -372,6 +380,10 @@ class Node:
             self.director.hold(address, held=held, in_transition=in_transition)
 
     # Elections
+
+    def _state_changed(self, change: RouterStateChanged) -> None:
+        self.second_path.state_changed(change)
+        self.tracking.state_changed(change)
 
     async def _follow_elections(
         self, changes: trio.MemoryReceiveChannel[RouterStateChanged]
@@ -486,11 +498,13 @@ class Node:
                 name: {
                     **self._router_status(name),
                     **self.tracking.router_status(name),
+                    **self.second_path.router_status(name),
                     "routes": self._routes[name].status(),
                 }
                 for name in self._routers
             },
             "tracking": self.tracking.status(),
+            "second_path": self.second_path.status(),
             "sync": self.sync.status(),
             "daemons": self.sync.daemons.status(),
             "services": {

@@ -27,8 +27,9 @@ from lvsha.connection_store import ConnectionStore
 from lvsha.datapath.director import Director
 from lvsha.datapath.services import VirtualService
 from lvsha.errors import ConfigError
+from lvsha.failover.second_path import ALIVE_INTERVALS, Said
 from lvsha.host import Host
-from lvsha.model import ConnectionChange
+from lvsha.model import ConnectionChange, VrrpState, Witness
 from lvsha.sync.actions import (
     Alarm,
     ConfigurationAgrees,
@@ -39,7 +40,7 @@ from lvsha.sync.actions import (
 )
 from lvsha.sync.courier import Courier, SyncEvent
 from lvsha.sync.key_file import KeyFile
-from lvsha.sync.messages import DIGEST_BYTES, Opinions
+from lvsha.sync.messages import DIGEST_BYTES, Duty, Opinions
 from lvsha.sync.opinions import NotUp
 from lvsha.sync.pace import Pace
 from lvsha.sync.replica import Replica
@@ -163,6 +164,11 @@ class NodeSync:
                 digests=digests,
                 heartbeat_interval=sync.heartbeat_interval,
                 datagram_max=sync.datagram_max,
+                alive_interval=(
+                    None
+                    if self._pair.second_path is None
+                    else ALIVE_INTERVALS * router.advert_interval
+                ),
                 pace=Pace(bytes_per_second=sync.bytes_per_second),
                 proven=seal is not None,
             )
@@ -228,6 +234,21 @@ class NodeSync:
         """Call a peer to take over, when it has all that this node has; nobody, if empty."""
         if self._courier is not None:
             self._courier.hand_over(sync_id, successor)
+
+    def say(self, sync_id: int, state: VrrpState, witness: Witness, priority: int) -> None:
+        """Tell the peers what this node is for a virtual router, and what its witness says."""
+        if self._courier is not None:
+            self._courier.say(sync_id, Duty(state, witness, priority))
+
+    def said(self, sync_id: int) -> list[Said]:
+        """What the peers have said last of the same."""
+        return [
+            Said(peer.node, peer.duty.state, peer.duty.witness, peer.duty_at, peer.duty.priority)
+            for replica in self.replicas
+            if replica.sync_id == sync_id
+            for peer in replica.peers
+            if peer.duty is not None
+        ]
 
     def share(self, number: int, checked: int, opinions: Sequence[NotUp]) -> None:
         """Tell the peers what this node's health checks find; see `lvsha.sync.opinions`."""

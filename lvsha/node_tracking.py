@@ -33,7 +33,7 @@ from lvsha.failover.tracking import (
     joint_state,
 )
 from lvsha.host import FrameForwarder, Host
-from lvsha.model import VrrpState
+from lvsha.model import VrrpState, Witness
 from lvsha.notifications import WORDS, Change, Notifications, Receiver
 from lvsha.tracking.probes import Probe
 from lvsha.tracking.tables import read_interface, read_quorum, read_route
@@ -82,6 +82,12 @@ class NodeTracking:
         self._group_states = dict.fromkeys((group.name for group in self._groups), "INIT")
         self._needs = {router.name: self._needed(router) for router in pair.virtual_routers}
         self._settled_at = 0.0
+        # Of virtual routers that may be given up because this node is cut off.
+        self._path_trackers = {
+            router.name: f"second path of {router.name}"
+            for router in (() if pair.second_path is None else pair.virtual_routers)
+        }
+        self._witness = None if pair.second_path is None else pair.second_path.witness
         self._core = self._make_core()
         self._reads: dict[str, Read] = dict(self._own_readings())
         self.events = EventStream(self._present)
@@ -104,6 +110,7 @@ class NodeTracking:
             [
                 TrackerRule(_NODE),
                 *(TrackerRule(_link_tracker(name)) for name in needed),
+                *(TrackerRule(name) for name in self._path_trackers.values()),
                 *(
                     TrackerRule(one.name, one.rise, one.fall, one.init_fail, one.numeric)
                     for one in pair.trackers
@@ -116,6 +123,7 @@ class NodeTracking:
                     (
                         Tracked(_NODE),
                         *(Tracked(_link_tracker(name)) for name in self._needs[router.name]),
+                        *map(Tracked, self._path_tracker_of(router.name)),
                         *map(_tracked, router.track),
                         *map(_tracked, group_tracks.get(router.name, ())),
                     ),
@@ -124,6 +132,10 @@ class NodeTracking:
             ],
             [group.routers for group in pair.groups],
         )
+
+    def _path_tracker_of(self, router: str) -> list[str]:
+        tracker = self._path_trackers.get(router)
+        return [] if tracker is None else [tracker]
 
     def _own_readings(self) -> Iterator[tuple[str, Read]]:
         """The trackers that look at the director's own tables."""
@@ -196,6 +208,8 @@ class NodeTracking:
             await nursery.start(self._host.serve_events, self.events, events.socket_group)
         nursery.start_soon(self.notifications.run)
         self.declare(None)
+        for router in self._path_trackers:
+            self.give_up(router, None)
         for name, read in self._reads.items():
             self._report(name, read())
         for tracker in self._pair.trackers:
@@ -210,7 +224,7 @@ class NodeTracking:
     async def settle(self, stop: trio.Event) -> None:
         """Wait until something is known of every tracker, for a bounded time."""
         while not stop.is_set() and trio.current_time() < self._settled_at:
-            if all(self._core.is_known(tracker.name) for tracker in self._pair.trackers):
+            if all(self._core.is_up(tracker.name) is not None for tracker in self._pair.trackers):
                 return
             await trio.sleep(_POLL)
 
@@ -233,6 +247,22 @@ class NodeTracking:
     def declare(self, fault: str | None) -> None:
         """Say what keeps the whole node from holding any address; None for nothing."""
         self._report(_NODE, Reading(up=fault is None, detail=fault or ""))
+
+    def give_up(self, router: str, fault: str | None) -> None:
+        """Say why a virtual router is left to others, with those of its group; None for no more."""
+        tracker = self._path_trackers[router]
+        self._report(tracker, Reading(up=fault is None, detail=fault or ""))
+
+    @property
+    def witness(self) -> Witness:
+        """What this node finds of its witness."""
+        if self._witness is None:
+            return Witness.NONE
+        match self._core.is_up(self._witness):
+            case None:
+                return Witness.UNKNOWN
+            case up:
+                return Witness.REACHABLE if up else Witness.UNREACHABLE
 
     def together(self, router: str) -> tuple[str, ...]:
         """The virtual routers that move with one, itself among them."""
@@ -385,7 +415,8 @@ class NodeTracking:
 
     def status(self) -> dict[str, object]:
         """Trackers, groups and events, as JSON-able values."""
-        kinds = {tracker.name: tracker.kind for tracker in self._pair.trackers}
+        kinds: dict[str, str] = dict.fromkeys(self._path_trackers.values(), "second_path")
+        kinds |= {tracker.name: tracker.kind for tracker in self._pair.trackers}
         return {
             "trackers": {
                 name: {

@@ -35,6 +35,8 @@ def show_status(status: object, console: Console) -> None:
             console.print(Text(line, style="bold red"))
         for line in (*_unheard(_get(status, "takeovers")), *_refusals(routers)):
             console.print(Text(line, style="yellow"))
+        for line in _alarms(routers, _get(_get(status, "second_path"), "fencing")):
+            console.print(Text(line, style="bold red"))
     trackers = _items(_get(_get(status, "tracking"), "trackers"))
     if trackers:
         console.print(_trackers(trackers))
@@ -126,6 +128,25 @@ def _trackers(trackers: list[tuple[str, object]]) -> Table:
             _text(tracker, "detail") if _get(tracker, "detail") else _DASH,
         )
     return table
+
+
+def _alarms(routers: list[tuple[str, object]], fencing: object) -> list[str]:
+    """What the second path says that somebody should look at, and who is not fenced."""
+    lines = [
+        f"{name}: second path: {_text(path, 'verdict')}: {_text(path, 'reason')}"
+        for name, router in routers
+        if _get(path := _get(router, "second_path"), "alarm") is True
+    ]
+    for name, router in routers:
+        if _get(router, "awaits_consent") is not True:
+            continue
+        lines += [
+            f"{name}: waits for fencing of {peer}: {_text(attempt, 'state')}"
+            + (f", {outcome}" if (outcome := _get(attempt, "outcome")) else "")
+            for peer, attempt in _items(_get(fencing, "peers"))
+            if _get(attempt, "state") != "fenced"
+        ]
+    return lines
 
 
 def _unheard(takeovers: object) -> list[str]:

@@ -191,6 +191,7 @@ class Options(TypedDict, total=False):
     datagram_max: int
     pace: Pace
     proven: bool
+    alive_interval: float
     level: int
 
 
@@ -206,6 +207,7 @@ def make_replica(node: str = "west", **options: Unpack[Options]) -> Replica:
         datagram_max=options.get("datagram_max", 1400),
         pace=options.get("pace"),
         proven=options.get("proven", False),
+        alive_interval=options.get("alive_interval"),
         level=options.get("level", LEVEL),
     )
 

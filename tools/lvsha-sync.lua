@@ -31,6 +31,8 @@ local TYPES = {
 }
 local ROLES = { [1] = "LEAD", [2] = "DRAIN", [3] = "FOLLOW" }
 local PEER_STATES = { [0] = "PROBE", [1] = "SNAPSHOT", [2] = "REPLICATE" }
+local VRRP_STATES = { [0] = "INIT", [1] = "BACKUP", [2] = "MASTER", [3] = "FAULT" }
+local WITNESS = { [0] = "none", [1] = "unknown", [2] = "reachable", [3] = "unreachable" }
 local FAMILIES = { [4] = "IPv4", [6] = "IPv6" }
 local METHODS = { [0] = "NAT", [1] = "local", [2] = "tunnel", [3] = "direct routing", [4] = "bypass" }
 local PROTOCOLS = { [0] = "mark", [6] = "TCP", [17] = "UDP", [50] = "ESP", [51] = "AH", [132] = "SCTP" }
@@ -104,6 +106,9 @@ do
   add(u64, "standing.mismatched", "Buckets mismatched")
   add(u64, "standing.lost", "Datagrams lost")
   add(u64, "standing.repaired", "Datagrams repaired")
+  add(u8, "duty.state", "State of the virtual router", base.DEC, VRRP_STATES)
+  add(u8, "duty.witness", "Witness", base.DEC, WITNESS)
+  add(u8, "duty.priority", "Priority")
   add(u64, "begin", "Snapshot")
   add(u64, "count", "Connections of the snapshot")
   add(ProtoField.bytes, "buckets", "Buckets")
@@ -664,6 +669,13 @@ local function heartbeat(tvb, tree, body)
     local add = field == "current" and add_boolean or add_integer
     add(tvb, tree, f["standing." .. field], standing[number])
   end
+  if #body > 17 and body[18].kind == "array" then
+    local duty = array(tvb, body[18])
+    must(tvb, #duty >= 3, body[18], "a duty with too few fields")
+    add_integer(tvb, tree, f["duty.state"], duty[1], 3)
+    add_integer(tvb, tree, f["duty.witness"], duty[2], 3)
+    add_integer(tvb, tree, f["duty.priority"], duty[3], 255)
+  end
   return text
 end
 
@@ -730,7 +742,7 @@ end
 
 -- By type: elements behind the first six that are needed, those that are known, and who reads them.
 local READERS = {
-  [1] = { 6, 11, heartbeat },
+  [1] = { 6, 12, heartbeat },
   [2] = { 1, 1, function(tvb, tree, body) return told(add_entries(tvb, tree, body[7], true)) end },
   [3] = { 3, 4, snapshot_request },
   [4] = { 0, 0, function() return "of everything" end },

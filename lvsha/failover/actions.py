@@ -37,7 +37,14 @@ class StateChanged:
     reason: str
 
 
-Action = Advertise | AcquireAddresses | ReleaseAddresses | AnnounceAddresses | StateChanged
+@dataclass(frozen=True, slots=True)
+class TakeoverDue:
+    """The master is missed; call `Election.consent` if this node is to be it."""
+
+
+Action = (
+    Advertise | AcquireAddresses | ReleaseAddresses | AnnounceAddresses | StateChanged | TakeoverDue
+)
 Actions = tuple[Action, ...]
 
 REASONS: Final = frozenset(

@@ -26,6 +26,8 @@ Beyond the RFC:
 * The owner (priority 255) starts as MASTER only where it may preempt at once; otherwise it
   is a backup as others are. That it preempts whatever ``preempt`` says is the RFC's. Two
   owners settle by their addresses, as any equal priorities do (erratum 8298).
+* With ``needs_consent`` a node that misses the master's advertisements says so
+  (`TakeoverDue`) and goes on listening until `consent`; it says so again in each interval.
 * Addresses are announced again after a takeover and from time to time, because switches
   and neighbours forget, and after another master was heard.
 * A master that is told to hands over to a backup of its choice, whatever the priorities: it
@@ -54,6 +56,7 @@ from lvsha.failover.actions import (
     AnnounceAddresses,
     ReleaseAddresses,
     StateChanged,
+    TakeoverDue,
 )
 from lvsha.failover.heard import Gap, Peer
 from lvsha.failover.series import Series
@@ -70,8 +73,6 @@ COMPANION_INTERVALS: Final = 2
 # Version 2 counts the skew in 256ths of a second whatever the interval (RFC 3768, section 6.1).
 _SKEW_UNIT_OF_VERSION_2: Final = 1.0
 
-# An advertisement that comes after more than so many intervals is late, or another was lost.
-LATE: Final = 1.5
 GAPS_MAX: Final = 64
 
 # A successor takes over within milliseconds; its advertisement may be lost a few times.
@@ -91,6 +92,8 @@ class Election:
         gaps: the last advertisements that came late, at most `GAPS_MAX`.
         fault_reason: why the state is FAULT; None in every other state.
         preemption_permitted: what `permit_preemption` said, or False after a stall.
+        needs_consent: somebody else is to be asked whether a silent master is dead.
+        awaits_consent: whether it misses the master, and waits for `consent`.
         companions: the virtual routers of this node that move together with this one.
         stepped_aside: it has handed the addresses over, and displaces nobody until it was
             MASTER again.
@@ -143,6 +146,8 @@ class Election:
         self.gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
         self.fault_reason: str | None = None
         self.preemption_permitted = False
+        self.needs_consent = False
+        self.awaits_consent = False
         self.companions: Sequence[Election] = ()
         self.stepped_aside = False
         self.transitions = Counters()
@@ -237,9 +242,31 @@ class Election:
                     self.counters.add("stood_back_for_the_group")
                     self._down_at = now + self.interval
                     return stalled
+                if self.needs_consent and self._misses_master(now):
+                    self._down_reason = "master_silent"
+                    self.counters.add("takeovers_asked_for")
+                    self.awaits_consent = True
+                    self._down_at = now + self.interval
+                    return (*stalled, TakeoverDue())
                 return stalled + self._become_master(now)
             case VrrpState.MASTER:
                 return stalled + self._expire_as_master(now)
+
+    def consent(self, now: float) -> Actions:
+        """Become MASTER, if the master is still missed."""
+        stalled = self._give_way_after_stall(now)
+        if not self.awaits_consent:
+            return stalled
+        return stalled + self._become_master(now)
+
+    def give_way(self, now: float) -> Actions:
+        """A better master is there, as another path than VRRP says: be a backup."""
+        stalled = self._give_way_after_stall(now)
+        if self.state is not VrrpState.MASTER:
+            return stalled
+        actions = self._leave(VrrpState.BACKUP, "higher_priority_heard", now)
+        self._listen(now)
+        return actions
 
     def stop(self, now: float) -> Actions:
         """Leave for good: remove the addresses, then resign (section 6.4.3)."""
@@ -385,6 +412,12 @@ class Election:
         heard_at = -math.inf if self.peer is None else self.peer.heard_at
         return any(one._obeys_later_than(heard_at, now) for one in self.companions)
 
+    def _misses_master(self, now: float) -> bool:
+        """Whether it is silence that ends the listening, also that of one to be displaced."""
+        if self._down_reason == "preempted_lower_priority" and self.peer is not None:
+            return self.peer.is_late(now)
+        return self._down_reason == "master_silent"
+
     def _obeys_later_than(self, heard_at: float, now: float) -> bool:
         """Whether a master is obeyed now that was alive some time after ``heard_at``."""
         peer = self.peer
@@ -397,10 +430,8 @@ class Election:
 
     def _note(self, advertisement: Advertisement, source: bytes, now: float) -> None:
         before = self.peer
-        if before is not None and before.address == source:
-            interval, seconds = before.interval_cs / 100, now - before.heard_at
-            if seconds > LATE * interval:
-                self.gaps.append(Gap(now, seconds, interval))
+        if before is not None and before.address == source and before.is_late(now):
+            self.gaps.append(Gap(now, now - before.heard_at, before.interval))
         self.peer = Peer(
             source,
             advertisement.priority,
@@ -414,6 +445,7 @@ class Election:
         if advertisement.priority == PRIORITY_RESIGN:
             self._down_at = now + self.skew
             self._down_reason = "master_resigned"
+            self.awaits_consent = False
             return
         displaces = self.preempt and not self.stepped_aside
         if advertisement.priority < self.priority and displaces:
@@ -422,6 +454,7 @@ class Election:
             if self.preemption_permitted and now >= self._yields_since + self.preempt_delay:
                 self.counters.add("lower_priority_ignored")
                 self._down_reason = "preempted_lower_priority"
+                self.awaits_consent = False
                 return
             self.counters.add("preemption_held_back")
         else:
@@ -433,6 +466,7 @@ class Election:
         self._master_interval = advertisement.interval_cs / 100
         self._down_at = now + self.down_interval
         self._down_reason = "master_silent"
+        self.awaits_consent = False
 
     def _receive_as_master(
         self, advertisement: Advertisement, source: bytes, now: float
@@ -509,8 +543,9 @@ class Election:
         """Listen as a backup; the owner takes over at once if it may (section 6.4.1)."""
         self._listen(now)
         actions = self._enter(VrrpState.BACKUP, reason, now)
-        held_up = self.preempt_delay > 0 or self.stepped_aside or now < self._quiet_until
-        if self.priority < PRIORITY_OWNER or held_up or not self.preemption_permitted:
+        held_up = self.preempt_delay > 0 or self.stepped_aside or self.needs_consent
+        waits = held_up or now < self._quiet_until
+        if self.priority < PRIORITY_OWNER or waits or not self.preemption_permitted:
             return actions
         self._down_reason = "owner_started"
         return actions + self._become_master(now)
@@ -559,6 +594,7 @@ class Election:
         assert new is not self.state
         old = self.state
         self.state = new
+        self.awaits_consent = False
         self.since = now
         self.transitions.add(reason)
         return (StateChanged(old, new, reason if detail is None else f"{reason}: {detail}"),)

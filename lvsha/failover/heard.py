@@ -4,6 +4,10 @@ Times are seconds on a monotonic clock; intervals with the suffix ``_cs`` are ce
 """
 
 from dataclasses import dataclass
+from typing import Final
+
+# An advertisement that comes after more than so many intervals is late, or another was lost.
+LATE: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +28,12 @@ class Peer:
     interval_cs: int
     pseudo_header: bool
     heard_at: float
+
+    @property
+    def interval(self) -> float:
+        """Seconds between its advertisements."""
+        return self.interval_cs / 100
+
+    def is_late(self, now: float) -> bool:
+        """Whether its next advertisement is late."""
+        return now - self.heard_at > LATE * self.interval

@@ -37,6 +37,7 @@ from lvsha.failover.actions import (
     AnnounceAddresses,
     ReleaseAddresses,
     StateChanged,
+    TakeoverDue,
 )
 from lvsha.failover.addresses import Addresses
 from lvsha.failover.election import Election
@@ -161,6 +162,7 @@ class Speaker:
         pseudo_header: bool | None,
         hop_limit_min: int = vrrp.HOP_LIMIT,
         on_change: Callable[[RouterStateChanged], None] | None = None,
+        on_due: Callable[[str], None] | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         """Put the parts together; nothing is sent before `run`.
@@ -179,6 +181,8 @@ class Speaker:
             hop_limit_min: what messages of unicast peers must have left at least.
             on_change: called with each state change in the step that makes it, for what
                 must follow at once; it neither waits nor calls this object.
+            on_due: called with the name when the election wants a `consent`, which may be
+                given at once.
             log: for state changes and refused messages.
         """
         self.name = name
@@ -205,6 +209,7 @@ class Speaker:
         self._jobs = _Jobs(self.counters)
         self._changes = changes
         self._on_change = on_change
+        self._on_due = on_due
         self._untold: deque[RouterStateChanged] = deque()
         self._something_untold = trio.Event()
         self._refresh_at = math.inf
@@ -261,6 +266,14 @@ class Speaker:
         master = state is VrrpState.MASTER
         self._perform(election.join_masters(now) if master else election.join_backups(now))
 
+    def consent(self) -> None:
+        """Become MASTER, if the master is still missed."""
+        self._perform(self.election.consent(trio.current_time()))
+
+    def give_way(self) -> None:
+        """A better master is there, though its advertisements do not come."""
+        self._perform(self.election.give_way(trio.current_time()))
+
     def announce(self) -> None:
         """Announce the addresses once more, as far as they are held."""
         self._jobs.put(AnnounceAddresses())
@@ -293,6 +306,7 @@ class Speaker:
             "startup_delay_seconds": election.startup_delay,
             "preemption_permitted": election.preemption_permitted,
             "stepped_aside": election.stepped_aside,
+            "awaits_consent": election.awaits_consent,
             "fault": election.fault_reason,
             "peer": self._peer_status(now),
             "last_refused": self._last_refused_status(now),
@@ -392,6 +406,7 @@ class Speaker:
     def _perform(self, actions: Sequence[Action]) -> None:
         """Carry out actions in order; returns at once."""
         state_changes: list[RouterStateChanged] = []
+        is_due = False
         for action in actions:
             match action:
                 case Advertise(vrrp.PRIORITY_RESIGN):
@@ -412,6 +427,8 @@ class Speaker:
                     changed = RouterStateChanged(self.name, old, new, reason)
                     self._tell(changed)
                     state_changes.append(changed)
+                case TakeoverDue():
+                    is_due = True
                 case _:
                     assert_never(action)
         if actions:
@@ -419,6 +436,8 @@ class Speaker:
         if self._on_change is not None:
             for changed in state_changes:
                 self._on_change(changed)
+        if is_due and self._on_due is not None:
+            self._on_due(self.name)
 
     @property
     def _interval_cs(self) -> int:

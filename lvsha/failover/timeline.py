@@ -122,6 +122,12 @@ def _summary(timeline: Timeline) -> list[str]:
                 lines.append(
                     f"{node} carried on {event.fields.get('established')} established connections"
                 )
+            case "second_path":
+                said = event.fields
+                lines.append(f"{node} was to {said.get('verdict')}: {said.get('reason')}")
+            case "fencing_ended":
+                peer, state = event.fields.get("peer"), event.fields.get("state")
+                lines.append(f"{node} had {peer} fenced: {state}, {event.fields.get('said')}")
             case _:
                 pass
     return lines

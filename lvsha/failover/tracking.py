@@ -209,9 +209,9 @@ class Tracking:
             *self._consequences(tracker),
         )
 
-    def is_known(self, tracker: str) -> bool:
-        """Whether a tracker is up or down."""
-        return self._trackers[tracker].up is not None
+    def is_up(self, tracker: str) -> bool | None:
+        """Whether a tracker is up; None while nothing is known of it."""
+        return self._trackers[tracker].up
 
     def fault_of(self, router: str) -> str | None:
         """What keeps a virtual router from its addresses now."""

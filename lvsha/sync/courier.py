@@ -53,7 +53,7 @@ from lvsha.sync.actions import (
     TakeOver,
 )
 from lvsha.sync.datagrams import sync_id_of
-from lvsha.sync.messages import ALL_BUCKETS, Role
+from lvsha.sync.messages import ALL_BUCKETS, Duty, Role
 from lvsha.sync.opinions import NotUp
 from lvsha.sync.replica import SYNC_ID_ANY, Replica
 from lvsha.sync.transport import Transport
@@ -214,6 +214,12 @@ class Courier:
         """Of each peer, why it cannot lead this sync id next; empty words if it can."""
         self._collect()
         return self._replicas[sync_id].unready()
+
+    def say(self, sync_id: int, duty: Duty) -> None:
+        """What this node is for the virtual router of this sync id."""
+        replica = self._replicas[sync_id]
+        self._perform(replica, replica.say(duty, trio.current_time()))
+        self._wake_in_time()
 
     def resync(self, sync_id: int) -> None:
         """This node was stalled: believe the copy only after a new snapshot."""

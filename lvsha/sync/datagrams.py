@@ -20,7 +20,15 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from lvsha.errors import SyncError
-from lvsha.model import BUCKETS, ConnectionRecord, IPv4_BYTES, IPv6_BYTES
+from lvsha.model import (
+    BUCKETS,
+    ConnectionRecord,
+    IPv4_BYTES,
+    IPv6_BYTES,
+    VrrpState,
+    Witness,
+)
+from lvsha.sync import checked
 from lvsha.sync import records as entries
 from lvsha.sync.messages import (
     ALL_BUCKETS,
@@ -36,6 +44,7 @@ from lvsha.sync.messages import (
     Answer,
     Changes,
     Configuration,
+    Duty,
     GapRequest,
     Handover,
     Heartbeat,
@@ -249,7 +258,7 @@ def _heartbeat_fields(message: Heartbeat) -> tuple[object, ...]:
     )
     if message.level <= LEVEL_PLAIN and not message.heard:
         return alive
-    standing = message.standing
+    standing, duty = message.standing, message.duty
     return (
         *alive,
         message.level,
@@ -262,6 +271,7 @@ def _heartbeat_fields(message: Heartbeat) -> tuple[object, ...]:
             *(standing.missing, standing.wanted, standing.mismatched),
             *(standing.lost, standing.repaired),
         ),
+        *(() if duty is None else ((duty.state.value, duty.witness.value, duty.priority),)),
     )
 
 
@@ -314,14 +324,14 @@ def decode(datagram: bytes) -> Message:
         raise SyncError("a body that is not msgpack within its limits") from error
     if not isinstance(body, list) or len(body) < 6:
         raise SyncError("a body that is not an array of a head and fields")
-    kind = _integer(body[0], 0xFF, "message type")
+    kind = checked.integer(body[0], 0xFF, "message type")
     origin = Origin(
         sync_id,
         _node(body[1]),
-        _integer(body[2], UINT64_MAX, "epoch"),
+        checked.integer(body[2], UINT64_MAX, "epoch"),
         _role(body[3]),
-        _integer(body[4], UINT32_MAX, "term"),
-        _integer(body[5], UINT64_MAX, "sequence number"),
+        checked.integer(body[4], UINT32_MAX, "term"),
+        checked.integer(body[5], UINT64_MAX, "sequence number"),
     )
     decoder = _DECODERS.get(kind)
     if decoder is None:
@@ -333,40 +343,55 @@ def decode(datagram: bytes) -> Message:
 
 
 def _heartbeat(origin: Origin, body: list[Any]) -> Heartbeat:
-    state = _integer(body[9], PeerState.REPLICATE, "peer state")
+    state = checked.integer(body[9], PeerState.REPLICATE, "peer state")
     leader = body[8]
     alive = (
-        _integer(body[6], UINT64_MAX, "number of connections"),
+        checked.integer(body[6], UINT64_MAX, "number of connections"),
         _digest(body[7]),
         "" if leader == "" else _node(leader),
         PeerState(state),
-        _integer(body[10], UINT64_MAX, "position"),
-        _boolean(body[11]),
+        checked.integer(body[10], UINT64_MAX, "position"),
+        checked.boolean(body[11]),
     )
     if len(body) < 17:
         return Heartbeat(origin, *alive)
-    heard = _list(body[15], HEARD_MAX)
+    heard = checked.array(body[15], HEARD_MAX)
     return Heartbeat(
         origin,
         *alive,
-        level=max(_integer(body[12], LEVEL_MAX, "level"), LEVEL_PLAIN),
-        speaks=max(_integer(body[13], LEVEL_MAX, "level"), LEVEL_PLAIN),
-        oldest=_integer(body[14], UINT64_MAX, "sequence number"),
-        heard=tuple(_integer(epoch, UINT64_MAX, "epoch") for epoch in heard),
+        level=max(checked.integer(body[12], LEVEL_MAX, "level"), LEVEL_PLAIN),
+        speaks=max(checked.integer(body[13], LEVEL_MAX, "level"), LEVEL_PLAIN),
+        oldest=checked.integer(body[14], UINT64_MAX, "sequence number"),
+        heard=tuple(checked.integer(epoch, UINT64_MAX, "epoch") for epoch in heard),
         standing=_standing(body[16]),
+        duty=_duty(body[17]) if len(body) > 17 else None,
+    )
+
+
+def _duty(value: object) -> Duty | None:
+    # What else may stand there was promised to be ignored before there were duties.
+    if type(value) is not list:
+        return None
+    fields = checked.array(value, ARRAY_ELEMENTS_MAX)
+    if len(fields) < 3:
+        raise SyncError("a duty with too few fields")
+    return Duty(
+        VrrpState(checked.integer(fields[0], VrrpState.FAULT, "state")),
+        Witness(checked.integer(fields[1], Witness.UNREACHABLE, "witness")),
+        checked.integer(fields[2], 0xFF, "priority"),
     )
 
 
 def _standing(value: object) -> Standing:
-    fields = _list(value, ARRAY_ELEMENTS_MAX)
+    fields = checked.array(value, ARRAY_ELEMENTS_MAX)
     if len(fields) < 10:
         raise SyncError("a standing with too few fields")
     told, total, is_current, *counts = fields[:10]
     return Standing(
-        _integer(told, UINT64_MAX, "number of connections"),
-        _integer(total, SUM_MASK, "sum"),
-        _boolean(is_current),
-        *(_integer(count, UINT64_MAX, "count") for count in counts),
+        checked.integer(told, UINT64_MAX, "number of connections"),
+        checked.integer(total, SUM_MASK, "sum"),
+        checked.boolean(is_current),
+        *(checked.integer(count, UINT64_MAX, "count") for count in counts),
     )
 
 
@@ -383,7 +408,7 @@ def _snapshot_request(origin: Origin, body: list[Any]) -> SnapshotRequest:
     return SnapshotRequest(
         origin,
         *_addressed(body),
-        _integer(body[8], UINT64_MAX, "position"),
+        checked.integer(body[8], UINT64_MAX, "position"),
         _buckets(body[9]) if len(body) > 9 else ALL_BUCKETS,
     )
 
@@ -397,7 +422,7 @@ def _part_begin(origin: Origin, body: list[Any]) -> SnapshotBegin:
 
 
 def _snapshot_chunk(origin: Origin, body: list[Any]) -> SnapshotChunk:
-    begin = _integer(body[6], UINT64_MAX, "snapshot")
+    begin = checked.integer(body[6], UINT64_MAX, "snapshot")
     records, ended = read_plain(body[7])
     if ended:
         raise SyncError("the end of a connection in a snapshot")
@@ -405,21 +430,21 @@ def _snapshot_chunk(origin: Origin, body: list[Any]) -> SnapshotChunk:
 
 
 def _part_chunk(origin: Origin, body: list[Any]) -> SnapshotChunk:
-    begin = _integer(body[6], UINT64_MAX, "snapshot")
+    begin = checked.integer(body[6], UINT64_MAX, "snapshot")
     return SnapshotChunk(origin, begin, entries.read_groups(body[7]))
 
 
 def _snapshot_end(origin: Origin, body: list[Any]) -> SnapshotEnd:
     return SnapshotEnd(
         origin,
-        _integer(body[6], UINT64_MAX, "snapshot"),
-        _integer(body[7], UINT64_MAX, "number of records"),
+        checked.integer(body[6], UINT64_MAX, "snapshot"),
+        checked.integer(body[7], UINT64_MAX, "number of records"),
     )
 
 
 def _configuration(origin: Origin, body: list[Any]) -> Configuration:
-    part = _integer(body[7], PARTS_MAX - 1, "part")
-    parts = _integer(body[8], PARTS_MAX, "number of parts")
+    part = checked.integer(body[7], PARTS_MAX - 1, "part")
+    parts = checked.integer(body[8], PARTS_MAX, "number of parts")
     if part >= parts or not isinstance(body[9], list):
         raise SyncError("a part of a configuration that cannot be")
     pieces = tuple(_piece(piece) for piece in body[9])
@@ -427,15 +452,17 @@ def _configuration(origin: Origin, body: list[Any]) -> Configuration:
 
 
 def _gap_request(origin: Origin, body: list[Any]) -> GapRequest:
-    return GapRequest(origin, *_addressed(body), tuple(map(_range, _list(body[8], RANGES_MAX))))
+    return GapRequest(
+        origin, *_addressed(body), tuple(map(_range, checked.array(body[8], RANGES_MAX)))
+    )
 
 
 def _range(value: object) -> tuple[int, int]:
-    fields = _list(value, ARRAY_ELEMENTS_MAX)
+    fields = checked.array(value, ARRAY_ELEMENTS_MAX)
     if len(fields) < 2:
         raise SyncError("a range that is not two numbers")
-    first = _integer(fields[0], UINT64_MAX, "sequence number")
-    return first, _integer(fields[1], UINT32_MAX, "count")
+    first = checked.integer(fields[0], UINT64_MAX, "sequence number")
+    return first, checked.integer(fields[1], UINT32_MAX, "count")
 
 
 def _sums_request(origin: Origin, body: list[Any]) -> SumsRequest:
@@ -443,7 +470,7 @@ def _sums_request(origin: Origin, body: list[Any]) -> SumsRequest:
 
 
 def _sums(origin: Origin, body: list[Any]) -> Sums:
-    first, packed = _integer(body[6], BUCKETS, "bucket"), body[7]
+    first, packed = checked.integer(body[6], BUCKETS, "bucket"), body[7]
     if type(packed) is not bytes or len(packed) % SUM_BYTES:
         raise SyncError("sums that are cut short")
     count = len(packed) // SUM_BYTES
@@ -452,15 +479,15 @@ def _sums(origin: Origin, body: list[Any]) -> Sums:
     sums = tuple(
         int.from_bytes(packed[at : at + SUM_BYTES]) for at in range(0, len(packed), SUM_BYTES)
     )
-    return Sums(origin, first, sums, _boolean(body[8]) if len(body) > 8 else True)
+    return Sums(origin, first, sums, checked.boolean(body[8]) if len(body) > 8 else True)
 
 
 def _progress(origin: Origin, body: list[Any]) -> Progress:
-    return Progress(origin, *_addressed(body), _integer(body[8], UINT64_MAX, "position"))
+    return Progress(origin, *_addressed(body), checked.integer(body[8], UINT64_MAX, "position"))
 
 
 def _handover(origin: Origin, body: list[Any]) -> Handover:
-    return Handover(origin, *_addressed(body), _integer(body[8], UINT64_MAX, "moment"))
+    return Handover(origin, *_addressed(body), checked.integer(body[8], UINT64_MAX, "moment"))
 
 
 def _question(origin: Origin, body: list[Any]) -> Question:
@@ -472,28 +499,28 @@ def _answer(origin: Origin, body: list[Any]) -> Answer:
 
 
 def _opinions(origin: Origin, body: list[Any]) -> Opinions:
-    part = _integer(body[7], PARTS_MAX - 1, "part")
-    parts = _integer(body[8], PARTS_MAX, "number of parts")
+    part = checked.integer(body[7], PARTS_MAX - 1, "part")
+    parts = checked.integer(body[8], PARTS_MAX, "number of parts")
     if part >= parts:
         raise SyncError("a part of a list of opinions that cannot be")
-    number = _integer(body[6], UINT64_MAX, "number of a list")
-    checked = _integer(body[9], UINT32_MAX, "number of servers")
-    opinions = tuple(map(_opinion, _list(body[10], ARRAY_ELEMENTS_MAX)))
-    return Opinions(origin, number, part, parts, checked, opinions)
+    number = checked.integer(body[6], UINT64_MAX, "number of a list")
+    servers = checked.integer(body[9], UINT32_MAX, "number of servers")
+    opinions = tuple(map(_opinion, checked.array(body[10], ARRAY_ELEMENTS_MAX)))
+    return Opinions(origin, number, part, parts, servers, opinions)
 
 
 def _opinion(value: object) -> tuple[str, bytes, int, int]:
-    fields = _list(value, ARRAY_ELEMENTS_MAX)
+    fields = checked.array(value, ARRAY_ELEMENTS_MAX)
     if len(fields) < 4:
         raise SyncError("an opinion of no service or server")
-    service, address = _name(fields[0], PIECE_CHARACTERS_MAX), fields[1]
+    service, address = checked.name(fields[0], PIECE_CHARACTERS_MAX), fields[1]
     if type(address) is not bytes or len(address) not in {IPv4_BYTES, IPv6_BYTES}:
         raise SyncError("an opinion of a server with a wrong address")
     return (
         service,
         address,
-        _integer(fields[2], UINT16_MAX, "port"),
-        _integer(fields[3], 1, "opinion"),
+        checked.integer(fields[2], UINT16_MAX, "port"),
+        checked.integer(fields[3], 1, "opinion"),
     )
 
 
@@ -523,26 +550,7 @@ _DECODERS: Final[dict[int, tuple[int, Callable[[Origin, list[Any]], Message]]]] 
 
 def _addressed(body: list[Any]) -> tuple[str, int]:
     """The node that a message is for, and its epoch."""
-    return _node(body[6]), _integer(body[7], UINT64_MAX, "epoch")
-
-
-def _integer(value: object, largest: int, name: str) -> int:
-    # A bool is an int to isinstance, but not on the wire.
-    if type(value) is not int or not 0 <= value <= largest:
-        raise SyncError(f"a {name} out of range")
-    return value
-
-
-def _boolean(value: object) -> bool:
-    if type(value) is not bool:
-        raise SyncError("a truth that is neither true nor false")
-    return value
-
-
-def _list(value: object, elements_max: int) -> list[Any]:
-    if type(value) is not list or len(value) > elements_max:
-        raise SyncError("an array that is none, or too long")
-    return value
+    return _node(body[6]), checked.integer(body[7], UINT64_MAX, "epoch")
 
 
 def _buckets(value: object) -> int:
@@ -552,30 +560,18 @@ def _buckets(value: object) -> int:
 
 
 def _keys(value: object) -> tuple[bytes, ...]:
-    return tuple(map(entries.read_key, _list(value, KEYS_MAX)))
+    return tuple(map(entries.read_key, checked.array(value, KEYS_MAX)))
 
 
 def _role(value: object) -> Role:
-    number = _integer(value, Role.FOLLOW, "role")
+    number = checked.integer(value, Role.FOLLOW, "role")
     if number < Role.LEAD:
         raise SyncError("a role out of range")
     return Role(number)
 
 
-def _name(value: object, characters_max: int) -> str:
-    # Names end in logs and on terminals, so nothing in them may control either.
-    if (
-        not isinstance(value, str)
-        or not 0 < len(value) <= characters_max
-        or not value.isascii()
-        or not value.isprintable()
-    ):
-        raise SyncError("a name that is none")
-    return value
-
-
 def _node(value: object) -> str:
-    return _name(value, NODE_CHARACTERS_MAX)
+    return checked.name(value, NODE_CHARACTERS_MAX)
 
 
 def _digest(value: object) -> bytes:
@@ -587,7 +583,7 @@ def _digest(value: object) -> bytes:
 def _piece(value: object) -> tuple[str, bytes]:
     if not isinstance(value, list) or len(value) < 2:
         raise SyncError("a piece of a configuration that is not a name and a digest")
-    name, digest = _name(value[0], PIECE_CHARACTERS_MAX), value[1]
+    name, digest = checked.name(value[0], PIECE_CHARACTERS_MAX), value[1]
     if not isinstance(digest, bytes) or not 0 < len(digest) <= PIECE_DIGEST_BYTES_MAX:
         raise SyncError("a digest of a wrong length")
     return name, digest

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from lvsha.model import BUCKETS, ConnectionRecord
+from lvsha.model import BUCKETS, ConnectionRecord, VrrpState, Witness
 
 LEVEL: Final = 2
 """What this implementation understands."""
@@ -132,6 +132,18 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Duty:
+    """What a sender is for the virtual router of its sync id, and what its witness says.
+
+    ``priority`` is the one that it has there now.
+    """
+
+    state: VrrpState
+    witness: Witness
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A sender is alive; says what it has, and how far it is with whom it follows.
 
@@ -146,6 +158,7 @@ class Heartbeat:
         oldest: the oldest number that it can send again.
         heard: the epochs of the senders that it hears.
         standing: of level 2.
+        duty: None if it does not say.
     """
 
     origin: Origin
@@ -160,6 +173,7 @@ class Heartbeat:
     oldest: int = 0
     heard: tuple[int, ...] = ()
     standing: Standing = field(default_factory=Standing)
+    duty: Duty | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from typing import Final
 
 from lvsha.counters import Counters
 from lvsha.sync.actions import Action, PeerChanged
-from lvsha.sync.messages import HEARD_MAX, Heartbeat, Message, PeerState, Role, Standing
+from lvsha.sync.messages import HEARD_MAX, Duty, Heartbeat, Message, PeerState, Role, Standing
 from lvsha.sync.stream import Stream
 
 # A pair file has at most 16 nodes.
@@ -62,6 +62,7 @@ class Peer:
         speaks: the level that it keeps to.
         acknowledged: the number of this node up to which it has told its progress, at
             ``acknowledged_at``; None until it has.
+        duty: what it is for its virtual router, as it said at ``duty_at``; None if it does not.
     """
 
     node: str
@@ -82,6 +83,8 @@ class Peer:
     standing: Standing = field(default_factory=Standing)
     acknowledged: int | None = None
     acknowledged_at: float = float("-inf")
+    duty: Duty | None = None
+    duty_at: float = float("-inf")
     overlap_since: float = float("-inf")
     overlap_last: float = float("-inf")
     alarm_at: float = float("-inf")

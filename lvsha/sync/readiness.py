@@ -13,7 +13,14 @@ from dataclasses import replace
 
 from lvsha.model import BUCKETS
 from lvsha.sync.copy import Copy
-from lvsha.sync.messages import LEVEL_PLAIN, PeerState, Role, Standing
+from lvsha.sync.messages import (
+    LEVEL_PLAIN,
+    Heartbeat,
+    Origin,
+    PeerState,
+    Role,
+    Standing,
+)
 from lvsha.sync.peers import Peer
 from lvsha.sync.source import Source
 from lvsha.tally import Tally
@@ -40,6 +47,32 @@ def lacking(copy: Copy) -> Standing:
         mismatched=copy.catching_up.mismatched.bit_count(),
         lost=0 if stream is None else stream.lost_total,
         repaired=0 if stream is None else stream.repaired_total,
+    )
+
+
+def following(copy: Copy) -> tuple[str, PeerState, int]:
+    """Whom a node follows, how, and how far it is with that one's stream."""
+    leader = copy.leader
+    if leader is None:
+        return "", PeerState.PROBE, 0
+    return leader.node, leader.state, leader.stream.position
+
+
+def of_a_follower(
+    copy: Copy, origin: Origin, digest: bytes, level: int, heard: tuple[int, ...]
+) -> Heartbeat:
+    """The heartbeat of a node that only follows, and has no connections to tell of."""
+    return Heartbeat(
+        origin,
+        0,
+        digest,
+        *following(copy),
+        copy.complete,
+        level=level,
+        speaks=level,
+        oldest=1,
+        heard=heard,
+        standing=lacking(copy),
     )
 
 

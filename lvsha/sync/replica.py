@@ -52,13 +52,13 @@ from lvsha.sync.messages import (
     LEVEL,
     Answer,
     Configuration,
+    Duty,
     GapRequest,
     Handover,
     Heartbeat,
     Message,
     Opinions,
     Origin,
-    PeerState,
     Progress,
     Question,
     Role,
@@ -71,7 +71,7 @@ from lvsha.sync.overlap import DRAIN
 from lvsha.sync.pace import Pace
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
-from lvsha.sync.readiness import lacking, replica_status, standing, unready
+from lvsha.sync.readiness import following, of_a_follower, replica_status, standing, unready
 from lvsha.sync.source import Source
 from lvsha.tally import Tally
 
@@ -99,6 +99,7 @@ class Replica:
         configuration_digest: bytes,
         heartbeat_interval: float,
         datagram_max: int,
+        alive_interval: float | None = None,
         pace: Pace | None = None,
         proven: bool = False,
         level: int = LEVEL,
@@ -113,6 +114,7 @@ class Replica:
             configuration_digest: 16 bytes, equal on nodes that are configured alike.
             digests: digests of the named pieces of the configuration.
             heartbeat_interval: seconds between heartbeats.
+            alive_interval: a shorter time between them, for who must miss this node sooner.
             datagram_max: the most bytes that a datagram may have, 500 to 65,507.
             pace: limits of the queue and of sending.
             proven: whether a peer must show that it hears this node before it is believed;
@@ -132,6 +134,8 @@ class Replica:
         self._proven = proven
         self._level = level
         self._heartbeat_interval = heartbeat_interval
+        self._alive_interval = min(heartbeat_interval, alive_interval or heartbeat_interval)
+        self._duty: Duty | None = None
         self._datagram_max = datagram_max
         self._pace = pace or Pace()
         self._comparison = Comparison(configuration_digest, digests, datagram_max)
@@ -214,6 +218,11 @@ class Replica:
         return self._home.overlap.is_contested(now)
 
     @property
+    def peers(self) -> Iterator[Peer]:
+        """The other nodes of this sync id."""
+        return iter(self._home.peers)
+
+    @property
     def leader(self) -> str | None:
         """The node that is followed."""
         leader = self._home.leader
@@ -285,6 +294,14 @@ class Replica:
         for sync_id, copy in self._others.items():
             actions += copy.resync(self._origin(sync_id), now)
         return self._performed(actions, now)
+
+    def say(self, duty: Duty, now: float) -> list[Action]:
+        """This node is something else for the virtual router of its sync id: peers hear it soon."""
+        if duty == self._duty:
+            return []
+        self._duty = duty
+        self._hurry(now)
+        return self._performed([], now, heartbeat=self._running and now >= self._heartbeat_at)
 
     def tell(self, changes: Sequence[ConnectionChange], now: float) -> list[Action]:
         """The datapath's connections have changed; ignored unless this node tells."""
@@ -472,6 +489,7 @@ class Replica:
                 if message.leader == self.node:
                     return self._serve(peer, message, now)
             case Heartbeat():
+                peer.duty, peer.duty_at = message.duty, now
                 return self._comparison.heard(origin.node, message.digest)
             case Handover() if message.node_epoch == self.epoch:
                 # Complete means that it has all up to the number that this was said with.
@@ -539,33 +557,33 @@ class Replica:
         copies = (self._home, *self._others.values())
         strangers = [copy for copy in copies if copy.peers.take_stranger()]
         if strangers or any(isinstance(action, PeerChanged) for action in actions):
-            # Peers show this node's state; let them see that it changed.
-            spacing = HEARTBEAT_SPACING * self._heartbeat_interval
-            soon = max(now, self._heartbeat_last + spacing)
-            self._heartbeat_at = min(self._heartbeat_at, soon)
+            self._hurry(now)
         if heartbeat:
             actions = [*actions, *self._heartbeat(now)]
         self.counters.add("datagrams_sent", sum(isinstance(action, Send) for action in actions))
         return actions
 
+    def _hurry(self, now: float) -> None:
+        """Let peers, which show this node's state, see soon that it changed."""
+        soon = self._heartbeat_last + HEARTBEAT_SPACING * self._heartbeat_interval
+        self._heartbeat_at = min(self._heartbeat_at, max(now, soon))
+
     def _heartbeat(self, now: float) -> list[Action]:
         self._heartbeat_last = now
-        self._heartbeat_at = now + self._heartbeat_interval
-        source, leader = self._source, self._home.leader
-        origin = source.origin
+        self._heartbeat_at = now + self._alive_interval
+        source, origin = self._source, self._source.origin
         message = Heartbeat(
             origin,
             self._tally.connections,
             self._comparison.digest,
-            "" if leader is None else leader.node,
-            PeerState.PROBE if leader is None else leader.state,
-            0 if leader is None else leader.stream.position,
+            *following(self._home),
             self.complete,
             level=self._level,
             speaks=source.level,
             oldest=source.history.oldest or source.sequence + 1,
             heard=self._home.peers.heard_epochs(now),
             standing=standing(self._home, source, self._tally),
+            duty=self._duty,
         )
         for node in self._comparison.differing:
             if node not in self._home.peers:
@@ -576,21 +594,7 @@ class Replica:
 
     def _other_heartbeats(self, now: float) -> Iterator[Heartbeat]:
         """What a replica with id 0 says to those whose ids it only follows, if there are any."""
+        digest = self._comparison.digest
         for sync_id, copy in self._others.items():
-            if not (heard := copy.peers.heard_epochs(now)):
-                continue
-            leader = copy.leader
-            yield Heartbeat(
-                self._origin(sync_id),
-                0,
-                self._comparison.digest,
-                "" if leader is None else leader.node,
-                PeerState.PROBE if leader is None else leader.state,
-                0 if leader is None else leader.stream.position,
-                copy.complete,
-                level=self._level,
-                speaks=self._level,
-                oldest=1,
-                heard=heard,
-                standing=lacking(copy),
-            )
+            if heard := copy.peers.heard_epochs(now):
+                yield of_a_follower(copy, self._origin(sync_id), digest, self._level, heard)

@@ -185,6 +185,9 @@ def heartbeat_fields(message: Heartbeat) -> Expected:
         "standing.mismatched": [standing.mismatched],
         "standing.lost": [standing.lost],
         "standing.repaired": [standing.repaired],
+        "duty.state": [] if message.duty is None else [message.duty.state.value],
+        "duty.witness": [] if message.duty is None else [message.duty.witness.value],
+        "duty.priority": [] if message.duty is None else [message.duty.priority],
     }
 
 

@@ -155,7 +155,9 @@ class SimulatedHost:
     ) -> Outcome:
         await trio.lowlevel.checkpoint()
         self.machine.programs.append((trio.current_time(), tuple(command)))
-        return Outcome(0)
+        with trio.move_on_after(seconds_max):
+            return await self.machine.run_program(tuple(command))
+        return Outcome(None, f"ended after {seconds_max:g} s")
 
     async def serve_events(
         self,

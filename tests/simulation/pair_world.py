@@ -23,7 +23,7 @@ takes some milliseconds but never fails.
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -43,6 +43,7 @@ from lvsha.datapath.network import (
 from lvsha.failover.addresses import LIFETIME
 from lvsha.model import VrrpState
 from lvsha.node import Node
+from lvsha.programs import Outcome
 from lvsha.tracking.probes import Probe
 from tests.packets import NO_VNET
 from tests.probers import ScriptedProber
@@ -180,6 +181,10 @@ class Wire:
         return LinkChange(self.index, self.name, self.mac, 1500, self.up)
 
 
+async def _works(_command: tuple[str, ...]) -> Outcome:
+    return Outcome(0)
+
+
 NETWORKS: Final = {"outside": (192, 0, 2), "inside": (10, 1, 0), "sync": (10, 255, 0)}
 GATEWAY_ADDRESS: Final = bytes((192, 0, 2, 254))
 
@@ -193,6 +198,7 @@ class Machine:
         powered: False answers nobody.
         probes: what looks at trackers, by their names.
         programs: the commands that were run, and when.
+        run_program: what becomes of a command; it works at once.
         prober: finds what the real servers are like.
         disk: what a process has left in its state file.
     """
@@ -205,6 +211,7 @@ class Machine:
         self.powered = True
         self.probes: dict[str, Probe] = {}
         self.programs: list[tuple[float, tuple[str, ...]]] = []
+        self.run_program: Callable[[tuple[str, ...]], Awaitable[Outcome]] = _works
         self.disk: bytes | None = None
         self.life: Life | None = None
         self.prober = ScriptedProber()

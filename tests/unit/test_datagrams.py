@@ -4,7 +4,14 @@ import msgpack
 import pytest
 
 from lvsha.errors import SyncError
-from lvsha.model import ConnectionRecord, ForwardMethod, connection_key, parse_address
+from lvsha.model import (
+    ConnectionRecord,
+    ForwardMethod,
+    VrrpState,
+    Witness,
+    connection_key,
+    parse_address,
+)
 from lvsha.sync import datagrams
 from lvsha.sync.datagrams import decode, encode
 from lvsha.sync.messages import (
@@ -16,6 +23,7 @@ from lvsha.sync.messages import (
     Answer,
     Changes,
     Configuration,
+    Duty,
     GapRequest,
     Handover,
     Heartbeat,
@@ -85,6 +93,12 @@ EXAMPLES: list[Message] = [
         oldest=7,
         heard=(1, 2**64 - 1),
         standing=Standing(1, 2**64 - 1, True, 4, 5, 6, 7, 8, 9, 10),
+    ),
+    Heartbeat(
+        ORIGIN,
+        *(12, bytes(range(16)), "west", PeerState.SNAPSHOT, 9, False),
+        level=2,
+        duty=Duty(VrrpState.FAULT, Witness.UNREACHABLE, 255),
     ),
     Changes(ORIGIN, [IPV4, IPV6, CALL], [IPV4.key, IPV6.key, template(2).key, CALL.key]),
     SnapshotRequest(ORIGIN, "west", 1, 0, bits(0, 7, 510)),
@@ -184,6 +198,18 @@ def test_a_standing_may_have_more_fields_than_are_known() -> None:
     body = msgpack.unpackb(encode(message)[4:])
     body[16] += [[], "newer"]
     assert decode(datagram_of(body)) == message
+
+
+def test_a_duty_is_left_out_or_whole_and_may_have_more_fields_than_are_known() -> None:
+    silent = Heartbeat(ORIGIN, 0, bytes(16), "", PeerState.PROBE, 0, True, level=2)
+    body = msgpack.unpackb(encode(silent)[4:])
+    assert len(body) == 17
+    duty = Duty(VrrpState.MASTER, Witness.UNKNOWN, 7)
+    assert decode(datagram_of([*body, [2, 1, 7, "newer"]])) == replace(silent, duty=duty)
+    assert decode(datagram_of([*body, "later"])) == silent
+    for wrong in ([], [2, 1], [4, 0, 0], [0, 4, 0], [-1, 0, 0], [True, 0, 0], [2, 1, 256]):
+        with pytest.raises(SyncError):
+            decode(datagram_of([*body, wrong]))
 
 
 def test_sums_that_do_not_say_whether_they_are_current_are() -> None:
@@ -362,6 +388,7 @@ LONGEST_MESSAGES: list[Message] = [
         oldest=2**64 - 1,
         heard=(2**64 - 1,) * 16,
         standing=Standing(2**64 - 1, 2**64 - 1, True, *(2**64 - 1,) * 7),
+        duty=Duty(VrrpState.FAULT, Witness.UNREACHABLE, 255),
     ),
     SnapshotRequest(LONGEST, "n" * 63, 2**64 - 1, 2**64 - 1),
     SnapshotBegin(LONGEST, ALL_BUCKETS),

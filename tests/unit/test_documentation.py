@@ -24,6 +24,7 @@ from lvsha.config import (
     VirtualRouter,
 )
 from lvsha.config_life import SavedStateTable
+from lvsha.config_second_path import SecondPathTable
 from lvsha.config_services import TunnelTable
 from lvsha.config_tracking import Events, Group
 from lvsha.datapath.reasons import Reason
@@ -66,6 +67,7 @@ def shown(default: object) -> str:
         ("`[[virtual_routers]]`", VirtualRouter),
         ("`[[groups]]`", Group),
         ("`[events]`", Events),
+        ("`[second_path]`", SecondPathTable),
         ("`[[services]]`", Service),
         ("`[sync]`", Sync),
         ("A tunnel", TunnelTable),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgpack
 import pytest
 
-from lvsha.model import ConnectionChanged
+from lvsha.model import ConnectionChanged, VrrpState, Witness
 from lvsha.sync.actions import Action, Apply, BeginSnapshot, PeerChanged, Send, TakeOver
 from lvsha.sync.calls import CALL_AGE_MAX, HAND_OVER_INTERVAL
 from lvsha.sync.copy import REQUEST_INTERVAL
@@ -13,6 +13,7 @@ from lvsha.sync.datagrams import encode
 from lvsha.sync.messages import (
     ALL_BUCKETS,
     Changes,
+    Duty,
     Handover,
     Heartbeat,
     Origin,
@@ -78,6 +79,55 @@ def test_heartbeats_are_sent_at_their_interval_and_carry_the_counts() -> None:
     assert (message.connections, standing.told) == (12, 11)
     assert (standing.established, standing.exposed) == (10, 9)
     assert replica.deadline == START + 2 * HEARTBEAT
+
+
+def test_a_duty_is_said_soon_and_in_every_heartbeat_from_then_on() -> None:
+    replica = make_replica()
+    (first,) = sent_of(Heartbeat, replica.start(START))
+    assert first.duty is None
+    duty = Duty(VrrpState.MASTER, Witness.REACHABLE, 100)
+    now = START + HEARTBEAT / 2
+    (said,) = sent_of(Heartbeat, replica.say(duty, now))
+    assert said.duty == duty
+    assert replica.say(duty, now) == []
+    (again,) = sent_of(Heartbeat, expire_until(replica, now + HEARTBEAT))
+    assert again.duty == duty
+
+
+def test_duties_that_flap_do_not_make_more_heartbeats_than_other_news() -> None:
+    replica = started()
+    heartbeats = 0
+    for step in range(1000):
+        now = START + step / 1000
+        said = replica.say(Duty(VrrpState(1 + step % 2), Witness.NONE, 1), now)
+        heartbeats += len(sent_of(Heartbeat, [*said, *expire_until(replica, now)]))
+    assert heartbeats <= 1 / (0.1 * HEARTBEAT) + 1
+
+
+def test_what_a_peer_says_of_its_duty_is_kept_until_it_is_another_process() -> None:
+    replica, duty = started(), Duty(VrrpState.MASTER, Witness.NONE, 1)
+    heartbeat = Heartbeat(
+        *(Origin(1, "east", 5, Role.FOLLOW, 0, 0), 0, bytes(16), "", PeerState.PROBE, 0, True),
+        level=2,
+        duty=duty,
+    )
+    replica.receive(encode(heartbeat), START + 1)
+    (peer,) = replica.peers
+    assert (peer.node, peer.duty, peer.duty_at) == ("east", duty, START + 1)
+    origin = replace(heartbeat.origin, epoch=6)
+    replica.receive(encode(replace(heartbeat, origin=origin, duty=None)), START + 2)
+    (peer,) = replica.peers
+    assert peer.duty is None
+
+
+def test_an_alive_interval_makes_heartbeats_more_frequent_and_nothing_else() -> None:
+    replica = make_replica(alive_interval=HEARTBEAT / 5)
+    replica.start(START)
+    heartbeats = sent_of(Heartbeat, expire_until(replica, START + HEARTBEAT))
+    assert len(heartbeats) == 5
+    slower = make_replica(alive_interval=5 * HEARTBEAT)
+    slower.start(START)
+    assert slower.deadline == START + HEARTBEAT
 
 
 def test_a_change_of_state_is_reported_before_the_next_heartbeat_is_due() -> None:

@@ -89,6 +89,33 @@ def test_refused_messages_of_late_are_told_with_their_cause() -> None:
     assert words not in shown({"routers": {"web": {"last_refused": None}}})
 
 
+def test_an_alarm_of_the_second_path_and_who_is_waited_for_are_told() -> None:
+    path = {"verdict": "stay", "reason": "the master lives", "alarm": True}
+    assert "web: second path: stay: the master lives" in shown(
+        {"routers": {"web": {"second_path": path}}}
+    )
+    assert "second path" not in shown(
+        {"routers": {"web": {"second_path": path | {"alarm": False}}}}
+    )
+    status = {
+        "routers": {"web": {"awaits_consent": True}, "other": {"awaits_consent": False}},
+        "second_path": {
+            "fencing": {
+                "peers": {
+                    "west": {"state": "failed", "outcome": "exit code 1: no power switch"},
+                    "north": {"state": "running", "outcome": None},
+                    "south": {"state": "fenced"},
+                }
+            }
+        },
+    }
+    text = shown(status)
+    assert "web: waits for fencing of west: failed, exit code 1: no power switch\n" in text
+    assert "web: waits for fencing of north: running\n" in text
+    assert "south" not in text
+    assert "other: waits" not in text
+
+
 def test_every_part_of_a_status_is_shown() -> None:
     text = shown(STATUS)
     for words in (

@@ -121,6 +121,9 @@ def meaning(message: Message) -> Meaning:
     values = {f.name: getattr(message, f.name) for f in fields(message) if f.name != "origin"}
     if "records" in values and isinstance(values["records"], int):
         values["count"] = values.pop("records")
+    if values.get("duty", ...) is None:
+        # Who does not say it says what nodes said before there was one.
+        del values["duty"]
     said = {"message": type(message).__name__}
     origin = {f.name: getattr(message.origin, f.name) for f in fields(message.origin)}
     return {name: plain(value) for name, value in (said | origin | values).items()}
