@@ -36,6 +36,7 @@ from lvsha.sync.messages import (
     Handover,
     Heartbeat,
     Message,
+    Opinions,
     Progress,
     Question,
     SnapshotBegin,
@@ -244,6 +245,17 @@ def fields_of(message: Message, level: int) -> Expected:
                 "node": [message.node],
                 "node_epoch": [message.node_epoch],
                 "moment": [message.moment],
+            }
+        case Opinions():
+            return {
+                "opinions.list": [message.number],
+                "part": [message.part],
+                "parts": [message.parts],
+                "opinions.checked": [message.checked],
+                "opinions.service": [service for service, *_ in message.opinions],
+                "server": [format_address(address) for _, address, *_ in message.opinions],
+                "server_port": [port for _, _, port, _ in message.opinions],
+                "opinions.opinion": [opinion for *_, opinion in message.opinions],
             }
         case Question():
             return together([{"key": list(message.keys)}, *map(key_fields, message.keys)])

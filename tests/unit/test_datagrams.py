@@ -228,7 +228,7 @@ def test_a_range_may_have_more_fields_than_are_known() -> None:
     assert decoded.ranges == ((5, 2),)
 
 
-@pytest.mark.parametrize("kind", [0, 11, 20, 200])
+@pytest.mark.parametrize("kind", [0, 11, 21, 200])
 def test_a_message_of_an_unknown_type_is_a_value(kind: int) -> None:
     decoded = decode(datagram_of([kind, "east", 1, 1, 1, 1, b"anything"]))
     assert decoded == Unknown(Origin(1, "east", 1, Role.LEAD, 1, 1), kind)
@@ -255,6 +255,7 @@ def test_the_numbers_of_types_are_given_for_ever() -> None:
         "PROGRESS": 17,
         "QUESTION": 18,
         "ANSWER": 19,
+        "OPINIONS": 20,
     }
 
 
