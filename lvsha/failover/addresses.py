@@ -38,7 +38,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lvsha.counters import Counters
 from lvsha.errors import HostError
-from lvsha.failover.announcements import announce
+from lvsha.failover.announcements import announce, open_sender
 from lvsha.log import LimitedLog
 
 IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -97,6 +97,8 @@ class _Refused:
 
 _Outcome = tuple[Sequence[InterfaceAddress], Sequence[_Refused]]
 _Step = Callable[[IPRoute, int, InterfaceAddress], None]
+_Announcing = Callable[[InterfaceAddress], None]
+_AnnouncingOften = Callable[[InterfaceAddress, int], None]
 
 
 class NetlinkAddresses:
@@ -133,14 +135,16 @@ class NetlinkAddresses:
         self._lifetime = lifetime
         self._announce_repeat = announce_repeat
         self._announce_at_once = announce_at_once
+        self._sender: socket.socket | None = None
         self._log = LimitedLog(log or structlog.get_logger())
         # One thread at a time, in order. The shared pool of threads is not used up.
         self._limiter = trio.CapacityLimiter(1)
 
     async def acquire(self) -> bool:
         """Add the addresses with their lifetime."""
+        announcing = self._announcing if self._announce_at_once else None
         _, refused = await self._in_thread(
-            lambda: _hold(self.addresses, self._lifetime, announces=self._announce_at_once)
+            lambda: _hold(self.addresses, self._lifetime, announcing)
         )
         return self._tell("address_not_acquired", refused)
 
@@ -162,8 +166,16 @@ class NetlinkAddresses:
 
     async def announce(self) -> bool:
         """Send gratuitous ARP and unsolicited neighbour advertisements."""
-        _, refused = await self._in_thread(lambda: _announce(self.addresses, self._announce_repeat))
+        repeat = self._announce_repeat
+        _, refused = await self._in_thread(
+            lambda: _announce(self.addresses, self._announcing, repeat)
+        )
         return self._tell("address_not_announced", refused)
+
+    def _announcing(self, wanted: InterfaceAddress, repeat: int = 1) -> None:
+        if self._sender is None:
+            self._sender = open_sender()
+        announce(wanted.interface, [wanted.address.packed] * repeat, self._sender)
 
     async def _in_thread(self, operation: Callable[[], _Outcome]) -> _Outcome:
         # Whoever waits may give up waiting; the limiter still keeps the order.
@@ -199,9 +211,9 @@ async def remove_leftovers(addresses: Iterable[InterfaceAddress]) -> int:
 
 
 def _hold(
-    addresses: Sequence[InterfaceAddress], lifetime: int, *, announces: bool = False
+    addresses: Sequence[InterfaceAddress], lifetime: int, announcing: _Announcing | None = None
 ) -> _Outcome:
-    """Add or renew; returns those that were added, and announces them if asked to."""
+    """Add or renew; returns those that were added, and announces them if it can."""
     virtual = [wanted.address.ip for wanted in addresses]
     added: list[InterfaceAddress] = []
 
@@ -224,10 +236,10 @@ def _hold(
         )
         if wanted.address not in present:
             added.append(wanted)
-            if announces:
+            if announcing is not None:
                 # If it cannot be, the announcement that follows says so.
                 with suppress(OSError, HostError):
-                    announce(wanted.interface, [wanted.address.packed])
+                    announcing(wanted)
 
     refused = _for_each(addresses, hold)
     return added, refused
@@ -257,7 +269,9 @@ def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     return removed, [refusal for refusal in refused if refusal.error not in _ALREADY_GONE]
 
 
-def _announce(addresses: Sequence[InterfaceAddress], repeat: int) -> _Outcome:
+def _announce(
+    addresses: Sequence[InterfaceAddress], announcing: _AnnouncingOften, repeat: int
+) -> _Outcome:
     """Announce what is held, and nothing that is not; returns what was announced.
 
     To announce an address that the kernel would not add, or that someone removed, would
@@ -268,7 +282,7 @@ def _announce(addresses: Sequence[InterfaceAddress], repeat: int) -> _Outcome:
     def announce_held(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
         if all(held.ip != wanted.address.ip for held in _present(netlink, index)):
             raise OSError(errno.EADDRNOTAVAIL, "the address is not held")
-        announce(wanted.interface, [wanted.address.packed] * repeat)
+        announcing(wanted, repeat)
         announced.append(wanted)
 
     refused = _for_each(addresses, announce_held)

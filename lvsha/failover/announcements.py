@@ -10,7 +10,6 @@ Sending never waits. An interface that is down or gone is an `OSError` for the c
 
 import socket
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -24,14 +23,34 @@ ALL_NODES_MAC: Final = b"\x33\x33" + neighbour_discovery.ALL_NODES[-4:]
 _ETHERTYPE_IPv6: Final = 0x86DD
 
 
-def announce(interface: str, addresses: Iterable[bytes]) -> int:
+def open_sender() -> socket.socket:
+    """What announcements leave by, on any interface.
+
+    To close it takes some ten milliseconds, in which the kernel waits for all who may still
+    look at it: so who announces in haste keeps it open.
+
+    Raises:
+        OSError: the privilege is missing.
+    """
+    # Protocol 0: this socket only sends and is never handed a frame.
+    sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sender.setblocking(False)
+    return sender
+
+
+def announce(interface: str, addresses: Iterable[bytes], sender: socket.socket) -> int:
     """Announce addresses on an interface.
+
+    Args:
+        interface: its name.
+        addresses: of either family.
+        sender: from `open_sender`.
 
     Returns:
         How many frames were sent.
 
     Raises:
-        OSError: the interface is down, or the privilege is missing.
+        OSError: the interface is down.
         HostError: the interface does not exist or is not Ethernet.
     """
     mac = interfaces.mac_address(interface)
@@ -40,12 +59,8 @@ def announce(interface: str, addresses: Iterable[bytes]) -> int:
         for address in addresses
         for frame in announcement_frames(mac, address, router=is_router(interface))
     ]
-    # Protocol 0: this socket only sends and is never handed a frame.
-    with closing(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) as sender:
-        sender.setblocking(False)
-        sender.bind((interface, 0))
-        for frame in frames:
-            sender.send(frame)
+    for frame in frames:
+        sender.sendto(frame, (interface, 0))
     return len(frames)
 
 

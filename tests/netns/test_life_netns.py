@@ -220,15 +220,16 @@ def test_connections_live_on_when_a_master_without_a_peer_is_restarted(world: Ma
 RIVAL = """
 import socket, sys, time
 from lvsha import interfaces
-from lvsha.failover.announcements import announce
+from lvsha.failover.announcements import announce, open_sender
 from lvsha.wire import arp
 address = socket.inet_aton(sys.argv[1])
 own = interfaces.mac_address("out")
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(arp.ETHERTYPE)) as listener:
     listener.bind(("out", arp.ETHERTYPE))
     listener.settimeout(5)
+    sender = open_sender()
     for _ in range(20):
-        announce("out", [address])
+        announce("out", [address], sender)
         time.sleep(0.005)
     until = time.monotonic() + 1.5
     while time.monotonic() < until:

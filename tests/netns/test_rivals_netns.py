@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from lvsha import interfaces
-from lvsha.failover.announcements import announce
+from lvsha.failover.announcements import announce, open_sender
 from lvsha.failover.rivals import Claim, PacketClaimListener
 from lvsha.model import parse_address
 from tests.yard import NEEDS, run, within
@@ -43,7 +43,8 @@ def others_say(*addresses: bytes) -> bytes:
     """Another machine announces addresses; returns its hardware address."""
 
     def say() -> bytes:
-        announce("wire", addresses)
+        with open_sender() as sender:
+            announce("wire", addresses, sender)
         return interfaces.mac_address("wire")
 
     return within(OTHERS, say)
@@ -71,7 +72,8 @@ def test_others_are_heard_and_nobody_else() -> None:
     async def scenario() -> None:
         listener = PacketClaimListener("wire", [V4, V6])
         await opened(listener)
-        announce("wire", [V4, V6])
+        with open_sender() as sender:
+            announce("wire", [V4, V6], sender)
         mac = others_say(*FOREIGN, V4, V6)
         # A request and a reply of ARP, and an advertisement.
         assert await hear(listener, 3) == [Claim(V4, mac), Claim(V4, mac), Claim(V6, mac)]
