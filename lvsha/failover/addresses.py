@@ -216,9 +216,13 @@ def _hold(
     """Add or renew; returns those that were added, and announces them if it can."""
     virtual = [wanted.address.ip for wanted in addresses]
     added: list[InterfaceAddress] = []
+    known: dict[int, list[IpInterface]] = {}
 
     def hold(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
-        present = _present(netlink, index)
+        if not known:
+            # The kernel lists those of all interfaces at once; a takeover waits for it.
+            known.update(_present_by_interface(netlink))
+        present = known.get(index, [])
         # Asked each time, because an own address may have come or gone since.
         without_route = any(
             _covers(held, wanted.address) for held in present if held.ip not in virtual
@@ -320,12 +324,18 @@ def _try(netlink: IPRoute, address: InterfaceAddress, step: _Step) -> Sequence[_
 
 def _present(netlink: IPRoute, index: int) -> Sequence[IpInterface]:
     """The addresses of an interface."""
-    found: list[IpInterface] = []
-    for message in netlink.get_addr(index=index):
+    return _present_by_interface(netlink).get(index, [])
+
+
+def _present_by_interface(netlink: IPRoute) -> dict[int, list[IpInterface]]:
+    """The addresses of all interfaces, by their numbers."""
+    found: dict[int, list[IpInterface]] = {}
+    for message in netlink.get_addr():
         # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end of a link.
         text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         if text is not None:
-            found.append(ipaddress.ip_interface(f"{text}/{int(message['prefixlen'])}"))
+            held = ipaddress.ip_interface(f"{text}/{int(message['prefixlen'])}")
+            found.setdefault(int(message["index"]), []).append(held)
     return found
 
 
