@@ -106,11 +106,22 @@ class Meter:
     def eager_limit(self, now: float) -> int:
         """How many datagrams of live changes this tick may have with what is saved up."""
         self.renew(now)
-        pace = self._pace
-        earned = (now - self._saved_at) / pace.gather
-        self._saved = min(self._saved + earned, pace.eager_datagrams_max)
+        self._save_up(now)
+        return min(self.live_sent + int(self._saved), self._pace.live_datagrams_per_tick)
+
+    def left_together(self, datagrams: int, now: float) -> None:
+        """So many left that had gathered; they use up what the time meanwhile has given.
+
+        So where changes never cease none leaves by itself between two gatherings.
+        """
+        if datagrams:
+            self._save_up(now)
+            self._saved = max(self._saved - 1, 0.0)
+
+    def _save_up(self, now: float) -> None:
+        earned = (now - self._saved_at) / self._pace.gather
+        self._saved = min(self._saved + earned, self._pace.eager_datagrams_max)
         self._saved_at = now
-        return min(self.live_sent + int(self._saved), pace.live_datagrams_per_tick)
 
     def left_eagerly(self, datagrams: int) -> None:
         """So many left because something was saved up."""

@@ -14,9 +14,9 @@ What always holds:
   datagram, and such a one is dropped when the connection is told of meanwhile. A connection
   that is in the queue is left out of the snapshot: it will be told anyway, and later.
 * When no other waits, a change leaves at once, if a datagram was saved up for it: each
-  ``gather`` gives one, and ``eager_datagrams_max`` are kept. If none was, it waits for
-  ``gather``, or for the next tick of a snapshot, and what comes meanwhile leaves with it, so
-  that many changes cost few datagrams.
+  ``gather`` gives one, which what has gathered uses up, and ``eager_datagrams_max`` are kept.
+  If none was, it waits for ``gather``, or for the next tick of a snapshot, and what comes
+  meanwhile leaves with it, so that many changes cost few datagrams.
 * In each tick at most ``live_datagrams_per_tick`` of live changes leave, and at most
   ``snapshot_datagrams_per_tick`` of a snapshot: one if live changes wait, so that neither
   keeps the other from advancing. What was sent before and is asked for again goes first.
@@ -346,7 +346,9 @@ class Source:
         """Send what the next tick allows."""
         actions = self._send_again(now)
         actions += self._send_tail(now)
-        actions += self._send_live(self._pace.live_datagrams_per_tick, now)
+        gathered = self._send_live(self._pace.live_datagrams_per_tick, now)
+        self._meter.left_together(len(gathered), now)
+        actions += gathered
         actions += self._send_sums(now)
         actions += self._send_snapshot(now)
         actions += self._provide(now)

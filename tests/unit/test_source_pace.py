@@ -114,6 +114,18 @@ def test_what_is_saved_up_comes_back_with_time_but_has_an_end() -> None:
         assert len(source.tell([ConnectionChanged(record(step))], now)) == 1
 
 
+def test_where_changes_never_cease_one_datagram_leaves_in_each_gathering() -> None:
+    pace = Pace(tail_waits=())
+    source = made(pace)
+    sent, step, turns = 0, pace.gather / 10, 2000
+    for number in range(turns):
+        now = 100.0 + number * step
+        while (deadline := source.deadline) is not None and deadline <= now:
+            sent += len(source.expire(deadline))
+        sent += len(source.tell([ConnectionChanged(record(number))], now))
+    assert turns / 10 * 0.9 <= sent <= turns / 10 + pace.eager_datagrams_max + 1
+
+
 def test_a_few_in_each_tick_leave_at_once_in_haste_and_the_others_at_its_end() -> None:
     pace = Pace(eager_datagrams_max=0, hasty_datagrams_per_tick=3)
     source = made(pace)
