@@ -50,4 +50,5 @@ def test_a_connection_outlives_the_deletion_of_its_service(tmp_path: Path) -> No
             director.lvsha("ipvsadm", "-a", "-t", end, "-r", server, "-m")
             client.settimeout(10)
             assert client.recv(100) == b"still there?"
+            client.close()  # the server talks with one at a time
             until(lambda: ask(yard.client, 4, VIP[4], PORT, b"x") == b"web x")
