@@ -5,9 +5,7 @@ threads of this process must stay where they are.
 """
 
 import ipaddress
-import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +20,9 @@ from lvsha.failover.addresses import (
     NetlinkAddresses,
     remove_leftovers,
 )
+from tests.contracts.child import in_namespace, ip
 
 ETHERTYPE_ARP = 0x0806
-ROOT = Path(__file__).parents[2]
 INTERFACE = "outside"
 VIRTUAL = [
     InterfaceAddress(INTERFACE, ipaddress.ip_interface(text))
@@ -79,55 +77,7 @@ def test_addresses_in_memory_keep_the_contract() -> None:
     trio.run(keep_the_contract, addresses, lambda: addresses.held)
 
 
-def in_namespace(check: str) -> None:
-    """Run one of the checks below in a child with a network of its own."""
-    prefix = ["unshare", "--net"]
-    if os.geteuid() != 0:
-        prefix = ["unshare", "--user", "--map-root-user", "--net"]
-    probe = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip(f"no network namespaces here: {probe.stderr.strip()}")
-    done = subprocess.run(
-        [*prefix, sys.executable, __file__, check],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-
-
-@pytest.mark.netns
-@pytest.mark.parametrize(
-    "check",
-    [
-        "contract",
-        "routes_stay",
-        "finite_lifetime",
-        "restored",
-        "own_address_comes_later",
-        "own_address_goes",
-        "announced_as_often_as_asked",
-        "leftovers",
-        "missing_interface",
-        "down_interface",
-        "no_privilege",
-        "no_descriptors_leak",
-    ],
-)
-def test_kernel(check: str) -> None:
-    in_namespace(check)
-
-
-# From here on in the child.
-
-
-def ip(arguments: str) -> str:
-    done = subprocess.run(
-        ["ip", *arguments.split()], capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout
+# What a child does in a namespace of its own.
 
 
 def look() -> set[str]:
@@ -343,6 +293,13 @@ CHECKS = {
         no_descriptors_leak,
     )
 }
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("check", CHECKS)
+def test_kernel(check: str) -> None:
+    in_namespace(__file__, check)
+
 
 if __name__ == "__main__":
     if sys.argv[1] == "unprivileged":

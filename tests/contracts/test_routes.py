@@ -5,8 +5,6 @@ are.
 """
 
 import ipaddress
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +13,8 @@ import trio
 
 from lvsha.errors import HostError
 from lvsha.failover.routes import NetlinkRoutes, Route, Rule, remove_leftover_routes
+from tests.contracts.child import in_namespace, ip
 
-ROOT = Path(__file__).parents[2]
 INTERFACE = "outside"
 IPv4, IPv6 = ipaddress.IPv4Address, ipaddress.IPv6Address
 GATEWAY, GATEWAY_6 = IPv4("192.0.2.254"), IPv6("2001:db8::fe")
@@ -55,48 +53,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.netns
-@pytest.mark.parametrize(
-    "check",
-    [
-        "come_and_go",
-        "restored",
-        "changed_ones_are_put_right",
-        "foreign_ones_stay",
-        "one_refusal_does_not_end_the_others",
-        "what_was_refused_comes_later",
-        "a_link_that_goes_and_comes",
-        "leftovers",
-        "no_privilege",
-        "no_descriptors_leak",
-    ],
-)
-def test_kernel(check: str) -> None:
-    prefix = ["unshare", "--net"]
-    if os.geteuid() != 0:
-        prefix = ["unshare", "--user", "--map-root-user", "--net"]
-    probe = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip(f"no network namespaces here: {probe.stderr.strip()}")
-    done = subprocess.run(
-        [*prefix, sys.executable, __file__, check],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-
-
-# From here on in the child.
-
-
-def ip(arguments: str) -> str:
-    done = subprocess.run(
-        ["ip", *arguments.split()], capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout
+# What a child does in a namespace of its own.
 
 
 def look() -> set[str]:
@@ -268,6 +225,13 @@ CHECKS = {
         no_descriptors_leak,
     )
 }
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("check", CHECKS)
+def test_kernel(check: str) -> None:
+    in_namespace(__file__, check)
+
 
 if __name__ == "__main__":
     if sys.argv[1] == "unprivileged":
