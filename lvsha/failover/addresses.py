@@ -25,7 +25,7 @@ one included. Lifetimes are whole seconds, because the kernel's are.
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -96,9 +96,10 @@ class _Refused:
 
 
 _Outcome = tuple[Sequence[InterfaceAddress], Sequence[_Refused]]
-_Step = Callable[[IPRoute, int, InterfaceAddress], None]
+_Present = Sequence[IpInterface]
+"""What an interface has."""
+_Step = Callable[[IPRoute, int, _Present, InterfaceAddress], None]
 _Announcing = Callable[[InterfaceAddress], None]
-_AnnouncingOften = Callable[[InterfaceAddress, int], None]
 
 
 class NetlinkAddresses:
@@ -166,9 +167,10 @@ class NetlinkAddresses:
 
     async def announce(self) -> bool:
         """Send gratuitous ARP and unsolicited neighbour advertisements."""
-        repeat = self._announce_repeat
         _, refused = await self._in_thread(
-            lambda: _announce(self.addresses, self._announcing, repeat)
+            lambda: _announce(
+                self.addresses, lambda one: self._announcing(one, self._announce_repeat)
+            )
         )
         return self._tell("address_not_announced", refused)
 
@@ -216,13 +218,8 @@ def _hold(
     """Add or renew; returns those that were added, and announces them if it can."""
     virtual = [wanted.address.ip for wanted in addresses]
     added: list[InterfaceAddress] = []
-    known: dict[int, list[IpInterface]] = {}
 
-    def hold(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
-        if not known:
-            # The kernel lists those of all interfaces at once; a takeover waits for it.
-            known.update(_present_by_interface(netlink))
-        present = known.get(index, [])
+    def hold(netlink: IPRoute, index: int, present: _Present, wanted: InterfaceAddress) -> None:
         # Asked each time, because an own address may have come or gone since.
         without_route = any(
             _covers(held, wanted.address) for held in present if held.ip not in virtual
@@ -257,8 +254,8 @@ def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     """
     removed: list[InterfaceAddress] = []
 
-    def remove(netlink: IPRoute, index: int, unwanted: InterfaceAddress) -> None:
-        for held in _present(netlink, index):
+    def remove(netlink: IPRoute, index: int, present: _Present, unwanted: InterfaceAddress) -> None:
+        for held in present:
             if held.ip == unwanted.address.ip:
                 netlink.addr(
                     "delete",
@@ -273,9 +270,7 @@ def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
     return removed, [refusal for refusal in refused if refusal.error not in _ALREADY_GONE]
 
 
-def _announce(
-    addresses: Sequence[InterfaceAddress], announcing: _AnnouncingOften, repeat: int
-) -> _Outcome:
+def _announce(addresses: Sequence[InterfaceAddress], announcing: _Announcing) -> _Outcome:
     """Announce what is held, and nothing that is not; returns what was announced.
 
     To announce an address that the kernel would not add, or that someone removed, would
@@ -283,10 +278,10 @@ def _announce(
     """
     announced: list[InterfaceAddress] = []
 
-    def announce_held(netlink: IPRoute, index: int, wanted: InterfaceAddress) -> None:
-        if all(held.ip != wanted.address.ip for held in _present(netlink, index)):
+    def announce_held(_: IPRoute, _index: int, present: _Present, wanted: InterfaceAddress) -> None:
+        if all(held.ip != wanted.address.ip for held in present):
             raise OSError(errno.EADDRNOTAVAIL, "the address is not held")
-        announcing(wanted, repeat)
+        announcing(wanted)
         announced.append(wanted)
 
     refused = _for_each(addresses, announce_held)
@@ -294,25 +289,32 @@ def _announce(
 
 
 def _for_each(addresses: Sequence[InterfaceAddress], step: _Step) -> Sequence[_Refused]:
-    """Do something for each address with one handle; a refusal does not end the others."""
+    """Do something for each address with one handle; a refusal does not end the others.
+
+    A step is told what its interface has. That is asked for once, because the kernel lists the
+    addresses of all interfaces anyway, and a takeover waits for it.
+    """
     refused: list[_Refused] = []
     try:
         with IPRoute() as netlink:
+            present = _present(netlink)
             for address in addresses:
-                refused += _try(netlink, address, step)
+                refused += _try(netlink, present, address, step)
     except OSError as error:
         refused.append(_Refused("any address", error.errno or 0, str(error)))
     return refused
 
 
-def _try(netlink: IPRoute, address: InterfaceAddress, step: _Step) -> Sequence[_Refused]:
+def _try(
+    netlink: IPRoute, present: Mapping[int, _Present], address: InterfaceAddress, step: _Step
+) -> Sequence[_Refused]:
     try:
         index = socket.if_nametoindex(address.interface)
     except OSError:
         # It comes without a number.
         return (_Refused(str(address), errno.ENODEV, "no such interface"),)
     try:
-        step(netlink, index, address)
+        step(netlink, index, present.get(index, ()), address)
     except NetlinkError as error:
         return (_Refused(str(address), int(error.code), str(error)),)
     except OSError as error:
@@ -322,12 +324,7 @@ def _try(netlink: IPRoute, address: InterfaceAddress, step: _Step) -> Sequence[_
     return ()
 
 
-def _present(netlink: IPRoute, index: int) -> Sequence[IpInterface]:
-    """The addresses of an interface."""
-    return _present_by_interface(netlink).get(index, [])
-
-
-def _present_by_interface(netlink: IPRoute) -> dict[int, list[IpInterface]]:
+def _present(netlink: IPRoute) -> Mapping[int, _Present]:
     """The addresses of all interfaces, by their numbers."""
     found: dict[int, list[IpInterface]] = {}
     for message in netlink.get_addr():
