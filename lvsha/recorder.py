@@ -93,6 +93,9 @@ class _RecordedAddresses:
         self._router = router
         self._inner = inner
 
+    async def prepare(self) -> None:
+        await self._inner.prepare()
+
     async def acquire(self) -> bool:
         return await self._do("addresses_acquired", self._inner.acquire)
 

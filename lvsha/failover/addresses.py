@@ -25,7 +25,7 @@ one included. Lifetimes are whole seconds, because the kernel's are.
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -38,9 +38,11 @@ from structlog.typing import FilteringBoundLogger
 
 from lvsha.counters import Counters
 from lvsha.errors import HostError
-from lvsha.failover.announcements import announce, open_sender
+from lvsha.failover.announcements import announce, frames, open_sender
+from lvsha.failover.claim import Announcement, Claim, Placed
 from lvsha.log import LimitedLog
 
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 # Three renewals may be missed. It ends before the second repeated announcement of the node
@@ -69,6 +71,10 @@ class InterfaceAddress:
 class Addresses(Protocol):
     """The addresses of one virtual router; each method says whether all went well."""
 
+    async def prepare(self) -> None:
+        """Do beforehand what makes the next `acquire` shorter."""
+        ...
+
     async def acquire(self) -> bool:
         """Hold them from now on."""
         ...
@@ -95,8 +101,16 @@ class _Refused:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An address that an interface has, and the kernel's IFA_F_* of it."""
+
+    address: IpInterface
+    flags: int
+
+
 _Outcome = tuple[Sequence[InterfaceAddress], Sequence[_Refused]]
-_Present = Sequence[IpInterface]
+_Present = Sequence[_Held]
 """What an interface has."""
 _Step = Callable[[IPRoute, int, _Present, InterfaceAddress], None]
 _Announcing = Callable[[InterfaceAddress], None]
@@ -137,16 +151,18 @@ class NetlinkAddresses:
         self._announce_repeat = announce_repeat
         self._announce_at_once = announce_at_once
         self._sender: socket.socket | None = None
+        self._claim: Claim | None = None
         self._log = LimitedLog(log or structlog.get_logger())
         # One thread at a time, in order. The shared pool of threads is not used up.
         self._limiter = trio.CapacityLimiter(1)
 
+    async def prepare(self) -> None:
+        """Write a claim; of what cannot be claimed now, `acquire` will tell."""
+        await self._in_thread(self._prepare)
+
     async def acquire(self) -> bool:
         """Add the addresses with their lifetime."""
-        announcing = self._announcing if self._announce_at_once else None
-        _, refused = await self._in_thread(
-            lambda: _hold(self.addresses, self._lifetime, announcing)
-        )
+        _, refused = await self._in_thread(self._acquire)
         return self._tell("address_not_acquired", refused)
 
     async def release(self) -> bool:
@@ -174,10 +190,45 @@ class NetlinkAddresses:
         )
         return self._tell("address_not_announced", refused)
 
+    def _prepare(self) -> _Outcome:
+        self._drop_claim()
+        placed, refused = _place(self.addresses, self._lifetime)
+        if not refused:
+            with suppress(OSError, HostError):
+                self._claim = Claim(placed, self._announcements())
+        # Nobody has asked for the addresses yet; whoever does hears of what is refused then.
+        return (), ()
+
+    def _announcements(self) -> list[Announcement]:
+        if not self._announce_at_once:
+            return []
+        return [
+            Announcement(one.interface, frame)
+            for one in self.addresses
+            for frame in frames(one.interface, one.address.packed)
+        ]
+
+    def _acquire(self) -> _Outcome:
+        if self._claim is not None:
+            held = self._claim.make(self._open_sender())
+            self._drop_claim()
+            if held:
+                return self.addresses, ()
+        announcing = self._announcing if self._announce_at_once else None
+        return _hold(self.addresses, self._lifetime, announcing)
+
+    def _drop_claim(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
     def _announcing(self, wanted: InterfaceAddress, repeat: int = 1) -> None:
+        announce(wanted.interface, [wanted.address.packed] * repeat, self._open_sender())
+
+    def _open_sender(self) -> socket.socket:
         if self._sender is None:
             self._sender = open_sender()
-        announce(wanted.interface, [wanted.address.packed] * repeat, self._sender)
+        return self._sender
 
     async def _in_thread(self, operation: Callable[[], _Outcome]) -> _Outcome:
         # Whoever waits may give up waiting; the limiter still keeps the order.
@@ -212,6 +263,31 @@ async def remove_leftovers(addresses: Iterable[InterfaceAddress]) -> int:
     return len(removed)
 
 
+def _place(
+    addresses: Sequence[InterfaceAddress], lifetime: int
+) -> tuple[Sequence[Placed], Sequence[_Refused]]:
+    """How each would be added now, and those that could not be."""
+    virtual = [wanted.address.ip for wanted in addresses]
+    placed: list[Placed] = []
+
+    def place(_: IPRoute, index: int, present: _Present, wanted: InterfaceAddress) -> None:
+        flags = _flags(wanted.address, present, virtual)
+        placed.append(Placed(index, wanted.address, flags, lifetime))
+
+    refused = _for_each(addresses, place)
+    return placed, refused
+
+
+def _flags(wanted: IpInterface, present: _Present, virtual: Collection[IpAddress]) -> int:
+    """As what an address is added, after a look at what its interface has.
+
+    It is asked for each time, because an own address may have come or gone since.
+    """
+    own = (held.address for held in present if held.address.ip not in virtual)
+    flags = _IFA_F_NOPREFIXROUTE if any(_covers(held, wanted) for held in own) else 0
+    return flags | (_IFA_F_NODAD if wanted.version == 6 else 0)
+
+
 def _hold(
     addresses: Sequence[InterfaceAddress], lifetime: int, announcing: _Announcing | None = None
 ) -> _Outcome:
@@ -220,22 +296,21 @@ def _hold(
     added: list[InterfaceAddress] = []
 
     def hold(netlink: IPRoute, index: int, present: _Present, wanted: InterfaceAddress) -> None:
-        # Asked each time, because an own address may have come or gone since.
-        without_route = any(
-            _covers(held, wanted.address) for held in present if held.ip not in virtual
-        )
+        flags = _flags(wanted.address, present, virtual)
+        for held in present:
+            if held.address == wanted.address and _lacks_its_route(held, flags):
+                _delete(netlink, index, held)
         netlink.addr(
             "replace",
             index=index,
             family=_family(wanted.address),
             address=str(wanted.address.ip),
             prefixlen=wanted.address.network.prefixlen,
-            flags=(_IFA_F_NOPREFIXROUTE if without_route else 0)
-            | (_IFA_F_NODAD if wanted.address.version == 6 else 0),
+            flags=flags,
             preferred_lft=lifetime,
             valid_lft=lifetime,
         )
-        if wanted.address not in present:
+        if all(held.address != wanted.address for held in present):
             added.append(wanted)
             if announcing is not None:
                 # If it cannot be, the announcement that follows says so.
@@ -244,6 +319,21 @@ def _hold(
 
     refused = _for_each(addresses, hold)
     return added, refused
+
+
+def _lacks_its_route(held: _Held, flags: int) -> bool:
+    """Whether only another addition brings the route; of IPv6 the kernel adds it by itself."""
+    return held.address.version == 4 and bool(held.flags & ~flags & _IFA_F_NOPREFIXROUTE)
+
+
+def _delete(netlink: IPRoute, index: int, held: _Held) -> None:
+    netlink.addr(
+        "delete",
+        index=index,
+        family=_family(held.address),
+        address=str(held.address.ip),
+        prefixlen=held.address.network.prefixlen,
+    )
 
 
 def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
@@ -256,14 +346,8 @@ def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
 
     def remove(netlink: IPRoute, index: int, present: _Present, unwanted: InterfaceAddress) -> None:
         for held in present:
-            if held.ip == unwanted.address.ip:
-                netlink.addr(
-                    "delete",
-                    index=index,
-                    family=_family(held),
-                    address=str(held.ip),
-                    prefixlen=held.network.prefixlen,
-                )
+            if held.address.ip == unwanted.address.ip:
+                _delete(netlink, index, held)
                 removed.append(unwanted)
 
     refused = _for_each(tuple(reversed(addresses)), remove)
@@ -279,7 +363,7 @@ def _announce(addresses: Sequence[InterfaceAddress], announcing: _Announcing) ->
     announced: list[InterfaceAddress] = []
 
     def announce_held(_: IPRoute, _index: int, present: _Present, wanted: InterfaceAddress) -> None:
-        if all(held.ip != wanted.address.ip for held in present):
+        if all(held.address.ip != wanted.address.ip for held in present):
             raise OSError(errno.EADDRNOTAVAIL, "the address is not held")
         announcing(wanted)
         announced.append(wanted)
@@ -326,12 +410,13 @@ def _try(
 
 def _present(netlink: IPRoute) -> Mapping[int, _Present]:
     """The addresses of all interfaces, by their numbers."""
-    found: dict[int, list[IpInterface]] = {}
+    found: dict[int, list[_Held]] = {}
     for message in netlink.get_addr():
         # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end of a link.
         text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         if text is not None:
-            held = ipaddress.ip_interface(f"{text}/{int(message['prefixlen'])}")
+            address = ipaddress.ip_interface(f"{text}/{int(message['prefixlen'])}")
+            held = _Held(address, int(message.get_attr("IFA_FLAGS") or message["flags"]))
             found.setdefault(int(message["index"]), []).append(held)
     return found
 

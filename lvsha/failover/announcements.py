@@ -53,15 +53,21 @@ def announce(interface: str, addresses: Iterable[bytes], sender: socket.socket) 
         OSError: the interface is down.
         HostError: the interface does not exist or is not Ethernet.
     """
-    mac = interfaces.mac_address(interface)
-    frames = [
-        frame
-        for address in addresses
-        for frame in announcement_frames(mac, address, router=is_router(interface))
-    ]
-    for frame in frames:
+    sent = [frame for address in addresses for frame in frames(interface, address)]
+    for frame in sent:
         sender.sendto(frame, (interface, 0))
-    return len(frames)
+    return len(sent)
+
+
+def frames(interface: str, address: bytes) -> Sequence[bytes]:
+    """The Ethernet frames that say ``address`` is at an interface of this host.
+
+    Raises:
+        HostError: the interface does not exist or is not Ethernet.
+    """
+    mac = interfaces.mac_address(interface)
+    router = len(address) != IPv4_BYTES and is_router(interface)
+    return announcement_frames(mac, address, router=router)
 
 
 def announcement_frames(mac: bytes, address: bytes, *, router: bool) -> Sequence[bytes]:

@@ -246,6 +246,10 @@ class MovingAddresses:
         self._addresses = addresses
         self._routes = routes
 
+    async def prepare(self) -> None:
+        """Get ready to hold the addresses; routes and rules come after them anyway."""
+        await self._addresses.prepare()
+
     async def acquire(self) -> bool:
         """Hold the addresses, then add routes and rules."""
         held = await self._addresses.acquire()

@@ -56,6 +56,8 @@ from lvsha.wire import vrrp, vrrp_versions
 # How often the addresses are renewed; their lifetime (addresses.LIFETIME) is several times
 # as long.
 REFRESH_INTERVAL: Final = 1.0
+# How often who does not hold them gets ready to.
+PREPARE_INTERVAL: Final = 10.0
 # The longest that one operation on addresses may take before the next one is tried, and
 # the longest that the end may be held up by all of them.
 OPERATION_TIME_MAX: Final = 2.0
@@ -99,7 +101,19 @@ class _RefreshAddresses:
     asked_at: float
 
 
-_Job = AcquireAddresses | ReleaseAddresses | AnnounceAddresses | Advertise | _RefreshAddresses
+@dataclass(frozen=True, slots=True)
+class _PrepareAddresses:
+    """Get ready to acquire the addresses."""
+
+
+_Job = (
+    AcquireAddresses
+    | ReleaseAddresses
+    | AnnounceAddresses
+    | Advertise
+    | _RefreshAddresses
+    | _PrepareAddresses
+)
 
 
 class _Jobs:
@@ -212,7 +226,7 @@ class Speaker:
         self._on_due = on_due
         self._untold: deque[RouterStateChanged] = deque()
         self._something_untold = trio.Event()
-        self._refresh_at = math.inf
+        self._look_at = -math.inf
         self._held = False
         self._waiting: trio.CancelScope | None = None
         self._stopping = False
@@ -362,7 +376,7 @@ class Speaker:
         while not self._stopping:
             deadline = self.election.deadline
             self._waiting = trio.CancelScope(
-                deadline=min(math.inf if deadline is None else deadline, self._refresh_at)
+                deadline=min(math.inf if deadline is None else deadline, self._look_at)
             )
             with self._waiting:
                 await self._transport.wait_readable()
@@ -371,9 +385,16 @@ class Speaker:
             for received in self._transport.receive():
                 self._hear(received, now)
             self._perform(self.election.expire(now))
-            if now >= self._refresh_at:
-                self._refresh_at = now + REFRESH_INTERVAL
-                self._jobs.put(_RefreshAddresses(now))
+            if now >= self._look_at:
+                self._look_after_addresses(now)
+
+    def _look_after_addresses(self, now: float) -> None:
+        if self.election.state is VrrpState.MASTER:
+            self._look_at = now + REFRESH_INTERVAL
+            self._jobs.put(_RefreshAddresses(now))
+        else:
+            self._look_at = now + PREPARE_INTERVAL
+            self._jobs.put(_PrepareAddresses())
 
     def _wake(self) -> None:
         """Make the loop look at the deadline again."""
@@ -414,11 +435,8 @@ class Speaker:
                     self._jobs.put(action)
                 case Advertise(priority):
                     self._advertise(priority)
-                case AcquireAddresses():
-                    self._refresh_at = trio.current_time() + REFRESH_INTERVAL
-                    self._jobs.put(action)
-                case ReleaseAddresses():
-                    self._refresh_at = math.inf
+                case AcquireAddresses() | ReleaseAddresses():
+                    self._look_at = trio.current_time() + REFRESH_INTERVAL
                     self._jobs.put(action)
                 case AnnounceAddresses():
                     self._jobs.put(action)
@@ -495,6 +513,8 @@ class Speaker:
                     self.counters.add("refreshes_too_late")
                     return
                 self._held = await self._addresses.refresh()
+            case _PrepareAddresses():
+                await self._addresses.prepare()
             case _:
                 assert_never(job)
 

@@ -38,6 +38,9 @@ class RememberedAddresses:
         self.addresses = addresses
         self.held: set[str] = set()
 
+    async def prepare(self) -> None:
+        pass
+
     async def acquire(self) -> bool:
         self.held = {str(one.address) for one in self.addresses}
         return True
@@ -218,6 +221,67 @@ async def announced_at_once() -> None:
     assert all(bytes((192, 0, 2, 10)) in frame for frame in frames)
 
 
+async def prepared() -> None:
+    """What was prepared is held, announced, lives as long, and is used once."""
+    addresses = NetlinkAddresses(VIRTUAL)
+    await addresses.prepare()
+    await addresses.prepare()
+    assert look() == set()
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE_ARP)) as ear:
+        ear.bind(("other", 0))
+        ear.settimeout(5)
+        assert await addresses.acquire()
+        frames = [ear.recv(100) for _ in range(4)]
+    assert [frame[28:32] for frame in frames] == [bytes((192, 0, 2, 10))] * 2 + [
+        bytes((198, 51, 100, 10))
+    ] * 2
+    for line in ip(f"-o address show dev {INTERFACE}").splitlines():
+        if any(f" {one.address} " in line for one in VIRTUAL):
+            assert "valid_lft 4sec preferred_lft 4sec" in line, line
+            assert "tentative" not in line, line
+    await routes_stay_with(addresses)
+    await addresses.release()
+    assert await addresses.acquire()
+    assert look() == {str(one.address) for one in VIRTUAL}
+
+
+async def routes_stay_with(addresses: Addresses) -> None:
+    """Networks of the interface's own keep their routes, another network gets one."""
+    shown = ip("-4 route").splitlines()
+    assert [line for line in shown if line.startswith("192.0.2.0/24")] == [
+        f"192.0.2.0/24 dev {INTERFACE} proto kernel scope link src 192.0.2.1 "
+    ]
+    assert any(line.startswith("198.51.100.0/24") for line in shown)
+    assert "expires 4sec" not in ip("-6 route show 2001:db8::/64")
+    assert await addresses.refresh()
+    assert ip("-4 route").splitlines() == shown
+
+
+async def prepared_in_vain() -> None:
+    """Since it was prepared, the interface has become another."""
+    addresses = NetlinkAddresses(VIRTUAL)
+    await addresses.prepare()
+    ip(f"link delete {INTERFACE}")
+    make_interface()
+    assert await addresses.acquire()
+    assert look() == {str(one.address) for one in VIRTUAL}
+    assert addresses.counters.snapshot() == {}
+
+
+async def prepared_beside_an_own_address() -> None:
+    """The own address has gone meanwhile, and its route with it."""
+    addresses = NetlinkAddresses(VIRTUAL)
+    await addresses.prepare()
+    ip(f"address del 192.0.2.1/24 dev {INTERFACE}")
+    ip(f"address del 2001:db8::1/64 dev {INTERFACE}")
+    assert await addresses.acquire()
+    assert "192.0.2.0/24" not in ip("-4 route")
+    assert await addresses.refresh()
+    assert "192.0.2.0/24" in ip("-4 route")
+    assert "2001:db8::/64" in ip("-6 route")
+    assert addresses.counters.snapshot() == {}
+
+
 async def missing_interface() -> None:
     missing = [InterfaceAddress("nowhere", ipaddress.ip_interface("192.0.2.10/24"))]
     addresses = NetlinkAddresses([*missing, VIRTUAL[0]])
@@ -270,6 +334,8 @@ async def no_descriptors_leak() -> None:
     await addresses.acquire()
     before = open_descriptors()
     for _ in range(50):
+        await addresses.prepare()
+        await addresses.acquire()
         await addresses.refresh()
         await addresses.announce()
     assert open_descriptors() <= before
@@ -287,6 +353,9 @@ CHECKS = {
         announced_as_often_as_asked,
         leftovers,
         announced_at_once,
+        prepared,
+        prepared_in_vain,
+        prepared_beside_an_own_address,
         missing_interface,
         down_interface,
         no_privilege,

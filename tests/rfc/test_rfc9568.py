@@ -57,6 +57,9 @@ class SilentTransport:
 
 
 class NoAddresses:
+    async def prepare(self) -> None:
+        pass
+
     async def acquire(self) -> bool:
         return True
 

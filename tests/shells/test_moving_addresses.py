@@ -31,6 +31,9 @@ class Diary:
 class Addresses:
     diary: Diary
 
+    async def prepare(self) -> None:
+        pass
+
     async def acquire(self) -> bool:
         return await self.diary.do("acquire")
 

@@ -85,6 +85,9 @@ class MemoryAddresses:
             self.held = what != "release" and not self.fails
         return not self.fails
 
+    async def prepare(self) -> None:
+        pass
+
     async def acquire(self) -> bool:
         return await self._do("acquire")
 

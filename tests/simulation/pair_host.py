@@ -427,6 +427,9 @@ class SimulatedAddresses:
         await trio.sleep(self._life.machine.world.dice.uniform(0.0, NETLINK_SECONDS_MAX))
         return not self._life.dead
 
+    async def prepare(self) -> None:
+        pass
+
     async def acquire(self) -> bool:
         if await self._netlink():
             for address in self.addresses:
