@@ -31,7 +31,7 @@ LockAll = Callable[[int], int]
 """Calls mlockall with these flags; returns 0 or the error number."""
 
 
-THREAD_TURN: Final = 0.0005
+THREAD_TURN: Final = 0.0001
 """Seconds for which one thread keeps the interpreter when another wants it."""
 
 
@@ -40,7 +40,8 @@ def let_threads_in() -> None:
 
     They talk with the kernel about addresses, and after each of some ten system calls they
     need the interpreter again. With the 5 ms for which Python keeps it from them, to ask for
-    the addresses of an interface took 75 ms beside a busy loop, and now 1 to 4 ms.
+    the addresses of an interface took 75 ms beside a busy loop. The loop waits as long for
+    its turn after each frame that it sends beside a busy thread.
     """
     sys.setswitchinterval(THREAD_TURN)
 

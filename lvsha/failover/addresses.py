@@ -152,6 +152,7 @@ class NetlinkAddresses:
         self._announce_at_once = announce_at_once
         self._sender: socket.socket | None = None
         self._claim: Claim | None = None
+        self._announced = False  # with the claim, so that the next time is not needed
         self._log = LimitedLog(log or structlog.get_logger())
         # One thread at a time, in order. The shared pool of threads is not used up.
         self._limiter = trio.CapacityLimiter(1)
@@ -178,11 +179,16 @@ class NetlinkAddresses:
             self._log.warning(
                 "address_restored", trio.current_time(), addresses=list(map(str, restored))
             )
+            self._announced = False
             await self.announce()
         return self._tell("address_not_refreshed", refused)
 
     async def announce(self) -> bool:
         """Send gratuitous ARP and unsolicited neighbour advertisements."""
+        if self._announced:
+            # Right after a takeover all that a thread does makes the first frames wait.
+            self._announced = False
+            return True
         _, refused = await self._in_thread(
             lambda: _announce(
                 self.addresses, lambda one: self._announcing(one, self._announce_repeat)
@@ -205,12 +211,14 @@ class NetlinkAddresses:
         return [
             Announcement(one.interface, frame)
             for one in self.addresses
-            for frame in frames(one.interface, one.address.packed)
+            for frame in self._announce_repeat * frames(one.interface, one.address.packed)
         ]
 
     def _acquire(self) -> _Outcome:
+        self._announced = False
         if self._claim is not None:
-            held = self._claim.make(self._open_sender())
+            held = self._claim.make()
+            self._announced = held and self._claim.announce(self._open_sender())
             self._drop_claim()
             if held:
                 return self.addresses, ()

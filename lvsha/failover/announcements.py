@@ -9,7 +9,7 @@ Sending never waits. An interface that is down or gone is an `OSError` for the c
 """
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +59,7 @@ def announce(interface: str, addresses: Iterable[bytes], sender: socket.socket) 
     return len(sent)
 
 
-def frames(interface: str, address: bytes) -> Sequence[bytes]:
+def frames(interface: str, address: bytes) -> list[bytes]:
     """The Ethernet frames that say ``address`` is at an interface of this host.
 
     Raises:
@@ -70,7 +70,7 @@ def frames(interface: str, address: bytes) -> Sequence[bytes]:
     return announcement_frames(mac, address, router=router)
 
 
-def announcement_frames(mac: bytes, address: bytes, *, router: bool) -> Sequence[bytes]:
+def announcement_frames(mac: bytes, address: bytes, *, router: bool) -> list[bytes]:
     """The Ethernet frames that say ``address`` is at ``mac``.
 
     Args:

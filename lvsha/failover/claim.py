@@ -14,7 +14,6 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,7 +59,7 @@ class Claim:
 
         Args:
             placed: what to ask for.
-            announcements: what to send as soon as all of that is held.
+            announcements: what tells the neighbours of them.
 
         Raises:
             OSError: no socket is to be had.
@@ -70,38 +69,34 @@ class Claim:
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._netlink.setblocking(False)
 
-    def make(self, sender: socket.socket) -> bool:
-        """Add the addresses, and announce them if the kernel has taken every one.
+    def make(self) -> bool:
+        """Add the addresses; returns whether all are held. If not, some may be.
+
+        All requests leave at once, and the kernel has answered each when that returns.
+        """
+        try:
+            self._netlink.send(b"".join(self._requests))
+            answers = [self._netlink.recv(_ANSWER_BYTES_MAX) for _ in self._requests]
+        except OSError:
+            return False
+        return not any(_ANSWER.unpack_from(answer)[-1] for answer in answers)
+
+    def announce(self, sender: socket.socket) -> bool:
+        """Send what announces them; returns whether all of it could be sent.
 
         Args:
             sender: of `lvsha.failover.announcements.open_sender`.
-
-        Returns:
-            Whether all are held; if not, some may be. An announcement that cannot be sent is
-            left to those that follow.
         """
         try:
-            held = self._add()
+            for one in self._announcements:
+                sender.sendto(one.frame, (one.interface, 0))
         except OSError:
             return False
-        if held:
-            with suppress(OSError):
-                for one in self._announcements:
-                    sender.sendto(one.frame, (one.interface, 0))
-        return held
+        return bool(self._announcements)
 
     def close(self) -> None:
         """Give the socket back."""
         self._netlink.close()
-
-    def _add(self) -> bool:
-        """Send all requests at once; the kernel has answered each when that returns."""
-        self._netlink.send(b"".join(self._requests))
-        for _ in self._requests:
-            *_, error = _ANSWER.unpack_from(self._netlink.recv(_ANSWER_BYTES_MAX))
-            if error:
-                return False
-        return True
 
 
 def _request(placed: Placed) -> bytes:

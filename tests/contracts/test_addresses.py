@@ -232,6 +232,12 @@ async def prepared() -> None:
         ear.settimeout(5)
         assert await addresses.acquire()
         frames = [ear.recv(100) for _ in range(4)]
+        assert await addresses.announce(), "which has happened"
+        ear.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ear.recv(100)
+        assert await addresses.announce()
+        assert len([ear.recv(100) for _ in range(4)]) == 4
     assert [frame[28:32] for frame in frames] == [bytes((192, 0, 2, 10))] * 2 + [
         bytes((198, 51, 100, 10))
     ] * 2
