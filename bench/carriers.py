@@ -144,7 +144,7 @@ def _rules(plan: Plan, method: Method, ports: Collection[Port]) -> str:
     virtual = parse_address(plan.virtual)
     ends = frozenset(bytes((p.protocol,)) + virtual + p.number.to_bytes(2) for p in ports)
     claims = Claims(services=ends, servers=ends if method == "nat" else frozenset())
-    return ruleset(["outside", "inside"], claims)
+    return ruleset({wire: mac(wire, "director") for wire in ("outside", "inside")}, claims)
 
 
 def _ways(method: Method) -> list[str]:

@@ -22,9 +22,19 @@ from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptio
 from lvsha.datapath.tunnels import Tunnel, TunnelChecksum, TunnelType
 from lvsha.errors import AdministrationError, ConfigError
 from lvsha.failover.routes import Route, Rule
+from lvsha.model import VirtualMac
 
 _FLAGS: Final = {1: "fallback", 2: "port"}
 """What the flags by number mean to the schedulers sh and mh."""
+
+
+def virtual_macs(pair: Pair) -> list[VirtualMac]:
+    """The virtual MAC addresses of a pair file, with what is behind each."""
+    return [
+        VirtualMac(router.mac, frozenset(one.address.ip.packed for one in router.addresses))
+        for router in pair.virtual_routers
+        if router.mac is not None
+    ]
 
 
 def build_director(pair: Pair, dice: Dice | None = None) -> Director:

@@ -303,6 +303,9 @@ def drill(
             metavar="PERCENT", help="Of the frames on the sync network, dropped at random."
         ),
     ] = 0,
+    virtual_mac: Annotated[
+        bool, typer.Option(help="Give the virtual router a MAC address of its own.")
+    ] = False,
     drain: Annotated[
         bool, typer.Option(help="Give a real server the weight 0 before the first act.")
     ] = False,
@@ -328,6 +331,7 @@ def drill(
         advert_interval=advert_interval,
         probe_interval=probe_interval,
         sync_loss=sync_loss,
+        virtual_mac=virtual_mac,
         drain=drain,
         directory=directory,
         json=json_file,

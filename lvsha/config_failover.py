@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from lvsha.config_fields import IpAddress, IpInterface, Name, SyncId, Table, refuse
 from lvsha.config_routes import ROUTES_MAX, RouteOrLine, RuleOrLine, fill_families
 from lvsha.config_tracking import NotifyOrCommand, Tracks
-from lvsha.wire.vrrp import HOP_LIMIT
+from lvsha.wire.vrrp import HOP_LIMIT, virtual_mac
 from lvsha.wire.vrrp_versions import INTERVALS_CS_MAX
 
 PEERS_MAX: Final = 16
@@ -62,6 +62,7 @@ class VirtualRouter(Table):
     announce_repeat: Annotated[int, Field(ge=1, le=ANNOUNCEMENTS_MAX)] = 1
     checksum: Literal["auto", "rfc9568", "keepalived"] = "auto"
     peers: Annotated[tuple[IpAddress, ...], Field(max_length=PEERS_MAX)] = ()
+    virtual_mac: bool = False
     hop_limit_min: Annotated[int, Field(ge=1, le=HOP_LIMIT)] = HOP_LIMIT
     sync_id: SyncId
     routes: Annotated[tuple[RouteOrLine, ...], Field(max_length=ROUTES_MAX)] = ()
@@ -147,6 +148,11 @@ class VirtualRouter(Table):
         return used
 
     @property
+    def mac(self) -> bytes | None:
+        """The MAC address at which the addresses are; None for that of each interface."""
+        return virtual_mac(self.vrid, self.family) if self.virtual_mac else None
+
+    @property
     def family(self) -> int:
         """4 or 6: the family of the advertisements, which is that of the first address."""
         return self.addresses[0].address.version
@@ -165,6 +171,7 @@ def check_virtual_routers(
     owners: dict[IpAddress, str] = {}
     sync_ids: dict[int, str] = {}
     taken: dict[tuple[object, ...], str] = {}
+    macs: dict[bytes, str] = {}
     for router in routers:
         yield from _check_routes(router, taken)
         leader = sync_ids.setdefault(router.sync_id, router.name)
@@ -181,6 +188,11 @@ def check_virtual_routers(
             yield (
                 f"virtual_routers.{router.name}.vrid: expected a number that {other!r} "
                 f"does not use on interface {router.interface!r}"
+            )
+        if router.mac is not None and macs.setdefault(router.mac, router.name) != router.name:
+            yield (
+                f"virtual_routers.{router.name}.virtual_mac: expected false, or another vrid; "
+                f"{macs[router.mac]!r} has the same MAC address"
             )
         if len(set(priorities[router.name])) < len(priorities[router.name]):
             yield (

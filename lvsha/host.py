@@ -40,6 +40,7 @@ from lvsha.failover.transport import (
     split_speakers,
 )
 from lvsha.health.prober import NetworkProber, Prober
+from lvsha.model import VirtualMac
 from lvsha.programs import Outcome, check_user, run_program
 from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
@@ -72,6 +73,10 @@ class FrameForwarder(Protocol):
 
     async def network_changed(self) -> None:
         """Wait until something in the host's network changes."""
+        ...
+
+    def listen_to(self, mac: bytes | None, *, held: bool) -> None:
+        """Take frames to a virtual MAC address while its addresses are held; None is none."""
         ...
 
     def services_changed(self) -> None:
@@ -114,6 +119,7 @@ class Host(Protocol):
         interfaces: Collection[str],
         on_change: Callable[[], None],
         stale_after: float,
+        virtual_macs: Collection[VirtualMac],
     ) -> FrameForwarder:
         """What carries frames; see `Forwarder` for the arguments."""
         ...
@@ -138,6 +144,7 @@ class Host(Protocol):
         *,
         announce_repeat: int,
         announce_at_once: bool,
+        mac: bytes | None,
     ) -> Addresses:
         """What holds the addresses of a virtual router, and announces each so often at once.
 
@@ -145,6 +152,7 @@ class Host(Protocol):
             addresses: they.
             announce_repeat: how often each is announced in a go.
             announce_at_once: whether they are announced as soon as they are held, too.
+            mac: their virtual MAC address; None for that of each interface.
         """
         ...
 
@@ -247,9 +255,10 @@ class LinuxHost:
         interfaces: Collection[str],
         on_change: Callable[[], None],
         stale_after: float,
+        virtual_macs: Collection[VirtualMac],
     ) -> FrameForwarder:
         """Packet sockets and netlink."""
-        return Forwarder(director, interfaces, on_change, stale_after)
+        return Forwarder(director, interfaces, on_change, stale_after, virtual_macs)
 
     def sync_transport(self, interface: str, sync: Sync) -> AbstractContextManager[SyncTransport]:
         """A UDP multicast socket."""
@@ -266,7 +275,8 @@ class LinuxHost:
     ) -> AbstractContextManager[AdvertisementTransport]:
         """A raw socket for protocol 112."""
         if not router.peers:
-            return RawTransport(interface, own_address(interface, router.family, virtual))
+            own = own_address(interface, router.family, virtual)
+            return RawTransport(interface, own, mac=router.mac)
         speakers = [address.packed for address in router.peers]
         return RawTransport(interface, *split_speakers(interface, speakers))
 
@@ -276,10 +286,14 @@ class LinuxHost:
         *,
         announce_repeat: int,
         announce_at_once: bool,
+        mac: bytes | None,
     ) -> Addresses:
         """Netlink."""
         return NetlinkAddresses(
-            addresses, announce_repeat=announce_repeat, announce_at_once=announce_at_once
+            addresses,
+            announce_repeat=announce_repeat,
+            announce_at_once=announce_at_once,
+            mac=mac,
         )
 
     def routes(self, routes: Sequence[Route], rules: Sequence[Rule]) -> Routes:

@@ -76,6 +76,14 @@ class Witness(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualMac:
+    """The MAC address of a virtual router, and the virtual addresses that are behind it."""
+
+    mac: bytes
+    addresses: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionDetails:
     """What few connections have beside the rest of their record.
 
@@ -233,6 +241,11 @@ def parse_address(text: str) -> bytes:
 def format_address(address: bytes) -> str:
     """Turn network-order bytes into the text people write."""
     return str(ipaddress.ip_address(address))
+
+
+def format_mac(mac: bytes) -> str:
+    """The usual text of a MAC address."""
+    return mac.hex(":")
 
 
 def format_endpoint(address: bytes, port: int) -> str:

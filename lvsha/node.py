@@ -30,12 +30,17 @@ import trio
 
 import lvsha
 from lvsha.administration import Administration
-from lvsha.build import build_director, mark_sync_ids, place_routes, place_rules, sync_ids
+from lvsha.build import (
+    build_director,
+    mark_sync_ids,
+    place_routes,
+    place_rules,
+    sync_ids,
+    virtual_macs,
+)
 from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
 from lvsha.control import Handler, Lasting
-from lvsha.datapath.service_table import describe
-from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import Addresses, InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
@@ -44,13 +49,14 @@ from lvsha.failover.series import Series
 from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
 from lvsha.handover import Handover
 from lvsha.host import Host
-from lvsha.model import Protocol, VrrpState, format_endpoint
+from lvsha.model import VrrpState, format_mac
 from lvsha.node_health import NodeHealth
 from lvsha.node_second_path import NodeSecondPath
 from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.node_tracking import NodeTracking
 from lvsha.recorder import Recorder
+from lvsha.service_status import service_status
 from lvsha.sync.messages import Opinions
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.takeover import Takeover
@@ -97,7 +103,11 @@ class Node:
         )
         self.sync = NodeSync(pair, name, self.director, self._store, host, self._take_over)
         self._forwarder = host.forwarder(
-            self.director, self._traffic_interfaces(), self.sync.tell, self._stale_after()
+            self.director,
+            self._traffic_interfaces(),
+            self.sync.tell,
+            self._stale_after(),
+            virtual_macs(pair),
         )
         self.tracking = NodeTracking(pair, name, self.director, host)
         self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
@@ -173,6 +183,7 @@ class Node:
             announce_repeat=router.announce_repeat,
             # Clients beyond a route that moves are answered once it is there.
             announce_at_once=not (router.routes or router.rules),
+            mac=router.mac,
         )
         return MovingAddresses(
             recorder.addresses(router.name, addresses),
@@ -378,6 +389,7 @@ class Node:
     def _hold(self, router: str, *, held: bool, in_transition: bool = False) -> None:
         for address in self._virtual(router):
             self.director.hold(address, held=held, in_transition=in_transition)
+        self._forwarder.listen_to(self._routers[router].mac, held=held)
 
     # Elections
 
@@ -500,27 +512,16 @@ class Node:
                     **self.tracking.router_status(name),
                     **self.second_path.router_status(name),
                     "routes": self._routes[name].status(),
+                    "virtual_mac": None if router.mac is None else format_mac(router.mac),
                 }
-                for name in self._routers
+                for name, router in self._routers.items()
             },
             "tracking": self.tracking.status(),
             "second_path": self.second_path.status(),
             "sync": self.sync.status(),
             "daemons": self.sync.daemons.status(),
             "services": {
-                service.name: {
-                    "address": _endpoint(service),
-                    "protocol": _protocol_name(service),
-                    "scheduler": service.options.scheduler,
-                    "held": director.holds(service.address),
-                    "tell": str(service.policy.tell),
-                    "unknown": service.policy.unknown.value,
-                    "at_risk": service.at_risk,
-                    "health": self.health.status(service),
-                    "servers": self.health.annotated(
-                        service, [_server_status(server) for server in service.servers]
-                    ),
-                }
+                service.name: service_status(service, director, self.health)
                 for service in director.services
             },
             "connections": len(director.registry.table),
@@ -556,34 +557,3 @@ class Node:
 
     def _drops(self) -> dict[str, int]:
         return {reason.name.lower(): n for reason, n in sorted(self.director.drops.items())}
-
-
-def _endpoint(service: VirtualService) -> str:
-    if service.identity.mark:
-        return describe(service.identity)
-    return format_endpoint(service.address, service.port)
-
-
-def _protocol_name(service: VirtualService) -> str | None:
-    """The protocol of a service; a firewall mark stands for all."""
-    if service.identity.mark:
-        return None
-    return Protocol(service.identity.protocol).name.lower()
-
-
-def _server_status(server: RealServer) -> dict[str, object]:
-    counted, rates = server.counted(), server.rates
-    return {
-        "address": str(server),
-        "method": server.method.name.lower(),
-        "weight": server.weight,
-        "active": server.active,
-        "inactive": server.inactive,
-        "persistent": server.persistent,
-        "connections": counted.connections,
-        "in_packets": counted.in_packets,
-        "out_packets": counted.out_packets,
-        "in_bytes": counted.in_bytes,
-        "out_bytes": counted.out_bytes,
-        "connections_per_second": rates.connections,
-    }

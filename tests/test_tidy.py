@@ -112,6 +112,7 @@ LEVELS = (
     ("lvsha.administration", 4),
     ("lvsha.connection_store", 4),
     ("lvsha.sync_daemons", 4),
+    ("lvsha.service_status", 4),
     ("lvsha.host", 4),
     ("lvsha.node", 4),
     ("lvsha.node_health", 4),

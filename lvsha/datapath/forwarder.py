@@ -54,6 +54,7 @@ from lvsha.datapath.verdicts import ACCEPT, Accept, ErrorToClient, Verdict
 from lvsha.datapath.watcher import Watcher
 from lvsha.errors import HostError
 from lvsha.log import LimitedLog
+from lvsha.model import VirtualMac
 from lvsha.settings import MODE_AUTOMATIC, MODE_AUTOMATIC_ON
 from lvsha.wire import vnet
 
@@ -91,6 +92,7 @@ class Forwarder:
             questions to be asked. Changes that it leaves with the director it takes later.
         stale_after: seconds of standstill after which frames that wait are forgotten: the
             process was stopped, and whoever sent them has repeated them to the peer.
+        virtual_macs: at which this host may have virtual addresses.
 
     Attributes:
         counters: what it met that is no drop.
@@ -103,6 +105,7 @@ class Forwarder:
         interfaces: Collection[str],
         on_change: Callable[[], None],
         stale_after: float,
+        virtual_macs: Collection[VirtualMac] = (),
     ) -> None:
         self.counters = Counters()
         self.surprises = Surprises()
@@ -112,8 +115,14 @@ class Forwarder:
         self._watcher = Watcher()
         self._host_link = HostLink()
         self._guard = Guard(
-            director, self._interfaces, self._host_link, self.counters, self._set_filters
+            director,
+            self._interfaces,
+            self._host_link,
+            self.counters,
+            self._set_filters,
+            virtual_macs,
         )
+        self._macs: set[bytes] = set()
         self._epoll = select.epoll()
         self._pulse = Pulse()
         self._frame = Frame()
@@ -168,6 +177,12 @@ class Forwarder:
     def services_changed(self) -> None:
         """Services, real servers, marks or settings are others now: take it over soon."""
         self._guard.change()
+
+    def listen_to(self, mac: bytes | None, *, held: bool) -> None:
+        """Take frames to a virtual MAC address while its addresses are held; None is none."""
+        if mac is not None and held != (mac in self._macs):
+            (self._macs.add if held else self._macs.discard)(mac)
+            self._set_filters()
 
     async def settled(self) -> None:
         """Wait until all changes of services so far are in force on the host."""
@@ -246,7 +261,7 @@ class Forwarder:
             self._epoll.register(self._host_link, select.EPOLLIN)
 
     def _filter(self) -> list[Instruction]:
-        return socket_filter(filter_addresses(self._guard.claims))
+        return socket_filter(filter_addresses(self._guard.claims), self._macs)
 
     # Frames
 

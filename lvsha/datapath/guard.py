@@ -10,7 +10,7 @@ Where someone else takes the rules away, they are put back.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -26,6 +26,7 @@ from lvsha.datapath.network import AddressChange, NetworkChange
 from lvsha.datapath.service_policy import Unknown
 from lvsha.errors import HostError
 from lvsha.log import LimitedLog
+from lvsha.model import VirtualMac
 
 SETTLING: Final = 0.02
 RETRY_INTERVAL: Final = 0.2
@@ -44,6 +45,7 @@ class Guard:
         link: opened as soon as packets may have to be handed to the host.
         counters: of the forwarder.
         in_force: called with claims once their rules are loaded, to set the socket filters.
+        virtual_macs: at which this host may have virtual addresses.
 
     Attributes:
         claims: those in force.
@@ -56,6 +58,7 @@ class Guard:
         link: HostLink,
         counters: Counters,
         in_force: Callable[[], None],
+        virtual_macs: Collection[VirtualMac] = (),
     ) -> None:
         self.claims = Claims()
         self._director = director
@@ -63,6 +66,8 @@ class Guard:
         self._link = link
         self._counters = counters
         self._in_force = in_force
+        self._virtual_macs = virtual_macs
+        self._present: dict[str, bytes] = {}
         self._rules = RuleWatcher()
         self._log = LimitedLog(_log)
         self._lock = trio.Lock()
@@ -89,9 +94,13 @@ class Guard:
             await self._settled.wait()
 
     def note(self, changes: Iterable[NetworkChange]) -> None:
-        """Look whether a real server has come to this host or left it."""
+        """Look whether a real server has come to this host or left it.
+
+        With a virtual MAC address the rules depend on that of the interface, too.
+        """
         addresses = self.claims.addresses
-        if any(isinstance(c, AddressChange) and c.address in addresses for c in changes):
+        moved = any(isinstance(c, AddressChange) and c.address in addresses for c in changes)
+        if moved or (self._virtual_macs and self._links() != self._present):
             self.change()
 
     def leaves(self, frame: Frame) -> bool:
@@ -131,15 +140,19 @@ class Guard:
             wanted = self._wanted
             director = self._director
             claims = await self._claims()
-            network = director.network
-            present = [i for i in self._interfaces if network.link_named(i) is not None]
+            present = self._links()
             remember = max(director.timeouts) if self._link.is_open else None
-            await intercept(present, claims, remember)
-            self.claims = claims
+            await intercept(present, claims, remember, self._virtual_macs)
+            self.claims, self._present = claims, present
             self._in_force()
             self._applied = wanted
             self._settled.set()
             self._settled = trio.Event()
+
+    def _links(self) -> dict[str, bytes]:
+        """The interfaces that are there, with their MAC addresses."""
+        links = ((name, self._director.network.link_named(name)) for name in self._interfaces)
+        return {name: link.mac for name, link in links if link is not None}
 
     async def _claims(self) -> Claims:
         """What the director claims, and what that needs.

@@ -16,15 +16,17 @@ import errno
 import socket
 import struct
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from lvsha.datapath import host_link
 from lvsha.datapath.claims import Claims
-from lvsha.datapath.rules import TABLE, ruleset
+from lvsha.datapath.rules import NEIGHBOUR_FAMILIES, TABLE, ruleset
 from lvsha.errors import HostError
+from lvsha.model import VirtualMac
 
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _NETLINK_NETFILTER: Final = 12
@@ -40,13 +42,13 @@ _ATTRIBUTE_HEADER: Final = struct.Struct("=HH")
 _RECEIVE_BYTES: Final = 65_536
 _SETTLING: Final = 0.02
 """Seconds in which the rest of a transaction's messages arrives."""
-_DELETE_ALL: Final = "".join(
-    f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in ("netdev", "inet")
-)
 
 
 async def intercept(
-    interfaces: Collection[str], claims: Claims, remember: float | None = None
+    interfaces: Mapping[str, bytes],
+    claims: Claims,
+    remember: float | None = None,
+    virtual_macs: Collection[VirtualMac] = (),
 ) -> None:
     """Load the rules (`lvsha.datapath.rules.ruleset`), in place of those that are there.
 
@@ -54,7 +56,7 @@ async def intercept(
         HostError: nft is missing or refuses.
     """
     # The text of many services takes a while to write.
-    await _nft(await trio.to_thread.run_sync(ruleset, interfaces, claims, remember))
+    await _nft(await trio.to_thread.run_sync(ruleset, interfaces, claims, remember, virtual_macs))
 
 
 async def release() -> None:
@@ -63,8 +65,17 @@ async def release() -> None:
     Raises:
         HostError: nft is missing, or the kernel refuses.
     """
-    await _nft(_DELETE_ALL)
+    await _nft(_deleted("netdev", "inet"))
+    for family in NEIGHBOUR_FAMILIES:
+        # A kernel without the family cannot have such a table.
+        with suppress(HostError):
+            await _nft(_deleted(family))
     await host_link.release()
+
+
+def _deleted(*families: str) -> str:
+    """The text that deletes tables, whether or not there are any."""
+    return "".join(f"add table {one} {TABLE}\ndelete table {one} {TABLE}\n" for one in families)
 
 
 class RuleWatcher:

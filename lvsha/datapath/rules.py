@@ -1,6 +1,6 @@
 """The interception rules as text for nft.
 
-What they do is in `lvsha.datapath.interception`, which loads them. Two tables, both called
+What they do is in `lvsha.datapath.interception`, which loads them. The tables are all called
 `TABLE`:
 
 * ``netdev``: each frame at the ingress of an interface is dropped for the host's stack if it
@@ -12,15 +12,18 @@ What they do is in `lvsha.datapath.interception`, which loads them. Two tables, 
   which flows came in that way to a NAT server on this host, and routes the server's replies
   back, because they must leave as the service's. It is changed in place: what it remembers
   outlives a change of services.
+* ``arp`` and ``ip6``, where virtual addresses are at a virtual MAC address: they put that into
+  what the kernel tells neighbours of such an address.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from lvsha.datapath.claims import FTP_DATA_PORTS, Claims, MarkClaim
 from lvsha.datapath.marks import Prefix
-from lvsha.model import IPv4_BYTES, Protocol, format_address
+from lvsha.model import IPv4_BYTES, Protocol, VirtualMac, format_address, format_mac
 
 TABLE: Final = "lvsha"
 HOST_INTERFACE: Final = "lvsha0"
@@ -35,6 +38,7 @@ of further ones reach the host and are forgotten there."""
 FLOWS_MAX: Final = 1_048_576
 """Flows to NAT servers on this host, of each family; replies of further ones leave with the
 server's own address, and their clients cannot connect."""
+NEIGHBOUR_FAMILIES: Final = ("arp", "ip6")
 _PRIORITY: Final = -500
 """Before the chains that people write themselves, which stand at 0 or above."""
 
@@ -43,14 +47,20 @@ _DATAGRAM6: Final = "ip6 saddr . ip6 daddr . frag id"
 _KINDS: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
 
-def ruleset(interfaces: Collection[str], claims: Claims, remember: float | None = None) -> str:
+def ruleset(
+    interfaces: Mapping[str, bytes],
+    claims: Claims,
+    remember: float | None = None,
+    virtual_macs: Collection[VirtualMac] = (),
+) -> str:
     """All rules as text for ``nft -f``; loading it replaces the others in one step.
 
     Args:
-        interfaces: where clients' and real servers' frames arrive.
+        interfaces: where clients' and real servers' frames arrive, with their MAC addresses.
         claims: what is taken there.
         remember: seconds for which a flow to a NAT server on this host is remembered after
             its last packet; None while no packets are handed to the host.
+        virtual_macs: at which this host may have virtual addresses.
     """
     lines = [
         f"add table netdev {TABLE}",
@@ -71,6 +81,7 @@ def ruleset(interfaces: Collection[str], claims: Claims, remember: float | None 
         *map(_mark_rule, claims.marks),
         "  }",
         "  chain ingress {",
+        *_frames_to(virtual_macs),
         *_requests(claims),
         "    jump marks",
         *_replies(claims),
@@ -79,15 +90,16 @@ def ruleset(interfaces: Collection[str], claims: Claims, remember: float | None 
         "  }",
     ]
     for number, interface in enumerate(sorted(interfaces)):
-        quoted = interface.replace('"', "")
         lines += [
             f"  chain ingress{number} {{",
-            f'    type filter hook ingress device "{quoted}" priority {_PRIORITY}; policy accept;',
+            f"    type filter hook ingress device {_quoted(interface)} priority {_PRIORITY};",
+            "    policy accept;",
             "    jump ingress",
             "  }",
         ]
     lines.append("}")
     lines += _host_table(claims, math.ceil(remember)) if remember is not None else []
+    lines += _neighbour_tables(interfaces, virtual_macs) if virtual_macs else []
     return "\n".join(lines) + "\n"
 
 
@@ -106,6 +118,76 @@ _FRAGMENT_SETS: Final = tuple(
         "  }",
     )
 )
+
+
+def _frames_to(virtual_macs: Collection[VirtualMac]) -> Iterator[str]:
+    """Frames to a virtual MAC address are the host's while it has the virtual address."""
+    for virtual in virtual_macs:
+        to = f"ether daddr {format_mac(virtual.mac)}"
+        yield f"    {to} fib daddr type local meta pkttype set host"
+        for address in _of_ipv4(virtual):
+            yield f"    {to} arp daddr ip {address} meta pkttype set host"
+
+
+def _neighbour_tables(
+    links: Mapping[str, bytes], virtual_macs: Collection[VirtualMac]
+) -> Iterator[str]:
+    """What the kernel tells neighbours of a virtual address names its virtual MAC address.
+
+    That are ARP packets, and of neighbour discovery the advertisements and the solicitations
+    that leave from the address (RFC 4861, sections 4.3 and 4.4). nft does not mend the
+    checksum of these, so what the other MAC address adds to it is taken away in the reserved
+    bytes before the target, at which no receiver may look.
+    """
+    for family in NEIGHBOUR_FAMILIES:
+        yield f"add table {family} {TABLE}"
+        yield f"delete table {family} {TABLE}"
+    yield f"table arp {TABLE} {{"
+    yield "  chain output {"
+    yield "    type filter hook output priority 0; policy accept;"
+    for virtual in virtual_macs:
+        for text in _of_ipv4(virtual):
+            said = f"arp saddr ip {text}"
+            yield f"    {said} arp saddr ether set {format_mac(virtual.mac)}"
+    yield "  }"
+    yield "}"
+    yield f"table ip6 {TABLE} {{"
+    yield "  chain output {"
+    yield "    type filter hook output priority 0; policy accept;"
+    for virtual in virtual_macs:
+        for address in sorted(a for a in virtual.addresses if len(a) != IPv4_BYTES):
+            yield from _discovery_rules(address, virtual.mac, links)
+    yield "  }"
+    yield "}"
+
+
+def _discovery_rules(address: bytes, mac: bytes, links: Mapping[str, bytes]) -> Iterator[str]:
+    for name, own in sorted(links.items()):
+        makes_up = (_sum(own) - _sum(mac)) % 0xFFFF
+        change = f"@th,208,48 set {_number(mac)} @th,48,16 set {makes_up:#x}"
+        out = f"oifname {_quoted(name)}"
+        was = f"@th,208,48 {_number(own)}"
+        target = f"@th,64,128 {_number(address)}"
+        source = f"ip6 saddr {format_address(address)}"
+        yield f"    {out} icmpv6 type nd-neighbor-advert {target} @th,192,16 0x201 {was} {change}"
+        yield f"    {out} icmpv6 type nd-neighbor-solicit {source} @th,192,16 0x101 {was} {change}"
+
+
+def _of_ipv4(virtual: VirtualMac) -> list[str]:
+    return [format_address(a) for a in sorted(virtual.addresses) if len(a) == IPv4_BYTES]
+
+
+def _sum(mac: bytes) -> int:
+    """What a MAC address adds to a checksum."""
+    return sum(struct.unpack("!3H", mac))
+
+
+def _number(octets: bytes) -> str:
+    return f"{int.from_bytes(octets):#x}"
+
+
+def _quoted(interface: str) -> str:
+    return f'"{interface.replace(chr(34), "")}"'
 
 
 def _requests(claims: Claims) -> Iterator[str]:

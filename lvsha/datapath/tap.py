@@ -67,6 +67,7 @@ Instruction = tuple[int, int, int, int]
 
 def socket_filter(
     addresses: tuple[Collection[bytes], Collection[bytes]] | None,
+    macs: Collection[bytes] = (),
 ) -> list[Instruction]:
     """A filter that passes what may concern a director.
 
@@ -77,6 +78,7 @@ def socket_filter(
     Args:
         addresses: those of virtual services, to which packets go; and those of real servers,
             and of services whose replies pass elsewhere, from which they come. None for all.
+        macs: addresses whose frames are taken beside those to the interface's own.
     """
     if addresses is None or sum(map(len, addresses)) > FILTER_ADDRESSES_MAX:
         parts6 = parts4 = [_accept()]
@@ -84,9 +86,7 @@ def socket_filter(
         parts6, parts4 = _addresses_part(16, 22, *addresses), _addresses_part(4, 26, *addresses)
     ipv6, ipv4 = _ipv6_part(parts6), _ipv4_part(parts4)
     start: list[Instruction] = [
-        (_LOAD_WORD, 0, 0, _PACKET_TYPE),
-        (_JUMP_EQUAL, 1, 0, _PACKET_HOST),
-        _reject(),
+        *_for_us(macs),
         (_LOAD_WORD, 0, 0, _VLAN_TAG_PRESENT),
         (_JUMP_EQUAL, 1, 0, 0),
         _reject(),
@@ -97,6 +97,28 @@ def socket_filter(
         (_JUMP, 0, 0, len(ipv4)),
     ]
     return start + ipv4 + ipv6
+
+
+def _for_us(macs: Collection[bytes]) -> list[Instruction]:
+    """Go on behind it if the frame was sent to the interface or to one of some addresses."""
+    others = [
+        step
+        for position, mac in enumerate(sorted(macs, reverse=True))
+        for step in (
+            (_LOAD_WORD, 0, 0, 2),
+            (_JUMP_EQUAL, 0, 3, int.from_bytes(mac[2:])),
+            (_LOAD_HALF, 0, 0, 0),
+            (_JUMP_EQUAL, 0, 1, int.from_bytes(mac[:2])),
+            (_JUMP, 0, 0, 5 * (len(macs) - 1 - position) + 1),
+        )
+    ]
+    return [
+        (_LOAD_WORD, 0, 0, _PACKET_TYPE),
+        (_JUMP_EQUAL, 0, 1, _PACKET_HOST),
+        (_JUMP, 0, 0, len(others) + 1),
+        *others,
+        _reject(),
+    ]
 
 
 def _accept() -> Instruction:

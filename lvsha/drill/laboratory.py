@@ -133,7 +133,7 @@ class Plan:
             ends = [_end(self.virtual, port), "-r", _end(server, port)]
             yield ["-e", protocol, *ends, method, "-w", "0"]
 
-    def pair_file(self, advert_interval: float) -> str:
+    def pair_file(self, advert_interval: float, *, virtual_mac: bool = False) -> str:
         """The text of the pair file that both directors run from."""
         addresses = [self.with_prefix("outside", self.virtual)]
         if self.method == "nat":
@@ -148,6 +148,7 @@ class Plan:
             'interface = "outside"',
             f"addresses = [{written}]",
             f"advert_interval = {advert_interval}",
+            *(["virtual_mac = true"] if virtual_mac else []),
             "",
         ]
         for name, protocol, port in (("echo", "tcp", TCP_PORT), ("probe", "udp", UDP_PORT)):

@@ -47,6 +47,7 @@ class DrillOptions:
         then_return: whether a second act brings the failed director back.
         advert_interval: of VRRP.
         sync_loss: how many of 100 frames on the sync network are dropped, at random.
+        virtual_mac: whether the virtual router has a MAC address of its own.
         drain: whether one real server is drained, at weight 0, from before the first act on.
         directory: where the pair file, the logs and the reports are left.
         json: where the JSON report goes; in ``directory`` by default.
@@ -65,6 +66,7 @@ class DrillOptions:
     then_return: bool = True
     advert_interval: float = 0.1
     sync_loss: int = 0
+    virtual_mac: bool = False
     drain: bool = False
     directory: Path = Path("drill")
     json: Path | None = None

@@ -184,9 +184,9 @@ class Rehearsal:
         try:
             for path in (*(d.log for d in self._directors.values()), self._load_path):
                 path.unlink(missing_ok=True)
-            self.pair_path.write_text(
-                self._plan.pair_file(self._options.advert_interval), encoding="utf-8"
-            )
+            options = self._options
+            text = self._plan.pair_file(options.advert_interval, virtual_mac=options.virtual_mac)
+            self.pair_path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise HostError(f"{error.filename}: cannot be written: {error.strerror}") from error
 

@@ -38,7 +38,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lvsha.counters import Counters
 from lvsha.errors import HostError
-from lvsha.failover.announcements import announce, frames, open_sender
+from lvsha.failover.announcements import admit, announce, frames, open_sender
 from lvsha.failover.claim import Announcement, Claim, Placed
 from lvsha.log import LimitedLog
 
@@ -131,6 +131,7 @@ class NetlinkAddresses:
         lifetime: int = LIFETIME,
         announce_repeat: int = 1,
         announce_at_once: bool = True,
+        mac: bytes | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         """Describe the addresses; nothing happens yet.
@@ -141,6 +142,7 @@ class NetlinkAddresses:
             announce_repeat: how often `announce` sends each frame.
             announce_at_once: whether each is announced as soon as it is held; not where
                 something must be there before its frames come.
+            mac: the virtual MAC address at which they are; None for that of each interface.
             log: where refusals are told, at a limited rate.
         """
         assert addresses
@@ -150,6 +152,8 @@ class NetlinkAddresses:
         self._lifetime = lifetime
         self._announce_repeat = announce_repeat
         self._announce_at_once = announce_at_once
+        self._mac = mac
+        self._admitted: set[int] = set()
         self._sender: socket.socket | None = None
         self._claim: Claim | None = None
         self._announced = False  # with the claim, so that the next time is not needed
@@ -168,12 +172,12 @@ class NetlinkAddresses:
 
     async def release(self) -> bool:
         """Remove the addresses."""
-        _, refused = await self._in_thread(lambda: _remove(self.addresses))
+        _, refused = await self._in_thread(self._release)
         return self._tell("address_not_released", refused)
 
     async def refresh(self) -> bool:
         """Renew the lifetime; add and announce what someone else removed."""
-        restored, refused = await self._in_thread(lambda: _hold(self.addresses, self._lifetime))
+        restored, refused = await self._in_thread(self._refresh)
         if restored:
             self.counters.add("address_restored", len(restored))
             self._log.warning(
@@ -211,19 +215,41 @@ class NetlinkAddresses:
         return [
             Announcement(one.interface, frame)
             for one in self.addresses
-            for frame in self._announce_repeat * frames(one.interface, one.address.packed)
+            for frame in self._announce_repeat
+            * frames(one.interface, one.address.packed, self._mac)
         ]
 
     def _acquire(self) -> _Outcome:
         self._announced = False
         if self._claim is not None:
             held = self._claim.make()
+            self._admit()
             self._announced = held and self._claim.announce(self._open_sender())
             self._drop_claim()
             if held:
                 return self.addresses, ()
+        self._admit()
         announcing = self._announcing if self._announce_at_once else None
         return _hold(self.addresses, self._lifetime, announcing)
+
+    def _refresh(self) -> _Outcome:
+        self._admit()
+        return _hold(self.addresses, self._lifetime)
+
+    def _release(self) -> _Outcome:
+        self._admit(none=True)
+        return _remove(self.addresses)
+
+    def _admit(self, *, none: bool = False) -> None:
+        """Let the network cards take frames to the virtual MAC address; or no longer."""
+        if self._mac is None:
+            return
+        wanted = set() if none else _indexes(one.interface for one in self.addresses)
+        for index in wanted ^ self._admitted:
+            # A card that has gone has forgotten it, and one that refuses is not heard.
+            with suppress(OSError):
+                admit(self._open_sender(), index, self._mac, admitted=index in wanted)
+        self._admitted = wanted
 
     def _drop_claim(self) -> None:
         if self._claim is not None:
@@ -231,7 +257,8 @@ class NetlinkAddresses:
             self._claim = None
 
     def _announcing(self, wanted: InterfaceAddress, repeat: int = 1) -> None:
-        announce(wanted.interface, [wanted.address.packed] * repeat, self._open_sender())
+        packed = [wanted.address.packed] * repeat
+        announce(wanted.interface, packed, self._open_sender(), self._mac)
 
     def _open_sender(self) -> socket.socket:
         if self._sender is None:
@@ -436,6 +463,12 @@ def _covers(own: IpInterface, virtual: IpInterface) -> bool:
     if isinstance(own, ipaddress.IPv6Interface) and isinstance(virtual, ipaddress.IPv6Interface):
         return virtual.network.subnet_of(own.network)
     return False
+
+
+def _indexes(interfaces: Iterable[str]) -> set[int]:
+    """The numbers of those interfaces that are there."""
+    wanted = set(interfaces)
+    return {index for index, name in socket.if_nameindex() if name in wanted}
 
 
 def _family(address: IpInterface) -> int:

@@ -30,6 +30,7 @@ from lvsha.failover.reception import ReceivedMessage
 from lvsha.log import LimitedLog
 from lvsha.model import IPv4_BYTES, IPv6_BYTES, format_address, parse_address
 from lvsha.model import Protocol as IpProtocol
+from lvsha.wire import ipv4, ipv6
 from lvsha.wire.vrrp import HOP_LIMIT, GROUP_IPv4, GROUP_IPv6
 
 # Messages taken per turn: far more than the routers of a link send at once, and few enough
@@ -39,6 +40,8 @@ _DATAGRAM_MAX: Final = 2048
 _ANCILLARY_MAX: Final = 256
 # How long a socket in trouble is left alone, so that an error cannot become a busy loop.
 _ERROR_PAUSE: Final = 0.1
+# CS6, internetwork control: what a queue should drop last.
+_NETWORK_CONTROL: Final = 0xC0
 # linux/in.h; the socket module does not have it.
 _IP_PKTINFO: Final = 8
 
@@ -82,6 +85,7 @@ class RawTransport:
         source: bytes,
         peers: Sequence[bytes] = (),
         *,
+        mac: bytes | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         """Open the socket, and join the group if there are no peers.
@@ -90,6 +94,8 @@ class RawTransport:
             interface: its name.
             source: its own address to send from (see `own_address`); tells the family.
             peers: to whom messages are sent, instead of the group.
+            mac: the virtual MAC address that messages to the group come from (RFC 9568,
+                section 7.2), so that switches know where it is; None for the interface's.
             log: where trouble is told, at a limited rate.
 
         Raises:
@@ -100,10 +106,12 @@ class RawTransport:
         self._source = source
         group = GROUP_IPv4 if len(source) == IPv4_BYTES else GROUP_IPv6
         self._destinations = tuple(peers) or (group,)
+        self._mac = mac
         self._log = LimitedLog(log or structlog.get_logger())
         self._paused = False
         try:
             self._socket = _open(interface, source, join=not peers)
+            self._frames = None if mac is None or peers else _open_frames()
         except PermissionError as error:
             raise HostError("VRRP needs raw sockets (the capability CAP_NET_RAW)") from error
         except OSError as error:
@@ -133,6 +141,8 @@ class RawTransport:
     def close(self) -> None:
         """Close the socket, and with it leave the group."""
         self._socket.close()
+        if self._frames is not None:
+            self._frames.close()
 
     async def wait_readable(self) -> None:
         """Return when there may be a message."""
@@ -169,7 +179,10 @@ class RawTransport:
         # the second or two in which the kernel still checks a new link-local address.
         address = format_address(destination)
         try:
-            if len(self._source) == IPv4_BYTES:
+            if self._frames is not None and self._mac is not None:
+                frame = frame_to_group(self._mac, self._source, destination, message)
+                self._frames.sendto(frame, (self._interface, 0))
+            elif len(self._source) == IPv4_BYTES:
                 # struct in_pktinfo: interface index, source, and a field for receivers.
                 chosen = struct.pack("@i4s4s", 0, self._source, bytes(4))
                 ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, chosen)]
@@ -190,6 +203,46 @@ class RawTransport:
             interface=self._interface,
             error=errno.errorcode.get(error.errno or 0, str(error)),
         )
+
+
+def frame_to_group(mac: bytes, source: bytes, group: bytes, message: bytes) -> bytes:
+    """An Ethernet frame with a VRRP message.
+
+    Args:
+        mac: the source address.
+        source: the IP address of the sender.
+        group: the IP address of the group.
+        message: what the packet carries.
+    """
+    if len(source) == IPv4_BYTES:
+        # RFC 1112, section 6.4: 01-00-5E and the last 23 bits of the group.
+        destination = bytes((0x01, 0x00, 0x5E, group[1] & 0x7F)) + group[2:]
+        header = ipv4.emit(
+            ipv4.Ipv4Header(
+                source=source,
+                destination=group,
+                protocol=IpProtocol.VRRP,
+                total_length=ipv4.HEADER_BYTES + len(message),
+                ttl=HOP_LIMIT,
+                tos=_NETWORK_CONTROL,
+                flags=ipv4.DONT_FRAGMENT,
+            )
+        )
+    else:
+        # RFC 2464, section 7: 33-33 and the last four bytes of the group.
+        destination = b"\x33\x33" + group[-4:]
+        header = ipv6.emit(
+            ipv6.Ipv6Header(
+                source=source,
+                destination=group,
+                next_header=IpProtocol.VRRP,
+                payload_length=len(message),
+                hop_limit=HOP_LIMIT,
+                traffic_class=_NETWORK_CONTROL,
+            )
+        )
+    ethertype = 0x0800 if len(source) == IPv4_BYTES else 0x86DD
+    return destination + mac + ethertype.to_bytes(2) + header + message
 
 
 def own_address(interface: str, family: int, virtual: Collection[bytes]) -> bytes:
@@ -251,10 +304,16 @@ def _open(interface: str, source: bytes, *, join: bool) -> socket.socket:
     return opened
 
 
+def _open_frames() -> socket.socket:
+    """A socket for whole frames; protocol 0, so that it is never handed one."""
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    opened.setblocking(False)
+    return opened
+
+
 def _prepare_ipv4(opened: socket.socket) -> None:
     opened.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, HOP_LIMIT)
-    # CS6, internetwork control: what a queue should drop last.
-    opened.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xC0)
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _NETWORK_CONTROL)
 
 
 def _join_ipv4(opened: socket.socket, source: bytes, index: int) -> None:
@@ -276,7 +335,7 @@ def _prepare_ipv6(opened: socket.socket) -> None:
     opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, HOP_LIMIT)
     opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
     opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0xC0)
+    opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _NETWORK_CONTROL)
 
 
 def _join_ipv6(opened: socket.socket, index: int) -> None:

@@ -36,6 +36,11 @@ _LAYOUT: Final = struct.Struct("!BBBBHH")
 _CHECKSUM: Final = slice(6, 8)
 
 
+def virtual_mac(vrid: int, family: int) -> bytes:
+    """The MAC address of a virtual router (RFC 9568, section 7.3); ``family`` is 4 or 6."""
+    return bytes((0x00, 0x00, 0x5E, 0x00, 0x01 if family == 4 else 0x02, vrid))
+
+
 @dataclass(frozen=True, slots=True)
 class Advertisement:
     """What the holder of a virtual router says about itself, in either version.

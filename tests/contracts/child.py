@@ -32,9 +32,11 @@ def in_namespace(file: str, check: str) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
 
 
+def run(*words: str) -> str:
+    """What a program prints in this process's namespace."""
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout
+
+
 def ip(arguments: str) -> str:
     """What iproute2 answers in this process's namespace."""
-    done = subprocess.run(
-        ["ip", *arguments.split()], capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout
+    return run("ip", *arguments.split())

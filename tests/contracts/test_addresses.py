@@ -20,7 +20,7 @@ from lvsha.failover.addresses import (
     NetlinkAddresses,
     remove_leftovers,
 )
-from tests.contracts.child import in_namespace, ip
+from tests.contracts.child import in_namespace, ip, run
 
 ETHERTYPE_ARP = 0x0806
 INTERFACE = "outside"
@@ -288,6 +288,38 @@ async def prepared_beside_an_own_address() -> None:
     assert addresses.counters.snapshot() == {}
 
 
+async def virtual_mac() -> None:
+    """It is in the announcements, and the card takes its frames for as long as they are held."""
+    mac = bytes.fromhex("00005e000133")
+    addresses = NetlinkAddresses(VIRTUAL, mac=mac)
+
+    def admitted() -> bool:
+        return mac.hex(":") in run("bridge", "fdb", "show", "dev", INTERFACE)
+
+    for prepared in (True, False):
+        if prepared:
+            await addresses.prepare()
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE_ARP)) as ear:
+            ear.bind(("other", 0))
+            ear.settimeout(5)
+            assert await addresses.acquire()
+            frames = [ear.recv(100) for _ in range(4)]
+        assert {frame[6:12] for frame in frames} == {frame[22:28] for frame in frames} == {mac}
+        assert admitted()
+        assert await addresses.refresh()
+        await addresses.release()
+        assert not admitted()
+    ip(f"link delete {INTERFACE}")
+    make_interface()
+    await addresses.acquire()
+    assert admitted()
+    ip(f"link delete {INTERFACE}")
+    make_interface()
+    await addresses.refresh()
+    assert admitted()
+    assert addresses.counters.snapshot() == {"address_restored": len(VIRTUAL)}
+
+
 async def missing_interface() -> None:
     missing = [InterfaceAddress("nowhere", ipaddress.ip_interface("192.0.2.10/24"))]
     addresses = NetlinkAddresses([*missing, VIRTUAL[0]])
@@ -362,6 +394,7 @@ CHECKS = {
         prepared,
         prepared_in_vain,
         prepared_beside_an_own_address,
+        virtual_mac,
         missing_interface,
         down_interface,
         no_privilege,

@@ -1,12 +1,16 @@
 """RFC 9568 (VRRP version 3): one test for each MUST that a program like lvsha can keep.
 
-Left out, with the reason in docs/limits.md: what concerns the virtual MAC (the interface's
-own is used), router advertisements, and forwarding by the kernel.
+Left out, with the reason in docs/limits.md: router advertisements, and forwarding by the
+kernel. What the kernel does with a virtual MAC is in tests/netns/test_virtual_mac_netns.py.
 """
 
 import pytest
 import trio
 import trio.testing
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
 from lvsha.errors import WireError
 from lvsha.failover.actions import (
@@ -21,7 +25,8 @@ from lvsha.failover.announcements import announcement_frames
 from lvsha.failover.election import Election
 from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.speaker import RouterStateChanged, Speaker
-from lvsha.model import VrrpState, parse_address
+from lvsha.failover.transport import frame_to_group
+from lvsha.model import VrrpState, format_address, parse_address
 from lvsha.wire import arp, checksum, ipv6, neighbour_discovery, vrrp
 
 OWN = parse_address("10.0.0.5")
@@ -416,3 +421,37 @@ def test_7_2_fields_are_those_of_the_configuration() -> None:
 def test_7_2_messages_go_to_the_group() -> None:
     assert vrrp.GROUP_IPv4 == parse_address("224.0.0.18")
     assert vrrp.GROUP_IPv6 == parse_address("ff02::12")
+
+
+def test_7_3_virtual_router_mac_addresses() -> None:
+    assert vrrp.virtual_mac(7, 4) == bytes.fromhex("00005e000107")
+    assert vrrp.virtual_mac(255, 6) == bytes.fromhex("00005e0002ff")
+
+
+@pytest.mark.parametrize(
+    ("source", "group", "header"),
+    [
+        (OWN, vrrp.GROUP_IPv4, IP(dst="224.0.0.18", ttl=255, id=0, flags="DF", proto=112)),
+        (OWN6, vrrp.GROUP_IPv6, IPv6(dst="ff02::12", hlim=255, nh=112)),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_7_2_advertisements_come_from_the_virtual_mac(
+    source: bytes, group: bytes, header: IP | IPv6
+) -> None:
+    mac = vrrp.virtual_mac(7, 4)
+    frame = Ether(frame_to_group(mac, source, group, b"message!"))
+    assert (frame.src, frame.dst) == (
+        "00:00:5e:00:01:07",
+        "01:00:5e:00:00:12" if len(source) == 4 else "33:33:00:00:00:12",
+    )
+    header.src = format_address(source)
+    (header.setfieldval)("tos" if len(source) == 4 else "tc", 0xC0)
+    assert bytes(frame)[14:] == bytes(header / Raw(b"message!"))
+
+
+def test_8_1_2_announcements_name_the_virtual_mac_and_come_from_it() -> None:
+    mac = vrrp.virtual_mac(7, 4)
+    for frame in announcement_frames(mac, VIRTUAL, router=True):
+        assert frame[6:12] == mac
+        assert arp.parse(frame[14:]).sender_mac == mac

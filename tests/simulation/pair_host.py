@@ -30,7 +30,7 @@ from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.rivals import Claim
 from lvsha.failover.routes import Route, Rule
 from lvsha.failover.transport import BATCH_MAX
-from lvsha.model import ConnectionFlag
+from lvsha.model import ConnectionFlag, VirtualMac
 from lvsha.programs import Outcome
 from lvsha.service_manager import Nobody
 from lvsha.settings import Settings
@@ -101,6 +101,7 @@ class SimulatedHost:
         interfaces: Collection[str],
         on_change: Callable[[], None],
         stale_after: float,
+        virtual_macs: Collection[VirtualMac],
     ) -> "SimulatedForwarder":
         self.frames = SimulatedForwarder(self.life, director, interfaces, on_change, stale_after)
         return self.frames
@@ -133,6 +134,7 @@ class SimulatedHost:
         *,
         announce_repeat: int,
         announce_at_once: bool,
+        mac: bytes | None,
     ) -> "SimulatedAddresses":
         return SimulatedAddresses(self.life, [placed.address.ip.packed for placed in addresses])
 
@@ -266,6 +268,9 @@ class SimulatedForwarder:
 
     async def network_changed(self) -> None:
         await self._changed.wait()
+
+    def listen_to(self, mac: bytes | None, *, held: bool) -> None:
+        assert mac is None
 
     def services_changed(self) -> None:
         """There are no rules to load here."""

@@ -97,3 +97,17 @@ def test_a_node_may_own_the_addresses_and_no_more_than_one() -> None:
     assert read(priority=255).nodes["east"].priority_of("web") == 255
     with pytest.raises(ConfigError, match="less than or equal to 255"):
         read(priority=256)
+
+
+def test_a_virtual_mac_is_asked_for_and_is_that_of_the_family() -> None:
+    assert router().mac is None
+    assert router("virtual_mac = true").mac == bytes.fromhex("00005e000107")
+    assert router("virtual_mac = true", "2001:db8::1/64").mac == bytes.fromhex("00005e000207")
+
+
+def test_two_virtual_routers_cannot_have_the_same_mac() -> None:
+    with pytest.raises(ConfigError, match=r"other.virtual_mac: expected false, or another vrid"):
+        read(
+            "virtual_mac = true\n[[virtual_routers]]\nname = 'other'\nvrid = 7\n"
+            "interface = 'inside'\naddresses = ['10.0.0.9/24']\nvirtual_mac = true\nsync_id = 9"
+        )

@@ -1,6 +1,6 @@
 """What comes into force when, under a clock of the test's own."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import pytest
 import trio
@@ -12,9 +12,10 @@ from lvsha.datapath.claims import Claims
 from lvsha.datapath.flow import Frame
 from lvsha.datapath.guard import REMOVED_INTERVAL, SETTLING, Guard
 from lvsha.datapath.host_link import HostLink
-from lvsha.datapath.network import AddressChange
+from lvsha.datapath.network import AddressChange, LinkChange
 from lvsha.errors import HostError
-from lvsha.model import parse_address
+from lvsha.model import VirtualMac, parse_address
+from lvsha.wire.vrrp import virtual_mac
 from tests import packets
 from tests.laboratory import C4, CLIENT, S4, V4, Laboratory
 
@@ -29,7 +30,11 @@ class Kernel:
         self.refuse = 0
 
     async def intercept(
-        self, interfaces: Collection[str], claims: Claims, remember: float | None
+        self,
+        interfaces: Mapping[str, bytes],
+        claims: Claims,
+        remember: float | None,
+        virtual_macs: Collection[VirtualMac],
     ) -> None:
         await trio.lowlevel.checkpoint()
         if self.refuse:
@@ -62,7 +67,9 @@ class Link(HostLink):
 class Trial:
     """A guard over a director in a laboratory."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, virtual_macs: Collection[VirtualMac] = ()
+    ) -> None:
         self.laboratory = Laboratory()
         self.kernel = Kernel()
         monkeypatch.setattr(guard_module, "intercept", self.kernel.intercept)
@@ -74,6 +81,7 @@ class Trial:
             self.link,
             self.counters,
             lambda: self.kernel.events.append("filters"),
+            virtual_macs,
         )
 
     def run(self, test: Callable[[], Awaitable[None]]) -> None:
@@ -217,3 +225,24 @@ def test_claims_end_a_while_after_the_last_connection_of_a_removed_server(trial:
         assert trial.guard.claims == Claims()
 
     trial.run(test)
+
+
+def test_another_mac_address_of_an_interface_makes_other_rules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If neighbours are told a virtual one in its place; else it is in no rule."""
+    mac = bytes.fromhex("02ffffffff01")
+    macs = (VirtualMac(virtual_mac(51, 4), frozenset({parse_address(V4)})),)
+    for virtual_macs, expected in (((), 1), (macs, 2)):
+        trial = Trial(monkeypatch, virtual_macs)
+
+        async def test(trial: Trial = trial) -> None:
+            network = trial.laboratory.director.network
+            change = LinkChange(CLIENT, "client", mac, 1500, up=True)
+            for _ in range(2):
+                network.apply(change)
+                trial.guard.note([change])
+                await trio.sleep(2 * SETTLING)
+
+        trial.run(test)
+        assert len(trial.kernel.loaded) == expected

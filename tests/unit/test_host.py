@@ -123,7 +123,7 @@ def test_an_interface_that_is_not_there_is_named() -> None:
 def test_it_makes_a_forwarder_for_the_director() -> None:
     async def make() -> dict[str, int]:
         director = Director(connections_max=10, dice=random.Random(1))
-        made = LinuxHost().forwarder(director, ["eth0"], lambda: None, stale_after=0.3)
+        made = LinuxHost().forwarder(director, ["eth0"], lambda: None, 0.3, ())
         return made.counters.snapshot()
 
     assert trio.run(make) == {}

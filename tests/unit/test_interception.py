@@ -46,6 +46,10 @@ def test_release_takes_tables_and_routes_away_whether_or_not_they_are_there(
         "delete table netdev lvsha",
         "add table inet lvsha",
         "delete table inet lvsha",
+        "add table arp lvsha",
+        "delete table arp lvsha",
+        "add table ip6 lvsha",
+        "delete table ip6 lvsha",
     ]
     assert released == ["routes"]
 
@@ -67,7 +71,7 @@ def test_what_nft_cannot_do_is_one_sentence(
 ) -> None:
     fake_nft(monkeypatch, result)
     with pytest.raises(HostError, match=words):
-        trio.run(interception.intercept, ["eth0"], Claims())
+        trio.run(interception.intercept, {"eth0": bytes(6)}, Claims())
 
 
 def _message(kind: int, family: int, *attributes: tuple[int, bytes]) -> bytes:

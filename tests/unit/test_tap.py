@@ -4,11 +4,13 @@ import pytest
 
 from lvsha.datapath.tap import FILTER_ADDRESSES_MAX, Instruction, socket_filter
 from lvsha.model import parse_address
+from lvsha.wire.vrrp import virtual_mac
 from tests import packets
 
 C4, V4, S4 = "198.51.100.7", "192.0.2.1", "10.1.0.2"
 C6, V6, S6 = "2001:db8::7", "2001:db8:f::1", "fd00::2"
 PACKET_TYPE, VLAN_TAG_PRESENT = 0xFFFF_F004, 0xFFFF_F030
+OTHER_HOST = 3  # linux/if_packet.h
 STEPS_MAX = 4096  # BPF_MAXINSNS
 
 
@@ -149,3 +151,19 @@ def test_every_jump_stays_inside_the_program() -> None:
             reach = operand if code == 0x05 else max(if_true, if_false)
             assert at + 1 + reach < len(program) or code == 0x06
         assert program[-1][0] == 0x06
+
+
+def test_frames_to_some_other_addresses_are_taken_as_well() -> None:
+    macs = [virtual_mac(vrid, family) for family in (4, 6) for vrid in range(1, 256)]
+    program = socket_filter((addresses(V4, V6), addresses(S4, S6)), macs)
+    packet = packets.tcp(C4, 1, V4, 80)
+    for mac in macs:
+        frame = mac + packets.ethernet(packet)[6:]
+        assert passes(program, frame, kind=OTHER_HOST)
+        assert not passes(PROGRAM, frame, kind=OTHER_HOST)
+        assert not passes(program, frame, kind=OTHER_HOST, tagged=True)
+        assert not passes(program, mac + packets.ethernet(packets.tcp(C4, 1, C4, 80))[6:], kind=3)
+    for other in (b"\x02" + macs[0][1:], macs[0][:5] + b"\0", b"\xff" * 6):
+        assert not passes(program, other + packets.ethernet(packet)[6:], kind=OTHER_HOST)
+    assert passes(program, packets.ethernet(packet))
+    assert len(program) < STEPS_MAX
