@@ -57,7 +57,6 @@ from lvsha.node_sync import NodeSync
 from lvsha.node_tracking import NodeTracking
 from lvsha.recorder import Recorder
 from lvsha.service_status import service_status
-from lvsha.sync.messages import Opinions
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.takeover import Takeover
 from lvsha.vigil import Vigil
@@ -112,7 +111,7 @@ class Node:
         self.tracking = NodeTracking(pair, name, self.director, host)
         self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
         self.sync.may_be_away = self.health.may_be_away
-        self.sync.on_opinions = self._hear_opinions
+        self.sync.on_opinions = self.health.hear
         self.health.share = self.sync.share
         self.vigil = Vigil(
             self._forwarder.beat,
@@ -243,11 +242,6 @@ class Node:
             "handover": Lasting(self._handover.command),
             **administration.commands(),
         }
-
-    def _hear_opinions(self, message: Opinions) -> None:
-        part = message.part, message.parts
-        node, checked = message.origin.node, message.checked
-        self.health.hear(node, message.number, part, checked, message.opinions)
 
     def _services_changed(self) -> None:
         self._servers_changed()

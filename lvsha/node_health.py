@@ -11,7 +11,7 @@ where they disagree; each goes by what it finds itself.
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Final, assert_never
@@ -29,6 +29,7 @@ from lvsha.errors import AdministrationError
 from lvsha.health.judge import Counts, Rules
 from lvsha.health.opinions import Finding, Opinion
 from lvsha.health.peer_opinions import PeerOpinions
+from lvsha.health.peer_opinions import Server as CheckedServer
 from lvsha.health.prober import Prober
 from lvsha.health.runner import Assignment, Runner
 from lvsha.health.service_health import (
@@ -43,13 +44,13 @@ from lvsha.health.service_health import (
 )
 from lvsha.health.target import Target
 from lvsha.model import format_endpoint
+from lvsha.sync.messages import Opinions
+from lvsha.sync.opinions import NotUp
 
 EXCHANGE_INTERVAL: Final = 1.0
 """Seconds between two lists of what is found, which the nodes tell each other."""
 
 _log = structlog.get_logger("health")
-_NotUp = tuple[str, bytes, int, int]
-"""Service, address and port of a server, and whether it is down, or not known."""
 
 Endpoint = tuple[bytes, int]
 """The address and port of a server, by which a service knows it."""
@@ -141,6 +142,16 @@ class Keeper:
 
     # Observation
 
+    def named(self, number: int) -> CheckedServer:
+        """A server as the nodes name it to each other."""
+        return (self.service.name, *self.endpoints[number])
+
+    def opinions(self) -> Iterator[tuple[CheckedServer, Opinion]]:
+        """What is thought of each server that is checked."""
+        for number, judge in enumerate(self.core.judges):
+            if judge is not None:
+                yield self.named(number), judge.opinion
+
     def status(self) -> dict[str, object]:
         """Of the service, as JSON values."""
         core = self.core
@@ -197,7 +208,7 @@ class NodeHealth:
         prober: Prober,
         on_change: Callable[[], None],
     ) -> None:
-        self.share: Callable[[int, int, Sequence[_NotUp]], None] = (
+        self.share: Callable[[int, int, Sequence[NotUp]], None] = (
             lambda _number, _checked, _not_up: None
         )
         self.peers = PeerOpinions()
@@ -208,6 +219,8 @@ class NodeHealth:
         self._prober = prober
         self._on_change = on_change
         self._runner = Runner(prober, self._report, pair.limits.probes, random.SystemRandom())
+        self._checked: dict[CheckedServer, int] = {}
+        self._not_up: dict[CheckedServer, Opinion] = {}
         self._timed: set[Keeper] = set()
         self._moved = trio.Event()
         self._started = False
@@ -241,6 +254,9 @@ class NodeHealth:
         now = trio.current_time()
         for keeper in self._keepers:
             self._carry_out(keeper, keeper.core.start(now))
+            for server, opinion in keeper.opinions():
+                self._checked[server] = len(self._checked)
+                self._keep(server, opinion)
         nursery.start_soon(self._runner.run, self._assignments)
         nursery.start_soon(self._keep_time)
         nursery.start_soon(self._exchange)
@@ -277,6 +293,7 @@ class NodeHealth:
                 case Place(server, weight):
                     listed_changed |= self._place(keeper, server, weight)
                 case OpinionChanged():
+                    self._keep(keeper.named(action.server), action.new)
                     self._tell(keeper, action)
                 case QuorumReached(weight):
                     _log.info("quorum reached", service=keeper.service.name, weight=weight)
@@ -304,6 +321,12 @@ class NodeHealth:
             _log.warning("weight refused", service=keeper.service.name, reason=str(error))
             return False
 
+    def _keep(self, server: CheckedServer, opinion: Opinion) -> None:
+        if opinion is Opinion.UP:
+            self._not_up.pop(server, None)
+        else:
+            self._not_up[server] = opinion
+
     def _tell(self, keeper: Keeper, change: OpinionChanged) -> None:
         end = keeper.endpoints[change.server]
         log = _log.warning if change.new is Opinion.DOWN else _log.info
@@ -316,41 +339,33 @@ class NodeHealth:
 
     # What other nodes find
 
-    def hear(
-        self, node: str, number: int, part: tuple[int, int], checked: int, not_up: Iterable[_NotUp]
-    ) -> None:
-        """Take a part of what another node finds.
-
-        Args:
-            node: whose.
-            number: of its list.
-            part: which part this is, and of how many.
-            checked: how many servers that node checks.
-            not_up: those that it does not find up.
-        """
+    def hear(self, told: Opinions) -> None:
+        """Take a part of what another node finds."""
         opinions = [
             ((service, address, port), Opinion.DOWN if is_down else Opinion.UNKNOWN)
-            for service, address, port, is_down in not_up
+            for service, address, port, is_down in told.opinions
         ]
-        self.peers.hear(node, number, *part, checked, opinions, trio.current_time())
+        self.peers.hear(
+            told.origin.node,
+            told.number,
+            told.part,
+            told.parts,
+            told.checked,
+            opinions,
+            trio.current_time(),
+        )
 
     async def _exchange(self) -> None:
         """Tell the peers what is found here, and people where that is not what a peer finds."""
         for number in count(1):
             await trio.sleep(EXCHANGE_INTERVAL)
-            ours = {
-                (keeper.service.name, *keeper.endpoints[server]): judge.opinion
-                for keeper in self._keepers
-                for server, judge in enumerate(keeper.core.judges)
-                if judge is not None
-            }
+            # In the order of the pair file: of a list that is too long the end is not told.
             not_up = [
-                (*server, int(opinion is Opinion.DOWN))
-                for server, opinion in ours.items()
-                if opinion is not Opinion.UP
+                (*server, int(self._not_up[server] is Opinion.DOWN))
+                for server in sorted(self._not_up, key=self._checked.__getitem__)
             ]
-            self.share(number, len(ours), not_up)
-            for one in self.peers.compare(ours, trio.current_time()):
+            self.share(number, len(self._checked), not_up)
+            for one in self.peers.compare(self._not_up, self._checked, trio.current_time()):
                 service, address, port = one.server
                 end = format_endpoint(address, port)
                 said = {"service": service, "server": end, "peer": one.node}
@@ -428,8 +443,8 @@ class NodeHealth:
         return [*told, *removed]
 
     def _elsewhere(self, keeper: Keeper, number: int, now: float) -> dict[str, str]:
-        server = (keeper.service.name, *keeper.endpoints[number])
-        return {node: opinion.value for node, opinion in self.peers.of(server, now).items()}
+        opinions = self.peers.of(keeper.named(number), now)
+        return {node: opinion.value for node, opinion in opinions.items()}
 
 
 def _rules(health: Health) -> Rules:

@@ -89,19 +89,36 @@ class PeerOpinions:
     def of(self, server: Server, now: float) -> dict[str, Opinion]:
         """What each node thinks of a server that has told lately, and checks any."""
         return {
-            node: heard.opinions.get(server, Opinion.UP)
+            node: opinions.get(server, Opinion.UP) for node, opinions in self._lists(now).items()
+        }
+
+    def _lists(self, now: float) -> dict[str, dict[Server, Opinion]]:
+        return {
+            node: heard.opinions
             for node, heard in self._heard.items()
             if heard.checked and now < heard.at + LASTING
         }
 
-    def compare(self, ours: Mapping[Server, Opinion], now: float) -> Iterator[Disagreement]:
+    def compare(
+        self, not_up: Mapping[Server, Opinion], checked: Mapping[Server, int], now: float
+    ) -> Iterator[Disagreement]:
         """What has differed for `SETTLING`, and what differs no more; each is said once.
 
-        Where either has no opinion yet nothing differs.
+        Where either has no opinion yet nothing differs. Only servers that are not up here or
+        there are looked at: no packet is forwarded meanwhile, and the others may be thousands.
+
+        Args:
+            not_up: what this node thinks of the servers that it does not find up.
+            checked: the number of each server that it checks, in the order to say them in.
+            now: the clock.
         """
+        lists = self._lists(now)
+        named = {server for opinions in lists.values() for server in opinions if server in checked}
         differing: dict[tuple[str, Server], tuple[Opinion, Opinion]] = {}
-        for server, own in ours.items():
-            for node, theirs in self.of(server, now).items():
+        for server in sorted(not_up.keys() | named, key=checked.__getitem__):
+            own = not_up.get(server, Opinion.UP)
+            for node, opinions in lists.items():
+                theirs = opinions.get(server, Opinion.UP)
                 if Opinion.UNKNOWN not in {own, theirs} and own is not theirs:
                     differing[node, server] = own, theirs
         self._since = {key: self._since.get(key, now) for key in differing}
@@ -112,4 +129,5 @@ class PeerOpinions:
         for key in self._told.keys() - differing.keys():
             del self._told[key]
             node, server = key
-            yield Disagreement(node, server, ours.get(server, Opinion.UNKNOWN), None)
+            unnamed = Opinion.UP if server in checked else Opinion.UNKNOWN
+            yield Disagreement(node, server, not_up.get(server, unnamed), None)

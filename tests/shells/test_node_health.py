@@ -1,7 +1,7 @@
 """What a node's director has from the checks, and what the operator has to say in it."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -11,11 +11,15 @@ import trio.testing
 from lvsha.administration import Administration
 from lvsha.build import build_director
 from lvsha.config import Pair, parse_pair
-from lvsha.health.opinions import Finding
-from lvsha.health.peer_opinions import SETTLING
+from lvsha.health.judge import Judge
+from lvsha.health.opinions import Finding, Opinion
+from lvsha.health.peer_opinions import SETTLING, Disagreement, PeerOpinions
+from lvsha.health.peer_opinions import Server as CheckedServer
 from lvsha.ipvsadm.exchange import Answer
 from lvsha.model import parse_address
 from lvsha.node_health import EXCHANGE_INTERVAL, NodeHealth
+from lvsha.sync.messages import Opinions, Origin, Role
+from lvsha.sync.opinions import NotUp
 from tests.probers import BAD, GOOD, ScriptedProber
 
 VIRTUAL = "192.0.2.10"
@@ -127,6 +131,10 @@ def test_servers_take_connections_after_their_first_check_and_none_when_it_fails
     assert stage.changes == 0
 
 
+def told(number: int, *not_up: NotUp, part: int = 0, parts: int = 1) -> Opinions:
+    return Opinions(Origin(1, "west", 1, Role.LEAD, 1, 0), number, part, parts, 2, not_up)
+
+
 def test_the_nodes_tell_each_other_what_they_find_and_people_where_they_disagree() -> None:
     down = ("web", parse_address(FIRST), 80, 1)
 
@@ -137,23 +145,94 @@ def test_the_nodes_tell_each_other_what_they_find_and_people_where_they_disagree
         assert (checked, not_up) == (2, [down])
         assert stage.status()[1][SECOND]["peers"] == {}
         for turn in range(int(SETTLING) + 3):
-            stage.health.hear("west", number + turn, (0, 1), 2, [])
+            stage.health.hear(told(number + turn))
             await trio.sleep(EXCHANGE_INTERVAL)
         found = stage.status()[1]
         assert (found[FIRST]["opinion"], found[FIRST]["peers"]) == ("down", {"west": "up"})
         assert stage.health.counted()["disagreements"] == 1
-        stage.health.hear("west", 1000, (0, 1), 2, [down, ("web", parse_address(SECOND), 80, 0)])
+        stage.health.hear(told(1000, down, ("web", parse_address(SECOND), 80, 0)))
         found = stage.status()[1]
         assert (found[FIRST]["peers"], found[SECOND]["peers"]) == (
             {"west": "down"},
             {"west": "unknown"},
         )
+        stage.health.hear(told(1001, part=1, parts=2))
+        assert stage.status()[1] == found
         await trio.sleep(2 * EXCHANGE_INTERVAL)
         assert stage.health.counted()["disagreements"] == 1
-        numbers = [told[0] for told in stage.shared]
+        numbers = [shared[0] for shared in stage.shared]
         assert numbers == sorted(set(numbers))
 
     play(scenario)
+
+
+def test_a_list_for_the_peers_names_those_that_are_not_up_now_in_the_order_of_the_file() -> None:
+    first, second = (("web", parse_address(address), 80) for address in (FIRST, SECOND))
+
+    async def scenario(stage: Stage) -> None:
+        shared = []
+        for bad in ([SECOND], [FIRST, SECOND], [FIRST], []):
+            stage.prober.findings = dict.fromkeys(bad, BAD)
+            await trio.sleep(ROUND + EXCHANGE_INTERVAL)
+            shared.append(stage.shared[-1][1:])
+        assert shared == [
+            (2, [(*second, 1)]),
+            (2, [(*first, 1), (*second, 1)]),
+            (2, [(*first, 1)]),
+            (2, []),
+        ]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(("unchecked", "named"), [("down", [FIRST, SECOND]), ("up", [])])
+def test_the_first_list_names_those_that_nobody_knows_yet(unchecked: str, named: list[str]) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.prober.seconds = 3 * EXCHANGE_INTERVAL
+        await trio.sleep(EXCHANGE_INTERVAL + 0.1)
+        not_up = [("web", parse_address(address), 80, 0) for address in named]
+        assert stage.shared == [(1, 2, not_up)]
+
+    play(scenario, a_pair(f'health = {{ unchecked = "{unchecked}" }}'))
+
+
+class OpinionsCounted(Judge):
+    """A judge who counts how often one is asked."""
+
+    asked = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "opinion":
+            OpinionsCounted.asked += 1
+        return super().__getattribute__(name)
+
+
+def test_servers_that_are_up_cost_an_exchange_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next packet waits for it, and of those servers there may be thousands."""
+    compared: list[dict[CheckedServer, Opinion]] = []
+
+    class Peers(PeerOpinions):
+        def compare(
+            self, not_up: Mapping[CheckedServer, Opinion], *others: Any
+        ) -> Iterator[Disagreement]:
+            compared.append(dict(not_up))
+            return super().compare(not_up, *others)
+
+    async def scenario(stage: Stage) -> None:
+        await trio.sleep(ROUND)
+        stage.prober.seconds = 100 * EXCHANGE_INTERVAL
+        await trio.sleep(2 * EXCHANGE_INTERVAL)
+        compared.clear()
+        before, lists = OpinionsCounted.asked, len(stage.shared)
+        assert before
+        await trio.sleep(5 * EXCHANGE_INTERVAL)
+        assert OpinionsCounted.asked == before
+        assert len(stage.shared) - lists == len(compared) == 5
+        assert all(each == {("web", parse_address(FIRST), 80): Opinion.DOWN} for each in compared)
+
+    monkeypatch.setattr("lvsha.health.service_health.Judge", OpinionsCounted)
+    monkeypatch.setattr("lvsha.node_health.PeerOpinions", Peers)
+    play(scenario, prepare=[FIRST])
 
 
 def test_thresholds_that_an_operator_sets_survive_the_checks() -> None:
