@@ -165,19 +165,19 @@ class Judge:
         if self._growing_since is None or not full:
             return full
         steps = min(full, SLOW_START_STEPS)
-        step = min(steps, math.floor((now - self._growing_since) / self._step_length(steps)) + 1)
-        return max(1, full * step // steps)
+        return max(1, full * min(steps, self._step(steps, self._growing_since, now)) // steps)
 
-    def _step_length(self, steps: int) -> float:
-        return self._rules.slow_start / steps
+    def _step(self, steps: int, since: float, now: float) -> int:
+        """In which step of growing it is; the first is 1."""
+        length = self._rules.slow_start / steps
+        step = math.floor((now - since) / length) + 1
+        # Dividing may round down to the step before the one that begins now.
+        return step + 1 if since + step * length <= now else step
 
     def deadline(self, now: float) -> float | None:
         """When the weight changes by itself; None for never."""
         if self._growing_since is None:
             return None
         steps = min(self.full_weight, SLOW_START_STEPS) or 1
-        length = self._step_length(steps)
-        taken = math.floor((now - self._growing_since) / length) + 1
-        following = self._growing_since + taken * length
-        # Dividing may round up to the step that this one is still in.
-        return following if following > now else self._growing_since + (taken + 1) * length
+        step = self._step(steps, self._growing_since, now)
+        return self._growing_since + step * (self._rules.slow_start / steps)

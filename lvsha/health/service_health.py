@@ -11,11 +11,14 @@ What always holds:
   checked, unless the quorum is reached earlier, so that a start is no alarm.
 * The sorry server takes connections exactly while the quorum is lost; then those that are
   up, but too few, have weight 0, and their connections go on.
+* What a finding costs does not grow with the number of servers, unless the sorry server comes
+  or goes: thousands of them are looked after beside the loop that forwards.
 
 Times are seconds on a monotonic clock.
 """
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -99,7 +102,10 @@ class ServiceHealth:
         self._sorry_weight = sorry_weight
         self._regained_at: float | None = None
         self._placed: dict[int, int | None] = {SORRY: None}
-        self.deadline: float | None = None
+        self._counted = [0] * len(servers)
+        self._weight_up = 0
+        self._unknown: set[int] = set()
+        self._agenda = _Agenda()
 
     def start(self, now: float) -> list[Action]:
         """Begin: nobody has been checked."""
@@ -108,7 +114,7 @@ class ServiceHealth:
             for counts, weight in self._servers
         ]
         self._placed.update(enumerate(self._own_weights))
-        return list(self._decide(now))
+        return list(self._decide(range(len(self.judges)), now))
 
     def receive(self, found: CheckFinding, now: float) -> list[Action]:
         """Take note of what a probe found."""
@@ -119,7 +125,7 @@ class ServiceHealth:
         actions: list[Action] = []
         if judge.opinion is not old:
             actions.append(OpinionChanged(found.server, old, judge.opinion, judge.reason))
-        return [*actions, *self._decide(now)]
+        return [*actions, *self._decide({found.server, *self._due(now)}, now)]
 
     def set_own_weight(self, server: int, weight: int, now: float) -> list[Action]:
         """Take note of the weight that the operator gave a server; it has it already.
@@ -131,29 +137,55 @@ class ServiceHealth:
         if judge is not None:
             judge.own_weight = weight
         self._placed[server] = weight
-        return list(self._decide(now))
+        return list(self._decide({server, *self._due(now)}, now))
 
     def expire(self, now: float) -> list[Action]:
         """Carry out what was due until now."""
-        for judge in self.judges:
-            if judge is not None:
-                judge.expire(now)
-        return list(self._decide(now))
+        return list(self._decide(self._due(now), now))
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call `expire`; None for never."""
+        return self._agenda.next
 
     # Decisions
 
-    def _decide(self, now: float) -> Iterator[Action]:
+    def _due(self, now: float) -> set[int]:
+        due = self._agenda.take(now)
+        for server in due - {SORRY}:
+            judge = self.judges[server]
+            if judge is not None:
+                judge.expire(now)
+        return due
+
+    def _decide(self, changed: Collection[int], now: float) -> Iterator[Action]:
+        """Decide about servers of which something has changed, or whose time has come."""
+        stood_in = self.sorry
+        for server in changed:
+            self._count(server)
         yield from self._decide_quorum(now)
-        for server in [*range(len(self.judges)), SORRY]:
+        concerned = changed if self.sorry is stood_in else range(len(self.judges))
+        for server in [*sorted(set(concerned) - {SORRY}), SORRY]:
             weight = self._sorry(now) if server == SORRY else self._wanted(server, now)
             if weight != self._placed[server]:
                 self._placed[server] = weight
                 yield Place(server, weight)
-        self.deadline = min(self._deadlines(now), default=None)
+            self._agenda.put(server, self._time_of(server, now))
+
+    def _count(self, server: int) -> None:
+        """Keep what the servers come to together."""
+        if server == SORRY:
+            return
+        judge, weight = self.judges[server], self._own_weights[server]
+        if judge is not None:
+            weight = judge.full_weight if judge.opinion is Opinion.UP else 0
+            is_unknown = judge.opinion is Opinion.UNKNOWN
+            (self._unknown.add if is_unknown else self._unknown.discard)(server)
+        self._weight_up += weight - self._counted[server]
+        self._counted[server] = weight
 
     def _decide_quorum(self, now: float) -> Iterator[Action]:
-        weight, unknown = self.weight_up(), self._is_unknown()
-        hysteresis = self._rules.hysteresis
+        weight, hysteresis = self._weight_up, self._rules.hysteresis
         if self.quorum:
             if weight < self._rules.quorum - hysteresis:
                 self.quorum = False
@@ -163,22 +195,13 @@ class ServiceHealth:
                 self._regained_at = now
             self.quorum = True
             yield QuorumReached(weight)
-        elif self.quorum is None and not unknown:
+        elif self.quorum is None and not self._unknown:
             self.quorum = False
             yield QuorumLost(weight)
 
     def weight_up(self) -> int:
         """What the servers that are up have together, as if all had grown to it."""
-        total = 0
-        for own, judge in zip(self._own_weights, self.judges, strict=True):
-            if judge is None:
-                total += own
-            elif judge.opinion is Opinion.UP:
-                total += judge.full_weight
-        return total
-
-    def _is_unknown(self) -> bool:
-        return any(judge is not None and judge.opinion is Opinion.UNKNOWN for judge in self.judges)
+        return self._weight_up
 
     @property
     def sorry(self) -> bool:
@@ -201,17 +224,54 @@ class ServiceHealth:
             return None
         return 0 if self._placed[SORRY] is not None else None
 
-    def _deadlines(self, now: float) -> Iterator[float]:
-        for server, judge in enumerate(self.judges):
-            if judge is None:
-                continue
-            if judge.opinion is Opinion.DOWN and self._rules.remove and self._is_placed(server):
-                yield judge.since + self._rules.drain
-            growing = judge.deadline(now)
-            if growing is not None:
-                yield growing
-        if not self.sorry and self._is_placed(SORRY) and self._regained_at is not None:
-            yield self._regained_at + self._rules.drain
+    def _time_of(self, server: int, now: float) -> float | None:
+        """When something about a server is to be done again by itself; None for never."""
+        if server == SORRY:
+            lingers = not self.sorry and self._is_placed(SORRY)
+            since = self._regained_at if lingers else None
+            return None if since is None else since + self._rules.drain
+        judge = self.judges[server]
+        if judge is None:
+            return None
+        if judge.opinion is Opinion.DOWN and self._rules.remove and self._is_placed(server):
+            return judge.since + self._rules.drain
+        return judge.deadline(now)
 
     def _is_placed(self, server: int) -> bool:
         return self._placed[server] is not None
+
+
+class _Agenda:
+    """One time for each of many servers, the earliest first."""
+
+    def __init__(self) -> None:
+        self._times: dict[int, float] = {}
+        # May hold times that have been changed since; `_times` is right.
+        self._heap: list[tuple[float, int]] = []
+
+    def put(self, server: int, at: float | None) -> None:
+        """Set the time of a server; None for none."""
+        if at is None:
+            self._times.pop(server, None)
+        elif self._times.get(server) != at:
+            self._times[server] = at
+            heapq.heappush(self._heap, (at, server))
+
+    @property
+    def next(self) -> float | None:
+        """The earliest time."""
+        while self._heap:
+            at, server = self._heap[0]
+            if self._times.get(server) == at:
+                return at
+            heapq.heappop(self._heap)
+        return None
+
+    def take(self, now: float) -> set[int]:
+        """The servers whose time has come; they have none any more."""
+        due: set[int] = set()
+        while (at := self.next) is not None and at <= now:
+            server = heapq.heappop(self._heap)[1]
+            del self._times[server]
+            due.add(server)
+        return due

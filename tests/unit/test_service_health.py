@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from lvsha.health.judge import Counts, Rules
+from lvsha.health import service_health
+from lvsha.health.judge import Counts, Judge, Rules
 from lvsha.health.opinions import Finding, Opinion
 from lvsha.health.service_health import (
     SORRY,
@@ -202,3 +203,26 @@ def test_whatever_happens_quorums_alternate_and_places_are_news(seed: int) -> No
         else:
             finding = Finding(dice.random() < 0.5, "so")
             actions = core.receive(CheckFinding(dice.randrange(4), dice.randrange(2), finding), now)
+
+
+@pytest.mark.parametrize("servers", [10, 1000])
+def test_a_finding_is_weighed_against_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, servers: int
+) -> None:
+    """Thousands of servers are looked after in the loop that forwards."""
+    looked: list[float] = []
+
+    class Noted(Judge):
+        def weight(self, now: float) -> int:
+            looked.append(now)
+            return super().weight(now)
+
+    monkeypatch.setattr(service_health, "Judge", Noted)
+    core = ServiceHealth(Rules(quorum=2), [([ONCE], 1)] * servers, sorry_weight=1)
+    core.start(0.0)
+    for server in range(3):
+        core.receive(CheckFinding(server, 0, Finding(True, "so")), 1.0)
+    looked.clear()
+    for now, passed in ((2.0, False), (3.0, True), (4.0, True)):
+        core.receive(CheckFinding(2, 0, Finding(passed, "so")), now)
+    assert looked == [3.0, 4.0]
