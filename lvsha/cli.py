@@ -29,6 +29,7 @@ from lvsha.drill.options import DrillOptions, Failure, Method
 from lvsha.errors import ConfigError, HostError, LvshaError
 from lvsha.host import LinuxHost
 from lvsha.ipvsadm import client
+from lvsha.metrics import render as render_metrics
 from lvsha.model import parse_address
 from lvsha.node import Node
 from lvsha.observe.command import GROUPS
@@ -164,6 +165,18 @@ def status(
             show_status(answer, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
 
     _explained(show)
+
+
+def _metrics() -> str:
+    status = control.ask("status")
+    assert isinstance(status, dict)
+    return render_metrics(status).decode()
+
+
+@app.command()
+def metrics() -> None:
+    """Print the numbers of ``lvsha status`` in Prometheus's text format."""
+    _explained(lambda: sys.stdout.write(_metrics()))
 
 
 @app.command()

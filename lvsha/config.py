@@ -38,7 +38,7 @@ from lvsha.config_fields import (
     Table,
     refuse,
 )
-from lvsha.config_life import SavedStateTable
+from lvsha.config_life import MetricsTable, SavedStateTable
 from lvsha.config_replay import Replay, check_replay
 from lvsha.config_second_path import SecondPathTable, check_second_path
 from lvsha.config_services import Mark, Server, Service, check_checks, check_services
@@ -186,6 +186,7 @@ class Pair(Table):
     scheduling: Scheduling = Scheduling()
     limits: Limits = Limits()
     saved_state: SavedStateTable = SavedStateTable()
+    metrics: MetricsTable | None = None
     replay: Replay | None = None
 
     @property

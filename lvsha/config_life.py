@@ -1,10 +1,11 @@
-"""The part of a pair file about what one run of a director leaves for the next."""
+"""The parts of a pair file about what a run leaves for the next, and what it tells meanwhile."""
 
+import ipaddress
 from typing import Annotated
 
 from pydantic import Field
 
-from lvsha.config_fields import AbsolutePath, Table
+from lvsha.config_fields import AbsolutePath, IpAddress, Port, Table
 
 
 class SavedStateTable(Table):
@@ -17,3 +18,10 @@ class SavedStateTable(Table):
     file: AbsolutePath | None = None
     interval: Annotated[float, Field(ge=0, le=86_400)] = 0
     age_max: Annotated[float, Field(ge=1, le=86_400)] = 300
+
+
+class MetricsTable(Table):
+    """Where metrics can be read by HTTP; nowhere without this table."""
+
+    address: IpAddress = ipaddress.IPv4Address("127.0.0.1")
+    port: Port = 9652

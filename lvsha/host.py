@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from lvsha.config import Sync, VirtualRouter
-from lvsha.config_life import SavedStateTable
+from lvsha.config_life import MetricsTable, SavedStateTable
 from lvsha.config_tracking import Tracker
 from lvsha.control import ControlServer, Handler, lock_namespace
 from lvsha.counters import Counters
@@ -40,6 +40,7 @@ from lvsha.failover.transport import (
     split_speakers,
 )
 from lvsha.health.prober import NetworkProber, Prober
+from lvsha.metrics_server import MetricsServer, Page
 from lvsha.model import VirtualMac
 from lvsha.programs import Outcome, check_user, run_program
 from lvsha.service_manager import ServiceManager, Systemd
@@ -189,6 +190,12 @@ class Host(Protocol):
         """Let local readers have events until cancelled."""
         ...
 
+    async def serve_metrics(
+        self, table: MetricsTable, page: Page, *, task_status: trio.TaskStatus[None] = ...
+    ) -> None:
+        """Let others read metrics until cancelled."""
+        ...
+
     def prober(self) -> Prober:
         """What tries health checks."""
         ...
@@ -330,6 +337,16 @@ class LinuxHost:
     ) -> None:
         """On the Unix socket."""
         await EventServer(events, group).run(task_status=task_status)
+
+    async def serve_metrics(
+        self,
+        table: MetricsTable,
+        page: Page,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """By HTTP."""
+        await MetricsServer(table.address, table.port, page).run(task_status=task_status)
 
     def prober(self) -> Prober:
         """Sockets and processes."""

@@ -97,6 +97,8 @@ LEVELS = (
     ("lvsha.control", 3),
     ("lvsha.view", 3),
     ("lvsha.service_manager", 3),
+    ("lvsha.metrics", 3),
+    ("lvsha.metrics_server", 3),
     ("lvsha.process", 3),
     ("lvsha.state_file", 3),
     ("lvsha.saved_state", 2),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from lvsha.config import Sync, VirtualRouter
-from lvsha.config_life import SavedStateTable
+from lvsha.config_life import MetricsTable, SavedStateTable
 from lvsha.config_tracking import Tracker
 from lvsha.control import Handler
 from lvsha.counters import Counters
@@ -30,6 +30,7 @@ from lvsha.failover.reception import ReceivedMessage
 from lvsha.failover.rivals import Claim
 from lvsha.failover.routes import Route, Rule
 from lvsha.failover.transport import BATCH_MAX
+from lvsha.metrics_server import Page
 from lvsha.model import ConnectionFlag, VirtualMac
 from lvsha.programs import Outcome
 from lvsha.service_manager import Nobody
@@ -62,6 +63,7 @@ class SimulatedHost:
         self.messages: list[SimulatedAdvertisementTransport] = []
         self.claims: SimulatedClaimListener | None = None
         self.cleaned = 0
+        self.metrics: Page | None = None
         self.commands: Mapping[str, Handler] = {}
 
     def exclusive(self) -> contextlib.AbstractContextManager[object]:
@@ -168,6 +170,17 @@ class SimulatedHost:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def serve_metrics(
+        self,
+        table: MetricsTable,
+        page: Page,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        self.metrics = page
         task_status.started()
         await trio.sleep_forever()
 

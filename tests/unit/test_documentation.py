@@ -23,7 +23,7 @@ from lvsha.config import (
     Timeouts,
     VirtualRouter,
 )
-from lvsha.config_life import SavedStateTable
+from lvsha.config_life import MetricsTable, SavedStateTable
 from lvsha.config_second_path import SecondPathTable
 from lvsha.config_services import TunnelTable
 from lvsha.config_tracking import Events, Group
@@ -77,6 +77,7 @@ def shown(default: object) -> str:
         ("`[scheduling]`", Scheduling),
         ("`[limits]`", Limits),
         ("`[saved_state]`", SavedStateTable),
+        ("`[metrics]`", MetricsTable),
         ("`[nodes.NAME]`", Node),
     ],
     ids=str,
