@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lvsha.datapath import icmp_errors, resets
-from lvsha.datapath.connections import SLICE, Connection, reversed_key
+from lvsha.datapath.connections import Connection, reversed_key
 from lvsha.datapath.defence import Defence
 from lvsha.datapath.destinations import Destinations
 from lvsha.datapath.flow import Frame
@@ -54,6 +54,7 @@ from lvsha.datapath.verdicts import (
     Verdict,
     Wait,
 )
+from lvsha.datapath.ways import warm
 from lvsha.model import ConnectionFlag, ForwardMethod, Protocol, connection_key
 from lvsha.settings import REUSE_FIN_WAIT, Settings
 from lvsha.wire import icmp
@@ -245,21 +246,13 @@ class Director:
         self._transmitter.clock_offset = offset
 
     def keep_ways_warm(self) -> None:
-        """See to it that the ways to all real servers are known before a packet needs them."""
+        """See to it that the ways of packets are known before a packet needs them."""
         for _ in self.warm_ways():
             pass
 
     def warm_ways(self) -> Iterator[None]:
         """What `keep_ways_warm` does, as a chore."""
-        listed = (server for service in list(self.services) for server in list(service.servers))
-        for number, server in enumerate(listed, 1):
-            hop = self.network.hop(server.address) if server.available else None
-            if hop is not None:
-                hop.used = True
-                if not hop.header:
-                    self.network.want(hop)
-            if not number % SLICE:
-                yield
+        return warm(self.network, self.services, self.registry.table)
 
     # Frames
 

@@ -66,7 +66,7 @@ TURN: Final = 0.002
 """Seconds of frames without a pause after which other tasks have their turn."""
 SURPRISES_MAX: Final = 100
 CHORE_INTERVAL: Final = 0.1
-WARM_INTERVAL: Final = 10.0
+WARM_INTERVAL: Final = 2.0
 MEMORY_INTERVAL: Final = 1.0
 """As often as the director looks whether memory is short."""
 TTL_MAX: Final = 255

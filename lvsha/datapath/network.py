@@ -14,7 +14,7 @@ not mirrored; of several next hops the first is used.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -216,6 +216,14 @@ class Network:
             self._remembered.clear()
         hop = self._remembered[destination] = self._find(destination)
         return hop
+
+    def default_gateways(self) -> Iterator[NextHop]:
+        """The next hops of all default routes."""
+        for table in self._routes.values():
+            for route in [one for routes in table.get(0, {}).values() for one in routes]:
+                hop = self._find_through(route, route.gateway) if route.gateway else None
+                if hop is not None:
+                    yield hop
 
     def want(self, hop: NextHop) -> None:
         """Ask for a next hop to be resolved or confirmed."""

@@ -1,6 +1,7 @@
 import pytest
 
 from lvsha.datapath.connections import Connection
+from lvsha.datapath.network import NeighbourChange
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import EXPIRE_BATCH
 from lvsha.datapath.services import VirtualService
@@ -326,6 +327,25 @@ def test_the_ways_to_all_servers_are_asked_for_before_a_packet_needs_them() -> N
     laboratory.director.network.wanted.clear()
     laboratory.director.keep_ways_warm()
     assert list(laboratory.director.network.wanted) == [(2, parse_address("10.1.9.9"))]
+
+
+def test_the_ways_to_clients_are_asked_for_before_a_packet_needs_them() -> None:
+    """To a default gateway, and to clients on the link of connections that are known."""
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service())
+    gateway, neighbour = map(parse_address, ("10.0.0.254", "10.0.0.77"))
+    for client in ("10.0.0.77", C4):
+        laboratory.send("client", packets.tcp(client, 40000, V4, 80, SYN))
+    network = laboratory.director.network
+    laboratory.director.learn(NeighbourChange(1, gateway, b""))
+    network.wanted.clear()
+    laboratory.director.keep_ways_warm()
+    assert set(network.wanted) == {(1, gateway), (1, neighbour)}
+    laboratory.director.learn(NeighbourChange(1, gateway, bytes(6)))
+    laboratory.director.learn(NeighbourChange(1, neighbour, bytes(6)))
+    network.wanted.clear()
+    laboratory.director.keep_ways_warm()
+    assert not network.wanted
 
 
 def test_a_reply_that_passes_but_comes_no_further_is_not_seen() -> None:
