@@ -126,24 +126,41 @@ async def run_program(
         seconds_max: after which it is ended.
         environment: what it finds there beside a path and a language.
     """
+    try:
+        return await carry_out([*_as_user(user), *command], seconds_max, environment or {})
+    except OSError as error:
+        return Outcome(None, f"cannot be run: {error.strerror}")
+    except KeyError:
+        return Outcome(None, f"cannot be run: there is no user {user}")
+
+
+async def carry_out(
+    command: Sequence[str], seconds_max: float, environment: Mapping[str, str]
+) -> Outcome:
+    """Run a program as the director's own user, to its end or to that of its time.
+
+    Args:
+        command: the program and its arguments.
+        seconds_max: after which it is ended.
+        environment: what it finds there beside a path and a language.
+
+    Raises:
+        OSError: it cannot be started.
+    """
     mark = secrets.token_hex(16)
     reader, writer = os.pipe()
     try:
         try:
             process = await trio.lowlevel.open_process(
-                [*_as_user(user), *command],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 cwd="/",
-                env={**_ENVIRONMENT, **(environment or {}), _MARK: mark},
+                env={**_ENVIRONMENT, **environment, _MARK: mark},
                 start_new_session=True,
                 pass_fds=(writer,),
             )
-        except OSError as error:
-            return Outcome(None, f"cannot be run: {error.strerror}")
-        except KeyError:
-            return Outcome(None, f"cannot be run: there is no user {user}")
         finally:
             os.close(writer)
         return await _follow(process, _Family(process, mark, reader), seconds_max)

@@ -6,6 +6,7 @@ in `prepare`, because either may take tens of milliseconds.
 """
 
 import errno
+import math
 import os
 import ssl
 from collections.abc import Iterable, Sequence
@@ -18,10 +19,11 @@ from lvsha.config_health import Check
 from lvsha.errors import ConfigError
 from lvsha.health.datagrams import passes_silently, probe_dns, probe_ping, probe_udp
 from lvsha.health.opinions import Finding, quoted
-from lvsha.health.script import identity, probe_script, run_program
+from lvsha.health.script import identity, probe_script
 from lvsha.health.streams import probe_http, probe_smtp, probe_tcp
 from lvsha.health.target import Target
 from lvsha.health.tls import Tls
+from lvsha.programs import carry_out
 
 _OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -122,10 +124,11 @@ class NetworkProber:
     ) -> str | None:
         """Run a command as a user that was prepared."""
         try:
-            status = await run_program(self._identities[user], command, environment)
+            words = [*self._identities[user], *command]
+            outcome = await carry_out(words, math.inf, environment)
         except OSError as error:
             return _of_system(error)
-        return f"exit status {status}" if status else None
+        return str(outcome) if outcome.code else None
 
 
 def _trust(check: Check) -> tuple[bool, str]:

@@ -681,11 +681,16 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize("session", ["", "setsid"])
 @pytest.mark.parametrize("last", ["sleep 1000", "exit 0"])
-def test_a_script_is_ended_with_all_that_it_has_started(tmp_path: Path, last: str) -> None:
-    """One that hangs with a child that ignores signals, and one that leaves such a child."""
+def test_a_script_is_ended_with_all_that_it_has_started(
+    tmp_path: Path, last: str, session: str
+) -> None:
+    """One that hangs, or leaves, with a child that ignores signals, or has left its session."""
     pid_file = tmp_path / "pid"
-    text = f"(trap '' TERM HUP INT; while :; do sleep 0.1; done) & echo $! > {pid_file}; {last}"
+    child = f"trap '' TERM HUP INT; echo $$ > {pid_file}; while :; do sleep 0.1; done"
+    started = f"until [ -s {pid_file} ]; do sleep 0.01; done"
+    text = f'{session} /bin/sh -c "{child.replace("$", chr(92) + "$")}" & {started}; {last}'
     finding = run_script(text, timeout=TIMEOUT)
     assert finding.passed == (last == "exit 0")
     # It was told to end; the kernel may take a moment.
