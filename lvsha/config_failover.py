@@ -54,6 +54,7 @@ class VirtualRouter(Table):
     advert_interval: Annotated[float, Field(ge=0.01, le=255)] = 1.0
     preempt: bool = True
     preempt_delay: Annotated[float, Field(ge=0, le=DELAY_MAX)] = 0.0
+    preempt_incomplete_after: Annotated[float, Field(ge=0)] = 300.0
     startup_delay: Annotated[float, Field(ge=0, le=DELAY_MAX)] = 0.0
     announce_again: Annotated[
         tuple[Annotated[float, Field(gt=0, le=DELAY_MAX)], ...], Field(max_length=ANNOUNCEMENTS_MAX)

@@ -456,20 +456,28 @@ class Node:
         """Permit preemption while the copy of the connection table is complete."""
         if not self.sync.is_on:
             return
+        complete_at = dict.fromkeys(self._speakers, trio.current_time())
         permitted = dict.fromkeys(self._speakers, False)
         while True:
             await self._note_contests()
+            now = trio.current_time()
             for name, speaker in self._speakers.items():
-                complete = all(
-                    self.sync.complete(self._routers[one].sync_id)
-                    for one in self.tracking.together(name)
-                )
-                if complete != permitted[name] or (
-                    complete and not speaker.election.preemption_permitted
-                ):
-                    permitted[name] = complete
-                    speaker.permit_preemption(complete)
+                if is_complete := self._is_complete(name):
+                    complete_at[name] = now
+                waited = now - complete_at[name]
+                may = is_complete or waited >= self._routers[name].preempt_incomplete_after
+                if may and not is_complete and not permitted[name]:
+                    self._recorder.note("preempts_incomplete", name, seconds=round(waited, 1))
+                    _log.warning("the copy stays incomplete", router=name, seconds=waited)
+                if may != permitted[name] or (may and not speaker.election.preemption_permitted):
+                    permitted[name] = may
+                    speaker.permit_preemption(may)
             await trio.sleep(READINESS_INTERVAL)
+
+    def _is_complete(self, router: str) -> bool:
+        """Whether this node has all connections of a virtual router and those it moves with."""
+        together = self.tracking.together(router)
+        return all(self.sync.complete(self._routers[one].sync_id) for one in together)
 
     async def _note_contests(self) -> None:
         """Tell each connection from its first packet on while another node is MASTER, too.

@@ -155,6 +155,8 @@ class Packing:
     def add_run(self, record: ConnectionRecord, keys: Sequence[bytes]) -> int:
         """Take in connections with these keys that differ from one in nothing but the client.
 
+        They have no details: what has any is told by itself.
+
         Returns:
             How many there was room for.
         """

@@ -308,6 +308,24 @@ def test_with_sync_preemption_waits_for_a_complete_copy() -> None:
     play(scenario)
 
 
+def test_preemption_does_not_wait_for_a_complete_copy_for_ever() -> None:
+    bound = 20.0
+
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(west)
+        world.segments["sync"].cuts.add(("east", "west"))
+        life = await start(east, settle=bound)
+        assert state(east) is VrrpState.BACKUP
+        await trio.sleep(DOWN + 1.0)
+        assert state(east) is VrrpState.MASTER
+        (noted,) = [one for one in remembered(life) if one.kind == "preempts_incomplete"]
+        assert noted.router == "web"
+        assert noted.fields["seconds"] == pytest.approx(bound, abs=0.2)
+
+    play(scenario, pair(ROUTER, f"preempt_incomplete_after = {bound}", SERVICE, SYNC, BOTH))
+
+
 def test_a_stopped_master_hands_over_and_serves_for_a_while_longer() -> None:
     async def scenario(world: World) -> None:
         east, west = world.machines.values()
