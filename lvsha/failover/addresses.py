@@ -245,11 +245,16 @@ class NetlinkAddresses:
         if self._mac is None:
             return
         wanted = set() if none else _indexes(one.interface for one in self.addresses)
-        for index in wanted ^ self._admitted:
-            # A card that has gone has forgotten it, and one that refuses is not heard.
+        for index in self._admitted - wanted:
+            # A card that has gone has forgotten it.
             with suppress(OSError):
-                admit(self._open_sender(), index, self._mac, admitted=index in wanted)
-        self._admitted = wanted
+                admit(self._open_sender(), index, self._mac, admitted=False)
+        self._admitted &= wanted
+        for index in wanted - self._admitted:
+            # With every refresh it is tried again.
+            with suppress(OSError):
+                admit(self._open_sender(), index, self._mac, admitted=True)
+                self._admitted.add(index)
 
     def _drop_claim(self) -> None:
         if self._claim is not None:

@@ -1151,3 +1151,47 @@ def test_another_that_announces_a_held_address_is_answered() -> None:
 
     only_outside = ROUTER.replace(', "10.1.0.254/24@inside"', "")
     play(scenario, pair(only_outside, SERVICE, SYNC, EAST))
+
+
+# Metrics
+
+CHECKED = SERVICE.replace("8080 }", '8080, checks = [{ type = "tcp" }] }')
+MARKED = """
+[[marks]]
+mark = 7
+destinations = ["192.0.2.10/32"]
+
+[[services]]
+name = "marked"
+mark = 7
+scheduler = "rr"
+servers = [{ address = "10.1.0.11" }]
+"""
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        pair(ROUTER, CHECKED, SYNC, BOTH, "[metrics]", "[second_path]"),
+        pair(ROUTER, MARKED, BOTH, "[metrics]"),
+        pair(SERVICE, BOTH, "[metrics]"),
+    ],
+    ids=["everything", "a mark, and no sync", "no virtual router"],
+)
+def test_metrics_can_be_read_at_any_time(of: Pair) -> None:
+    """An exception while they are written would end the node."""
+
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        east.start()
+        west.start()
+        sizes: set[int] = set()
+        for _ in range(40):
+            await trio.sleep(0.1)
+            for machine in (east, west):
+                page = living(machine).host.metrics
+                if page is not None:
+                    sizes.add(len(await page()))
+        assert min(sizes) > 1000
+
+    play(scenario, of)
