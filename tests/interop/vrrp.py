@@ -46,6 +46,8 @@ def cases() -> list[Case]:
     for unicast in (False, True):
         routers += [router(3, 4, unicast=unicast, checksum=word) for word in conventions]
         routers.append(router(3, 6, unicast=unicast))
+    # keepalived without one: it could not make a macvlan on every machine.
+    routers += [router(3, family, unicast=False, virtual_mac=True) for family in (4, 6)]
     several = (
         router(3, 4, unicast=False),
         router(3, 6, unicast=False),

@@ -40,6 +40,7 @@ class Router:
 
     Attributes:
         checksum: what stands in lvsha's pair file.
+        virtual_mac: whether lvsha has the addresses at a MAC address of their own.
     """
 
     version: int
@@ -49,13 +50,14 @@ class Router:
     name: str
     vrid: int
     addresses: tuple[str, ...]
+    virtual_mac: bool = False
 
     def __str__(self) -> str:
         cast = "unicast" if self.unicast else "multicast"
         text = f"v{self.version} IPv{self.family} {cast}"
         if (self.version, self.family) == (3, 4):
             text += f" checksum={self.checksum}"
-        return text
+        return f"{text} virtual MAC" if self.virtual_mac else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,13 @@ def router(
     unicast: bool,
     checksum: str = "auto",
     vrid: int = 51,
+    virtual_mac: bool = False,
 ) -> Router:
     """A virtual router with a name and addresses of its own."""
     last = vrid - 41
     addresses = {4: (f"192.0.2.{last}/24",), 6: (f"fe80::{last}/64", f"2001:db8::{last}/64")}
     name = f"router-{vrid}-{family}"
-    return Router(version, family, unicast, checksum, name, vrid, addresses[family])
+    return Router(version, family, unicast, checksum, name, vrid, addresses[family], virtual_mac)
 
 
 def run(*words: str) -> str:
@@ -325,6 +328,7 @@ addresses = {json.dumps(router.addresses)}
 advert_interval = {interval}
 preempt = {str(preempt).lower()}
 checksum = "{router.checksum}"
+virtual_mac = {str(router.virtual_mac).lower()}
 sync_id = {number}
 {_peers_of_lvsha(router)}
 """
