@@ -24,6 +24,7 @@ one included. Lifetimes are whole seconds, because the kernel's are.
 
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -32,18 +33,16 @@ from typing import Final, Protocol
 
 import structlog
 import trio
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 from structlog.typing import FilteringBoundLogger
 
 from lvsha.counters import Counters
 from lvsha.errors import HostError
 from lvsha.failover.announcements import admit, announce, frames, open_sender
-from lvsha.failover.claim import Announcement, Claim, Placed
+from lvsha.failover.claim import Announcement, Claim
+from lvsha.failover.rtnetlink import AddressSocket, Held, IpInterface, Placed, adding, deleting
 from lvsha.log import LimitedLog
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 # Three renewals may be missed. It ends before the second repeated announcement of the node
 # that took over (series.ANNOUNCE_AGAIN_AFTER), which so has the last word.
@@ -101,18 +100,9 @@ class _Refused:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """An address that an interface has, and the kernel's IFA_F_* of it."""
-
-    address: IpInterface
-    flags: int
-
-
 _Outcome = tuple[Sequence[InterfaceAddress], Sequence[_Refused]]
-_Present = Sequence[_Held]
-"""What an interface has."""
-_Step = Callable[[IPRoute, int, _Present, InterfaceAddress], None]
+_Present = Mapping[int, Sequence[Held]]
+"""What interfaces have, by their numbers."""
 _Announcing = Callable[[InterfaceAddress], None]
 
 
@@ -155,6 +145,7 @@ class NetlinkAddresses:
         self._mac = mac
         self._admitted: set[int] = set()
         self._sender: socket.socket | None = None
+        self._netlink: AddressSocket | None = None
         self._claim: Claim | None = None
         self._announced = False  # with the claim, so that the next time is not needed
         self._log = LimitedLog(log or structlog.get_logger())
@@ -194,18 +185,18 @@ class NetlinkAddresses:
             self._announced = False
             return True
         _, refused = await self._in_thread(
-            lambda: _announce(
-                self.addresses, lambda one: self._announcing(one, self._announce_repeat)
+            lambda netlink: _announce(
+                netlink, self.addresses, lambda one: self._announcing(one, self._announce_repeat)
             )
         )
         return self._tell("address_not_announced", refused)
 
-    def _prepare(self) -> _Outcome:
-        self._drop_claim()
-        placed, refused = _place(self.addresses, self._lifetime)
+    def _prepare(self, netlink: AddressSocket) -> _Outcome:
+        self._claim = None
+        placed, refused = _place(netlink.present(), self.addresses, self._lifetime)
         if not refused:
-            with suppress(OSError, HostError):
-                self._claim = Claim(placed, self._announcements())
+            with suppress(HostError):
+                self._claim = Claim([one for _, one in placed], self._announcements())
         # Nobody has asked for the addresses yet; whoever does hears of what is refused then.
         return (), ()
 
@@ -219,26 +210,23 @@ class NetlinkAddresses:
             * frames(one.interface, one.address.packed, self._mac)
         ]
 
-    def _acquire(self) -> _Outcome:
-        self._announced = False
-        if self._claim is not None:
-            held = self._claim.make()
-            self._admit()
-            self._announced = held and self._claim.announce(self._open_sender())
-            self._drop_claim()
-            if held:
-                return self.addresses, ()
+    def _acquire(self, netlink: AddressSocket) -> _Outcome:
+        claim, self._claim, self._announced = self._claim, None, False
+        held = claim is not None and claim.make(netlink)
         self._admit()
+        if claim is not None and held:
+            self._announced = claim.announce(self._open_sender())
+            return self.addresses, ()
         announcing = self._announcing if self._announce_at_once else None
-        return _hold(self.addresses, self._lifetime, announcing)
+        return _hold(netlink, self.addresses, self._lifetime, announcing)
 
-    def _refresh(self) -> _Outcome:
+    def _refresh(self, netlink: AddressSocket) -> _Outcome:
         self._admit()
-        return _hold(self.addresses, self._lifetime)
+        return _hold(netlink, self.addresses, self._lifetime)
 
-    def _release(self) -> _Outcome:
+    def _release(self, netlink: AddressSocket) -> _Outcome:
         self._admit(none=True)
-        return _remove(self.addresses)
+        return _remove(netlink, self.addresses)
 
     def _admit(self, *, none: bool = False) -> None:
         """Let the network cards take frames to the virtual MAC address; or no longer."""
@@ -256,11 +244,6 @@ class NetlinkAddresses:
                 admit(self._open_sender(), index, self._mac, admitted=True)
                 self._admitted.add(index)
 
-    def _drop_claim(self) -> None:
-        if self._claim is not None:
-            self._claim.close()
-            self._claim = None
-
     def _announcing(self, wanted: InterfaceAddress, repeat: int = 1) -> None:
         packed = [wanted.address.packed] * repeat
         announce(wanted.interface, packed, self._open_sender(), self._mac)
@@ -270,11 +253,23 @@ class NetlinkAddresses:
             self._sender = open_sender()
         return self._sender
 
-    async def _in_thread(self, operation: Callable[[], _Outcome]) -> _Outcome:
+    async def _in_thread(self, operation: Callable[[AddressSocket], _Outcome]) -> _Outcome:
         # Whoever waits may give up waiting; the limiter still keeps the order.
         return await trio.to_thread.run_sync(
-            operation, abandon_on_cancel=True, limiter=self._limiter
+            self._carry_out, operation, abandon_on_cancel=True, limiter=self._limiter
         )
+
+    def _carry_out(self, operation: Callable[[AddressSocket], _Outcome]) -> _Outcome:
+        try:
+            if self._netlink is None:
+                self._netlink = AddressSocket()
+            return operation(self._netlink)
+        except OSError as error:
+            # Whatever answers come late are not for the next one.
+            if self._netlink is not None:
+                self._netlink.close()
+                self._netlink = None
+            return (), [_Refused("any address", error.errno or 0, str(error))]
 
     def _tell(self, event: str, refused: Sequence[_Refused]) -> bool:
         for refusal in refused:
@@ -295,7 +290,15 @@ async def remove_leftovers(addresses: Iterable[InterfaceAddress]) -> int:
     wanted = tuple(addresses)
     if not wanted:
         return 0
-    removed, refused = await trio.to_thread.run_sync(_remove, wanted)
+
+    def remove() -> _Outcome:
+        with AddressSocket() as netlink:
+            return _remove(netlink, wanted)
+
+    try:
+        removed, refused = await trio.to_thread.run_sync(remove)
+    except OSError as error:
+        raise HostError(f"addresses cannot be looked at: {error}") from error
     if refused:
         first = refused[0]
         hint = " (it needs CAP_NET_ADMIN)" if first.error == errno.EPERM else ""
@@ -304,21 +307,23 @@ async def remove_leftovers(addresses: Iterable[InterfaceAddress]) -> int:
 
 
 def _place(
-    addresses: Sequence[InterfaceAddress], lifetime: int
-) -> tuple[Sequence[Placed], Sequence[_Refused]]:
+    present: _Present, addresses: Sequence[InterfaceAddress], lifetime: int
+) -> tuple[list[tuple[InterfaceAddress, Placed]], list[_Refused]]:
     """How each would be added now, and those that could not be."""
     virtual = [wanted.address.ip for wanted in addresses]
-    placed: list[Placed] = []
-
-    def place(_: IPRoute, index: int, present: _Present, wanted: InterfaceAddress) -> None:
-        flags = _flags(wanted.address, present, virtual)
-        placed.append(Placed(index, wanted.address, flags, lifetime))
-
-    refused = _for_each(addresses, place)
+    placed: list[tuple[InterfaceAddress, Placed]] = []
+    refused: list[_Refused] = []
+    for wanted in addresses:
+        index = _index(wanted.interface)
+        if index is None:
+            refused.append(_Refused(str(wanted), errno.ENODEV, "no such interface"))
+            continue
+        flags = _flags(wanted.address, present.get(index, ()), virtual)
+        placed.append((wanted, Placed(index, wanted.address, flags, lifetime)))
     return placed, refused
 
 
-def _flags(wanted: IpInterface, present: _Present, virtual: Collection[IpAddress]) -> int:
+def _flags(wanted: IpInterface, present: Sequence[Held], virtual: Collection[IpAddress]) -> int:
     """As what an address is added, after a look at what its interface has.
 
     It is asked for each time, because an own address may have come or gone since.
@@ -329,136 +334,105 @@ def _flags(wanted: IpInterface, present: _Present, virtual: Collection[IpAddress
 
 
 def _hold(
-    addresses: Sequence[InterfaceAddress], lifetime: int, announcing: _Announcing | None = None
+    netlink: AddressSocket,
+    addresses: Sequence[InterfaceAddress],
+    lifetime: int,
+    announcing: _Announcing | None = None,
 ) -> _Outcome:
     """Add or renew; returns those that were added, and announces them if it can."""
-    virtual = [wanted.address.ip for wanted in addresses]
+    present = netlink.present()
+    placed, refused = _place(present, addresses, lifetime)
+    without_route = [
+        deleting(one.index, held.address)
+        for _, one in placed
+        for held in present.get(one.index, ())
+        if held.address == one.address and _lacks_its_route(held, one.flags)
+    ]
+    netlink.carry_out(without_route)
+    errors = netlink.carry_out([adding(one) for _, one in placed])
     added: list[InterfaceAddress] = []
-
-    def hold(netlink: IPRoute, index: int, present: _Present, wanted: InterfaceAddress) -> None:
-        flags = _flags(wanted.address, present, virtual)
-        for held in present:
-            if held.address == wanted.address and _lacks_its_route(held, flags):
-                _delete(netlink, index, held)
-        netlink.addr(
-            "replace",
-            index=index,
-            family=_family(wanted.address),
-            address=str(wanted.address.ip),
-            prefixlen=wanted.address.network.prefixlen,
-            flags=flags,
-            preferred_lft=lifetime,
-            valid_lft=lifetime,
-        )
-        if all(held.address != wanted.address for held in present):
+    for (wanted, one), error in zip(placed, errors, strict=True):
+        if error:
+            refused.append(_refusal(wanted, error))
+        elif all(held.address != one.address for held in present.get(one.index, ())):
             added.append(wanted)
             if announcing is not None:
                 # If it cannot be, the announcement that follows says so.
                 with suppress(OSError, HostError):
                     announcing(wanted)
-
-    refused = _for_each(addresses, hold)
     return added, refused
 
 
-def _lacks_its_route(held: _Held, flags: int) -> bool:
+def _lacks_its_route(held: Held, flags: int) -> bool:
     """Whether only another addition brings the route; of IPv6 the kernel adds it by itself."""
     return held.address.version == 4 and bool(held.flags & ~flags & _IFA_F_NOPREFIXROUTE)
 
 
-def _delete(netlink: IPRoute, index: int, held: _Held) -> None:
-    netlink.addr(
-        "delete",
-        index=index,
-        family=_family(held.address),
-        address=str(held.address.ip),
-        prefixlen=held.address.network.prefixlen,
-    )
-
-
-def _remove(addresses: Sequence[InterfaceAddress]) -> _Outcome:
+def _remove(netlink: AddressSocket, addresses: Sequence[InterfaceAddress]) -> _Outcome:
     """Remove, the last one first; returns those that were there.
 
     Of several IPv4 addresses in a network the first is the primary, and the kernel takes
     the others away with it. In this order each one goes by its own request.
     """
+    present = netlink.present()
+    found = [
+        (unwanted, deleting(index, held.address))
+        for unwanted in reversed(addresses)
+        if (index := _index(unwanted.interface)) is not None
+        for held in present.get(index, ())
+        if held.address.ip == unwanted.address.ip
+    ]
+    errors = netlink.carry_out([request for _, request in found])
     removed: list[InterfaceAddress] = []
-
-    def remove(netlink: IPRoute, index: int, present: _Present, unwanted: InterfaceAddress) -> None:
-        for held in present:
-            if held.address.ip == unwanted.address.ip:
-                _delete(netlink, index, held)
-                removed.append(unwanted)
-
-    refused = _for_each(tuple(reversed(addresses)), remove)
-    return removed, [refusal for refusal in refused if refusal.error not in _ALREADY_GONE]
+    refused: list[_Refused] = []
+    for (unwanted, _), error in zip(found, errors, strict=True):
+        if not error:
+            removed.append(unwanted)
+        elif error not in _ALREADY_GONE:
+            refused.append(_refusal(unwanted, error))
+    return removed, refused
 
 
-def _announce(addresses: Sequence[InterfaceAddress], announcing: _Announcing) -> _Outcome:
+def _announce(
+    netlink: AddressSocket, addresses: Sequence[InterfaceAddress], announcing: _Announcing
+) -> _Outcome:
     """Announce what is held, and nothing that is not; returns what was announced.
 
     To announce an address that the kernel would not add, or that someone removed, would
     lead its traffic to a machine that refuses it.
     """
+    present = netlink.present()
     announced: list[InterfaceAddress] = []
-
-    def announce_held(_: IPRoute, _index: int, present: _Present, wanted: InterfaceAddress) -> None:
-        if all(held.address.ip != wanted.address.ip for held in present):
-            raise OSError(errno.EADDRNOTAVAIL, "the address is not held")
-        announcing(wanted)
-        announced.append(wanted)
-
-    refused = _for_each(addresses, announce_held)
+    refused: list[_Refused] = []
+    for wanted in addresses:
+        held = present.get(_index(wanted.interface) or 0, ())
+        if all(one.address.ip != wanted.address.ip for one in held):
+            refused.append(_Refused(str(wanted), errno.EADDRNOTAVAIL, "the address is not held"))
+            continue
+        try:
+            announcing(wanted)
+        except (OSError, HostError) as error:
+            refused.append(_Refused(str(wanted), errno.ENETDOWN, str(error)))
+        else:
+            announced.append(wanted)
     return announced, refused
 
 
-def _for_each(addresses: Sequence[InterfaceAddress], step: _Step) -> Sequence[_Refused]:
-    """Do something for each address with one handle; a refusal does not end the others.
-
-    A step is told what its interface has. That is asked for once, because the kernel lists the
-    addresses of all interfaces anyway, and a takeover waits for it.
-    """
-    refused: list[_Refused] = []
+def _index(interface: str) -> int | None:
+    """The number of an interface; None if it is not there."""
     try:
-        with IPRoute() as netlink:
-            present = _present(netlink)
-            for address in addresses:
-                refused += _try(netlink, present, address, step)
-    except OSError as error:
-        refused.append(_Refused("any address", error.errno or 0, str(error)))
-    return refused
-
-
-def _try(
-    netlink: IPRoute, present: Mapping[int, _Present], address: InterfaceAddress, step: _Step
-) -> Sequence[_Refused]:
-    try:
-        index = socket.if_nametoindex(address.interface)
+        return socket.if_nametoindex(interface)
     except OSError:
-        # It comes without a number.
-        return (_Refused(str(address), errno.ENODEV, "no such interface"),)
-    try:
-        step(netlink, index, present.get(index, ()), address)
-    except NetlinkError as error:
-        return (_Refused(str(address), int(error.code), str(error)),)
-    except OSError as error:
-        return (_Refused(str(address), error.errno or 0, str(error)),)
-    except HostError as error:
-        return (_Refused(str(address), errno.ENODEV, str(error)),)
-    return ()
+        return None
 
 
-def _present(netlink: IPRoute) -> Mapping[int, _Present]:
-    """The addresses of all interfaces, by their numbers."""
-    found: dict[int, list[_Held]] = {}
-    for message in netlink.get_addr():
-        # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end of a link.
-        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-        if text is not None:
-            address = ipaddress.ip_interface(f"{text}/{int(message['prefixlen'])}")
-            held = _Held(address, int(message.get_attr("IFA_FLAGS") or message["flags"]))
-            found.setdefault(int(message["index"]), []).append(held)
-    return found
+def _refusal(wanted: InterfaceAddress, error: int) -> _Refused:
+    return _Refused(str(wanted), error, os.strerror(error))
+
+
+def _indexes(interfaces: Iterable[str]) -> set[int]:
+    """The numbers of those interfaces that are there."""
+    return {index for name in set(interfaces) if (index := _index(name)) is not None}
 
 
 def _covers(own: IpInterface, virtual: IpInterface) -> bool:
@@ -468,13 +442,3 @@ def _covers(own: IpInterface, virtual: IpInterface) -> bool:
     if isinstance(own, ipaddress.IPv6Interface) and isinstance(virtual, ipaddress.IPv6Interface):
         return virtual.network.subnet_of(own.network)
     return False
-
-
-def _indexes(interfaces: Iterable[str]) -> set[int]:
-    """The numbers of those interfaces that are there."""
-    wanted = set(interfaces)
-    return {index for index, name in socket.if_nameindex() if name in wanted}
-
-
-def _family(address: IpInterface) -> int:
-    return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)

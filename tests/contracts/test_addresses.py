@@ -5,6 +5,7 @@ threads of this process must stay where they are.
 """
 
 import ipaddress
+import json
 import socket
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from lvsha.failover.addresses import (
     NetlinkAddresses,
     remove_leftovers,
 )
+from lvsha.failover.rtnetlink import AddressSocket
 from tests.contracts.child import in_namespace, ip, run
 
 ETHERTYPE_ARP = 0x0806
@@ -320,6 +322,28 @@ async def virtual_mac() -> None:
     assert addresses.counters.snapshot() == {"address_restored": len(VIRTUAL)}
 
 
+async def a_long_list() -> None:
+    """More addresses than one answer of the kernel holds, read as iproute2 reads them."""
+    many = [f"10.77.{third}.{last}/24" for third in range(4) for last in range(1, 255)]
+    many += [f"2001:db8:77::{last:x}/64" for last in range(1, 300)]
+    lines = "\n".join(f"address add {one} dev {INTERFACE}" for one in many)
+    await trio.run_process(["ip", "-batch", "-"], stdin=lines.encode())
+    with AddressSocket() as netlink:
+        present = netlink.present()
+    shown = json.loads(run("ip", "-json", "address", "show"))
+    expected = {
+        link["ifindex"]: {f"{one['local']}/{one['prefixlen']}" for one in link["addr_info"]}
+        for link in shown
+        if link["addr_info"]
+    }
+    assert {n: {str(one.address) for one in held} for n, held in present.items()} == expected
+    addresses = NetlinkAddresses(VIRTUAL)
+    assert await addresses.acquire()
+    assert await addresses.refresh()
+    assert addresses.counters.snapshot() == {}
+    assert look() == {str(one.address) for one in VIRTUAL}
+
+
 async def missing_interface() -> None:
     missing = [InterfaceAddress("nowhere", ipaddress.ip_interface("192.0.2.10/24"))]
     addresses = NetlinkAddresses([*missing, VIRTUAL[0]])
@@ -395,6 +419,7 @@ CHECKS = {
         prepared_in_vain,
         prepared_beside_an_own_address,
         virtual_mac,
+        a_long_list,
         missing_interface,
         down_interface,
         no_privilege,

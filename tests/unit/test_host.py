@@ -12,7 +12,8 @@ from lvsha.config import Sync, VirtualRouter
 from lvsha.datapath import interception
 from lvsha.datapath.director import Director
 from lvsha.errors import HostError
-from lvsha.failover.addresses import InterfaceAddress, IpInterface
+from lvsha.failover.addresses import InterfaceAddress
+from lvsha.failover.rtnetlink import IpInterface
 from lvsha.host import LinuxHost
 
 ROUTER = VirtualRouter.model_validate(
