@@ -53,6 +53,8 @@ STALLS_MAX: Final = 500
 
 TICK: Final = 0.25
 OPEN_TIME_MAX: Final = 8.0
+IDLE_USE_SECONDS: Final = 0.5
+"""In which every idle connection is used once."""
 SHORT_PAYLOAD_BYTES: Final = 4000
 """More than two full segments, so that every short connection carries full-size packets."""
 
@@ -270,6 +272,8 @@ class Client:
             async with trio.open_nursery() as nursery:
                 for connection in idle:
                     nursery.start_soon(connection.exchange)
+                    # All at once would keep this process, and look like an outage of the probe.
+                    await trio.sleep(IDLE_USE_SECONDS / len(idle))
         for connection in idle:
             if connection.waiting_since is not None:
                 self._fall_silent(connection)
