@@ -1155,7 +1155,7 @@ def test_another_that_announces_a_held_address_is_answered() -> None:
 
 # Metrics
 
-CHECKED = SERVICE.replace("8080 }", '8080, checks = [{ type = "tcp" }] }')
+PROBED = SERVICE.replace("8080 }", '8080, checks = [{ type = "tcp" }] }')
 MARKED = """
 [[marks]]
 mark = 7
@@ -1172,7 +1172,7 @@ servers = [{ address = "10.1.0.11" }]
 @pytest.mark.parametrize(
     "of",
     [
-        pair(ROUTER, CHECKED, SYNC, BOTH, "[metrics]", "[second_path]"),
+        pair(ROUTER, PROBED, SYNC, BOTH, "[metrics]", "[second_path]"),
         pair(ROUTER, MARKED, BOTH, "[metrics]"),
         pair(SERVICE, BOTH, "[metrics]"),
     ],
