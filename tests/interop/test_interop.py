@@ -1,11 +1,5 @@
-"""The live comparison: what it draws and how it judges; and a few seeds of it, live.
+"""The live comparison: what it draws and how it judges; ``make interop`` runs it."""
 
-``make interop`` runs many seeds. The live test needs root and a user-mode Linux kernel, and
-runs in a process of its own, whose network namespace ends with it.
-"""
-
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +9,6 @@ from tests import packets
 from tests.interop.compare import comparable
 from tests.interop.differences import Incoming, named, one_hop_further
 from tests.interop.draw import EVERYTHING, SETTINGS, Capabilities, draw_scenario
-from tests.interop.kernel import missing
 from tests.interop.steps import CLIENT, SERVER, Command, Complain, Flow, Say, Setting, Stray
 from tests.interop.traffic import SCTP, Traffic, crc32c, fragments
 from tests.laboratory import Left
@@ -194,19 +187,3 @@ def test_the_host_forwards_only_what_it_leaves_as_it_is() -> None:
 
 def test_a_stray_packet_is_sent_as_it_was_drawn() -> None:
     assert Traffic().packets(Stray(CLIENT, b"any", "of no flow")) == [b"any"]
-
-
-@pytest.mark.netns
-@pytest.mark.slow
-@pytest.mark.skipif(missing() is not None, reason=missing() or "")
-def test_a_few_seeds_agree_with_a_real_kernel() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.interop", "--seeds", "3"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 seeds agree" in done.stdout

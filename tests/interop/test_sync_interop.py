@@ -1,15 +1,11 @@
-"""The comparison of sync daemons: what it draws and how it judges; and a little of it, live."""
+"""The comparison of sync daemons: what it draws and how it judges; ``make interop`` runs it."""
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests import packets
-from tests.interop.kernel import missing
-from tests.interop.migration import why_not
 from tests.interop.sync import differences, draw, parse_lines
 
 ROOT = Path(__file__).parents[2]
@@ -64,31 +60,3 @@ def test_sides_that_know_the_same_do_not_differ() -> None:
 )
 def test_sides_that_differ_are_told(known: list[str], words: str) -> None:
     assert words in "; ".join(differences(parse_lines(LINES), parse_lines(known)))
-
-
-def passed(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.mark.netns
-@pytest.mark.slow
-@pytest.mark.skipif(missing() is not None, reason=missing() or "")
-def test_a_few_seeds_agree_with_a_real_kernels_daemons() -> None:
-    assert "2 of 2 seeds agree" in passed("tests.interop.sync", "--seeds", "2")
-
-
-@pytest.mark.netns
-@pytest.mark.slow
-@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
-def test_connections_of_a_kernel_director_go_on_with_lvsha() -> None:
-    said = passed("tests.interop.migration", "--active", "5", "--idle", "5")
-    assert "5 of 5 talking and 5 of 5 silent connections of the kernel go on with lvsha" in said

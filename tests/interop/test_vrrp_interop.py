@@ -1,10 +1,6 @@
-"""The scenes with keepalived: what they cover and how they judge; and one case of them, live."""
+"""The scenes with keepalived: what they cover and how they judge; ``make interop`` plays them."""
 
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from tests.interop.vrrp import Settled, Timing, cases, show
 from tests.interop.vrrp_lab import Case, router
@@ -41,18 +37,3 @@ def test_the_table_has_a_row_for_each_scene_and_tells_failures_apart() -> None:
     assert lines[0] == "(1) v2 IPv4 unicast"
     assert lines[-2].split() == ["K", "alone", "3.42", "/", "3.41"]
     assert lines[-1].split() == ["L", "joins", "-"]
-
-
-@pytest.mark.netns
-@pytest.mark.slow
-def test_one_case_settles_with_keepalived() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.interop.vrrp", "--only", "v3 IPv6 unicast"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 1 cases settle with keepalived" in done.stdout
