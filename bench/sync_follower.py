@@ -15,14 +15,13 @@ from typing import Final
 import trio
 
 from bench.crowd import SEED, SERVICE_PORT, SYNC_ID
-from bench.sync_node import LIVE, READY, Steps, SyncNode, say, words
+from bench.sync_node import LIVE, POLL, READY, Steps, SyncNode, say, words
 from bench.sync_words import Joined, Settled, encode
 from lvsha.datapath.garbage import short_pauses
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.errors import HostError
 from lvsha.model import connection_key
 
-POLL: Final = 0.002
 SAMPLE: Final = 500
 JOIN_TIME_MAX: Final = 120.0
 SETTLE_TIME_MAX: Final = 5.0

@@ -35,8 +35,8 @@ TURN: Final = 0.002
 BEHIND: Final = 0.1
 """Seconds of connections that may wait to be opened."""
 UNTOLD_MAX: Final = 1000
-SETTLE: Final = 0.05
-"""For what waits to be told, before this end is busy with its answer."""
+QUIET_TIME_MAX: Final = 10.0
+"""For what waits to be told: a burst of ends waits for its turn longer than this end loads."""
 PREPARED: Final = 60.0
 """For how long a connection of ``records`` may wait to be told of."""
 LIFE: Final = 0.5
@@ -175,7 +175,7 @@ async def lead(number: int, steps: Steps) -> None:
                     say(encode(await leader.tell_records(*map(float, arguments))))
                 case "quiet":
                     loading.cancel()
-                    await trio.sleep(SETTLE)
+                    await node.tell_all(QUIET_TIME_MAX)
                     say(encode(leader.take_told(steps)))
                 case "end":
                     return

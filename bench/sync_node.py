@@ -40,6 +40,7 @@ LIVE: Final = 4_000_000
 """The number of the first connection that is opened while others look on."""
 CONNECTIONS_MAX: Final = 8_000_000
 HOUSEKEEPING: Final = 0.1
+POLL: Final = 0.002
 KEY: Final = bytes(range(KEY_BYTES))
 READY: Final = "ready"
 _LINE_BYTES_MAX: Final = 4096
@@ -162,6 +163,22 @@ class SyncNode:
     def _collect(self) -> None:
         for sync_id, changes in self.director.registry.take_changes().items():
             self.courier.tell(sync_id, changes)
+
+    async def tell_all(self, time_max: float) -> None:
+        """Wait until all that has happened has left for the peer.
+
+        Raises:
+            trio.TooSlowError: it did not within so many seconds.
+        """
+        with trio.fail_after(time_max):
+            while not self._has_told_all():  # noqa: ASYNC110  # nothing says when
+                await trio.sleep(POLL)
+
+    def _has_told_all(self) -> bool:
+        backlog = self.courier.status()["backlog_datagrams"]
+        lag = self.replica.status(trio.current_time())["lag"]
+        assert isinstance(lag, dict), "the status has one"
+        return not backlog and not lag["changes_queued"]
 
     def standing(self, steps: Steps) -> Standing:
         """How this end stands; the longest step is forgotten."""
