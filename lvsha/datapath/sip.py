@@ -18,13 +18,14 @@ from typing import Final
 CALL_ID_MAX: Final = 255
 """In bytes: what fits the sync message in which directors tell each other of a template."""
 
-# Blanks, and folds: line breaks that a blank follows (RFC 3261, section 7.3.1). Quantifiers
-# are possessive ("++"), for the runs may be long and nothing needs to be tried twice.
-_BLANKS: Final = rb"(?:[ \t]|(?:\r\n|[\r\n])(?=[ \t]))*+"
+# Blanks, and folds: line breaks that a blank follows (RFC 3261, section 7.3.1). A run of them can
+# be read in one way only, so what follows is tried once for each of its lengths. (Possessive
+# quantifiers of groups would spare that, but Python before 3.11.5 gets them wrong.)
+_BLANKS: Final = rb"(?:[ \t]|(?:\r\n|[\r\n])(?=[ \t]))*"
 _HEADER: Final = re.compile(rb"[\r\n](?:Call-ID|i)" + _BLANKS + rb":" + _BLANKS, re.IGNORECASE)
 # RFC 3261, section 25.1: callid = word [ "@" word ].
 _WORD: Final = rb"[0-9A-Za-z\-.!%*_+`'~()<>:\\\"/\[\]?{}]++"
-_VALUE: Final = re.compile(_WORD + rb"(?:@" + _WORD + rb")?+(?=[\r\n])")
+_VALUE: Final = re.compile(_WORD + rb"(?:@" + _WORD + rb")?(?=[\r\n])")
 
 
 def call_id(payload: bytes) -> bytes | None:
