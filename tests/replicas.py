@@ -247,8 +247,8 @@ def expire_until(replica: Replica, until: float) -> list[Action]:
         # Something that is due may make something else due at once, but not for ever.
         again = again + 1 if deadline <= last else 0
         assert again < 3, "the shell would spin"
-        last = deadline
-        actions += replica.expire(deadline)
+        last = max(deadline, last)
+        actions += replica.expire(last)
     return actions
 
 

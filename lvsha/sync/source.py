@@ -370,7 +370,7 @@ class Source:
         """Note that the datagram with the newest number leaves."""
         self.history.add(self.sequence, datagram, changes, now)
         if changes:
-            self._tail.left(self.sequence, now)
+            self._tail.left(self.sequence, len(datagram), now)
         else:
             self._ahead.append(self.sequence)
         self._meter.left(len(datagram))
@@ -449,13 +449,14 @@ class Source:
     def _send_tail(self, now: float) -> list[Action]:
         if self._queue:
             return []  # something follows
-        number = self._tail.due(now)
-        datagram = None if number is None else self.history.find(number)
-        if datagram is None or not self._meter.may_send:
-            return []
-        self._meter.left(len(datagram))
-        self._counters.add("datagrams_repeated")
-        return [Send(datagram)]
+        actions: list[Action] = []
+        for datagram in filter(None, map(self.history.find, self._tail.due(now))):
+            if not self._meter.may_send:
+                break  # the limit is for what is new
+            self._meter.left(len(datagram))
+            self._counters.add("datagrams_repeated")
+            actions.append(Send(datagram))
+        return actions
 
     # Sums and snapshots
 
