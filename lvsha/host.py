@@ -31,7 +31,7 @@ from lvsha.failover.addresses import (
     NetlinkAddresses,
     remove_leftovers,
 )
-from lvsha.failover.rivals import ClaimListener, PacketClaimListener
+from lvsha.failover.rivals import PacketRivalListener, RivalListener
 from lvsha.failover.routes import NetlinkRoutes, Route, Routes, Rule, remove_leftover_routes
 from lvsha.failover.transport import (
     AdvertisementTransport,
@@ -200,9 +200,9 @@ class Host(Protocol):
         """What tries health checks."""
         ...
 
-    def claim_listener(
+    def rival_listener(
         self, interface: str, addresses: Sequence[bytes]
-    ) -> AbstractContextManager[ClaimListener]:
+    ) -> AbstractContextManager[RivalListener]:
         """What hears others who announce addresses of ours."""
         ...
 
@@ -352,8 +352,8 @@ class LinuxHost:
         """Sockets and processes."""
         return NetworkProber()
 
-    def claim_listener(
+    def rival_listener(
         self, interface: str, addresses: Sequence[bytes]
-    ) -> AbstractContextManager[ClaimListener]:
+    ) -> AbstractContextManager[RivalListener]:
         """A packet socket with a filter."""
-        return closing(PacketClaimListener(interface, addresses))
+        return closing(PacketRivalListener(interface, addresses))

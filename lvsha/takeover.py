@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from lvsha.datapath.director import Director
-from lvsha.failover.rivals import ClaimListener
+from lvsha.failover.rivals import RivalListener
 from lvsha.failover.speaker import Speaker
 from lvsha.failover.verification import (
     Actions,
@@ -49,7 +49,7 @@ class Takeover:
         speaker: Speaker,
         addresses: Collection[bytes],
         director: Director,
-        listeners: Sequence[ClaimListener],
+        listeners: Sequence[RivalListener],
         recorder: Recorder,
     ) -> None:
         self._speaker = speaker
@@ -58,7 +58,7 @@ class Takeover:
         self._listeners = listeners
         self._recorder = recorder
         self._verification = Verification()
-        self._begun = trio.Event()
+        self._changed = trio.Event()
         self._limited = LimitedLog(_log)
 
     async def run(self) -> None:
@@ -69,15 +69,15 @@ class Takeover:
             while True:
                 deadline = self._verification.deadline
                 with trio.move_on_at(math.inf if deadline is None else deadline):
-                    await self._begun.wait()
-                self._begun = trio.Event()
+                    await self._changed.wait()
+                self._changed = trio.Event()
                 if self._verification.deadline is not None:
                     self._perform(self._verification.look(self._frames(), trio.current_time()))
 
     def begin(self) -> None:
         """This node has become MASTER."""
         self._verification.begin(self._frames(), trio.current_time())
-        self._begun.set()
+        self._changed.set()
 
     def end(self) -> None:
         """This node has left MASTER."""
@@ -94,12 +94,12 @@ class Takeover:
             "counters": {**self._verification.counters.snapshot(), **heard},
         }
 
-    async def _listen(self, listener: ClaimListener) -> None:
+    async def _listen(self, listener: RivalListener) -> None:
         while True:
-            claim = await listener.claim()
-            if claim is not None:
-                now = trio.current_time()
-                self._perform(self._verification.claimed(claim.address, claim.mac, now))
+            rival = await listener.rival()
+            if rival is not None:
+                self._verification.claimed(rival.address, rival.mac, trio.current_time())
+                self._changed.set()
 
     def _frames(self) -> int | None:
         """How many frames of clients were counted; None if nothing at the addresses counts."""

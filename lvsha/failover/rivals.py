@@ -52,24 +52,24 @@ _Instruction = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Rival:
     """Somebody says that an address is at a link-layer address."""
 
     address: bytes
     mac: bytes
 
 
-class ClaimListener(Protocol):
-    """Where claims of others are heard."""
+class RivalListener(Protocol):
+    """Where others are heard."""
 
     counters: Counters
 
-    async def claim(self) -> Claim | None:
+    async def rival(self) -> Rival | None:
         """Wait for one; sometimes for none."""
         ...
 
 
-class PacketClaimListener:
+class PacketRivalListener:
     """The real thing, for one interface.
 
     Args:
@@ -88,8 +88,8 @@ class PacketClaimListener:
         self._own = b""
         self._socket: trio.socket.SocketType | None = None
 
-    async def claim(self) -> Claim | None:
-        """Wait for a claim of another."""
+    async def rival(self) -> Rival | None:
+        """Wait for another that says so."""
         try:
             if self._socket is None:
                 self._own = interfaces.mac_address(self._interface)
@@ -101,13 +101,13 @@ class PacketClaimListener:
             await trio.sleep(REOPEN_INTERVAL)
             return None
         try:
-            claim = claim_of(frame)
+            rival = rival_of(frame)
         except WireError:
             self.counters.add("frames_malformed")
             return None
-        if claim is None or claim.mac == self._own or claim.address not in self._addresses:
+        if rival is None or rival.mac == self._own or rival.address not in self._addresses:
             return None
-        return claim
+        return rival
 
     def close(self) -> None:
         """Hear no more, until asked again."""
@@ -128,8 +128,8 @@ class PacketClaimListener:
         return trio.socket.from_stdlib_socket(made)
 
 
-def claim_of(frame: bytes) -> Claim | None:
-    """What a frame claims; None for one that claims nothing.
+def rival_of(frame: bytes) -> Rival | None:
+    """Who a frame says has an address; None if it says nothing of that.
 
     Raises:
         WireError: it is not what it seems to be.
@@ -137,7 +137,7 @@ def claim_of(frame: bytes) -> Claim | None:
     ethertype, packet = int.from_bytes(frame[12:_ETHERNET_BYTES]), frame[_ETHERNET_BYTES:]
     if ethertype == arp.ETHERTYPE:
         heard = arp.parse(packet)
-        return Claim(heard.sender_address, heard.sender_mac)
+        return Rival(heard.sender_address, heard.sender_mac)
     if ethertype != _ETHERTYPE_IPv6:
         return None
     header = ipv6.parse(packet)
@@ -151,11 +151,11 @@ def claim_of(frame: bytes) -> Claim | None:
         destination=header.destination,
     )
     # Without the option it says nothing new of where the address is.
-    return None if advertisement.mac is None else Claim(advertisement.target, advertisement.mac)
+    return None if advertisement.mac is None else Rival(advertisement.target, advertisement.mac)
 
 
 def filter_of(addresses: frozenset[bytes]) -> list[_Instruction]:
-    """A filter that passes what may be a claim; of IPv6 addresses it knows the last word."""
+    """A filter that passes what may come from a rival; of IPv6 addresses it knows the last word."""
     words4 = sorted(int.from_bytes(a) for a in addresses if len(a) == IPv4_BYTES)
     words6 = sorted({int.from_bytes(a[-4:]) for a in addresses if len(a) != IPv4_BYTES})
     part4: list[_Instruction] = [

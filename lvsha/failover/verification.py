@@ -10,6 +10,8 @@ router were counted, and says what to do.
   is said, not taken for a fault; and the first frame is noticed whenever it comes.
 * Another that announces an address that is held here is answered by an announcement, at most
   one in `ANSWER_GAP`. Two who both believe to be right so send one in a second each, and no more.
+  The answer comes `ANSWER_AFTER` it: a new master announces what it takes together with its
+  first advertisement, which this node may not have read yet, and must not be contradicted.
 
 Nothing is done per frame: counters that exist are read, ever more rarely while nothing comes.
 Times are seconds on a monotonic clock.
@@ -30,6 +32,7 @@ LOOK_MAX: Final = 5.0
 LOOK_PART: Final = 0.1
 """The time of the first frame is known to a tenth of itself."""
 ANSWER_GAP: Final = 1.0
+ANSWER_AFTER: Final = 0.05
 
 
 class Arrival(Enum):
@@ -83,17 +86,24 @@ class Verification:
     Attributes:
         arrival: whether frames come.
         counters: announcements that this has asked for, and those of others.
-        deadline: when to call `look`; None for never.
     """
 
     def __init__(self) -> None:
         self.arrival = Arrival.NOT_HELD
         self.counters = Counters()
-        self.deadline: float | None = None
         self._began_at = 0.0
         self._frames = 0
         self._announced = 0
-        self._answered_at = -math.inf
+        self._look_at = math.inf
+        self._rival: RivalHeard | None = None
+        self._heard_at = -math.inf
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call `look`; None for never."""
+        answer_at = math.inf if self._rival is None else self._heard_at + ANSWER_AFTER
+        due = min(self._look_at, answer_at)
+        return None if due == math.inf else due
 
     def begin(self, frames: int | None, now: float) -> None:
         """The addresses are held from now on.
@@ -106,30 +116,36 @@ class Verification:
         self._announced = 0
         if frames is None:
             self.arrival = Arrival.UNKNOWN
-            self.deadline = None
+            self._look_at = math.inf
             return
         self.arrival = Arrival.AWAITED
         self._frames = frames
-        self.deadline = now + LOOK_MIN
+        self._look_at = now + LOOK_MIN
 
     def end(self) -> None:
         """The addresses are not held any more."""
         self.arrival = Arrival.NOT_HELD
-        self.deadline = None
+        self._look_at = math.inf
+        self._rival = None
 
     def look(self, frames: int | None, now: float) -> Actions:
         """Do what is due, knowing how many frames were counted by now."""
-        if self.deadline is None or now < self.deadline:
-            return ()
+        actions: Actions = ()
+        if self._rival is not None and now >= self._heard_at + ANSWER_AFTER:
+            actions = (self._rival, AnnounceAgain("another has announced an address"))
+            self._rival = None
+        return actions if now < self._look_at else actions + self._watch(frames, now)
+
+    def _watch(self, frames: int | None, now: float) -> Actions:
         after = now - self._began_at
         if frames is not None and frames > self._frames:
             self.arrival = Arrival.SEEN
-            self.deadline = None
+            self._look_at = math.inf
             return (FirstFrame(after),)
         if frames is not None:
             # Less than before: the counters are others, of services that were changed.
             self._frames = frames
-        self.deadline = now + min(max(after * LOOK_PART, LOOK_MIN), LOOK_MAX)
+        self._look_at = now + min(max(after * LOOK_PART, LOOK_MIN), LOOK_MAX)
         actions: Actions = ()
         due = sum(1 for again in AGAIN_AFTER if again <= after)
         if due > self._announced:
@@ -143,13 +159,12 @@ class Verification:
             actions += (NoFrame(after),)
         return actions
 
-    def claimed(self, address: bytes, mac: bytes, now: float) -> Actions:
+    def claimed(self, address: bytes, mac: bytes, now: float) -> None:
         """Another has said that one of the addresses is at its ``mac``."""
         if self.arrival is Arrival.NOT_HELD:
-            return ()
+            return
         self.counters.add("rival_announcements")
-        if now < self._answered_at + ANSWER_GAP:
+        if now < self._heard_at + ANSWER_GAP:
             self.counters.add("answers_held_back")
-            return ()
-        self._answered_at = now
-        return (RivalHeard(address, mac), AnnounceAgain("another has announced an address"))
+            return
+        self._rival, self._heard_at = RivalHeard(address, mac), now

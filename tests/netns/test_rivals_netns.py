@@ -8,7 +8,7 @@ import trio
 
 from lvsha import interfaces
 from lvsha.failover.announcements import announce, open_sender
-from lvsha.failover.rivals import Claim, PacketClaimListener
+from lvsha.failover.rivals import PacketRivalListener, Rival
 from lvsha.model import parse_address
 from tests.yard import NEEDS, run, within
 
@@ -50,35 +50,35 @@ def others_say(*addresses: bytes) -> bytes:
     return within(OTHERS, say)
 
 
-async def hear(listener: PacketClaimListener, number: int) -> list[Claim]:
-    """So many claims; a limit of time ends the test."""
-    heard: list[Claim] = []
+async def hear(listener: PacketRivalListener, number: int) -> list[Rival]:
+    """So many announcements; a limit of time ends the test."""
+    heard: list[Rival] = []
     with trio.fail_after(LIMIT):
         while len(heard) < number:
-            claim = await listener.claim()
-            if claim is not None:
-                heard.append(claim)
+            rival = await listener.rival()
+            if rival is not None:
+                heard.append(rival)
     return heard
 
 
-async def opened(listener: PacketClaimListener) -> None:
+async def opened(listener: PacketRivalListener) -> None:
     """Let a listener open its socket."""
     with trio.move_on_after(0.1):
-        await listener.claim()
+        await listener.rival()
         raise AssertionError("there is nothing to hear yet")
 
 
 def test_others_are_heard_and_nobody_else() -> None:
     async def scenario() -> None:
-        listener = PacketClaimListener("wire", [V4, V6])
+        listener = PacketRivalListener("wire", [V4, V6])
         await opened(listener)
         with open_sender() as sender:
             announce("wire", [V4, V6], sender)
         mac = others_say(*FOREIGN, V4, V6)
         # A request and a reply of ARP, and an advertisement.
-        assert await hear(listener, 3) == [Claim(V4, mac), Claim(V4, mac), Claim(V6, mac)]
+        assert await hear(listener, 3) == [Rival(V4, mac), Rival(V4, mac), Rival(V6, mac)]
         with trio.move_on_after(0.2):
-            raise AssertionError(await listener.claim())
+            raise AssertionError(await listener.rival())
         assert listener.counters.snapshot() == {}
         listener.close()
 
@@ -87,17 +87,17 @@ def test_others_are_heard_and_nobody_else() -> None:
 
 def test_an_interface_that_goes_away_and_comes_back_is_heard_again() -> None:
     async def scenario() -> None:
-        listener = PacketClaimListener("wire", [V4])
+        listener = PacketRivalListener("wire", [V4])
         await opened(listener)
         run("ip", "-n", OURS, "link", "del", "wire")
         with trio.fail_after(LIMIT):
-            assert await listener.claim() is None
-            assert await listener.claim() is None
+            assert await listener.rival() is None
+            assert await listener.rival() is None
         assert listener.counters.snapshot()["interface_troubles"] >= 2
         make_link()
         await opened(listener)
         mac = others_say(V4)
-        assert await hear(listener, 1) == [Claim(V4, mac)]
+        assert await hear(listener, 1) == [Rival(V4, mac)]
         listener.close()
 
     within(OURS, lambda: trio.run(scenario))

@@ -78,9 +78,9 @@ async def started(world: World) -> tuple[Machine, Machine, Dial, Dial]:
     return east, west, *dials
 
 
-def path(machine: Machine, router: str = "web") -> dict[str, object]:
+async def path(machine: Machine, router: str = "web") -> dict[str, object]:
     """What the status says of the second path of a router."""
-    status = json.loads(json.dumps(living(machine).node.status()))
+    status = json.loads(json.dumps(await living(machine).node.status()))
     return cast("dict[str, object]", status["routers"][router]["second_path"])
 
 
@@ -115,12 +115,12 @@ def test_a_master_that_is_heard_on_the_sync_link_is_not_taken_over() -> None:
         cut(world, "outside")
         await never_two_masters(world, 10.0)
         assert (state(east), state(west)) == (MASTER, BACKUP)
-        said = path(west)
+        said = await path(west)
         assert (said["verdict"], said["alarm"]) == ("stay", True)
         assert said["reason"] == "the master lives, and no witness says who is cut off"
         heal(world)
         await trio.sleep(1.0)
-        assert path(west)["verdict"] is None
+        assert (await path(west))["verdict"] is None
         assert reasons(west)[-1] == "advertisements are heard again"
         # And when it really dies, it is taken over.
         east.end(power=True)
@@ -146,7 +146,7 @@ def test_if_both_reach_the_witness_the_master_stays_and_somebody_is_to_look() ->
         cut(world, "outside")
         await never_two_masters(world, 5.0)
         assert (state(east), state(west)) == (MASTER, BACKUP)
-        assert path(west)["reason"] == "the master lives and both reach the witness"
+        assert (await path(west))["reason"] == "the master lives and both reach the witness"
 
     play(scenario, WITNESSED)
 
@@ -161,7 +161,7 @@ def test_the_addresses_go_to_who_reaches_the_witness_and_never_to_both() -> None
         await never_two_masters(world, 0.05 + 2 * INTERVAL)
         assert (state(east), state(west)) == (FAULT, MASTER)
         assert not east.held
-        assert "cut off" in str(living(east).node.status()["routers"])
+        assert "cut off" in str((await living(east).node.status())["routers"])
         # The witness alone is not the network.
         witness.up = True
         await never_two_masters(world, 3.0)
@@ -204,7 +204,7 @@ def test_a_change_of_state_is_said_at_once() -> None:
             await trio.sleep(0.1 + phase / 50)
             east.plug("outside", up=False)
             await trio.sleep(0.015)
-            (heard,) = cast("list[dict[str, object]]", path(west)["heard"])
+            (heard,) = cast("list[dict[str, object]]", (await path(west))["heard"])
             assert heard["state"] == "FAULT"
             east.plug("outside", up=True)
             await trio.sleep(0.2)
@@ -337,7 +337,7 @@ def test_a_witness_and_fencing_work_without_a_sync_link() -> None:
         cut(world, "outside")
         await never_two_masters(world, 5.0)
         assert (state(east), state(west)) == (MASTER, BACKUP)
-        assert path(west)["heard"] == []
+        assert (await path(west))["heard"] == []
         witness.up = True
         await trio.sleep(1.0)
         assert [command[1:3] for _, command in west.programs] == [("east", "web")]
@@ -431,7 +431,7 @@ def test_a_takeover_waits_until_the_peer_is_fenced() -> None:
         assert command == ("/bin/fence", "-f", "east", "web", "nothing is heard of the peer")
         assert trio.current_time() - at == pytest.approx(0.5, abs=0.01)
         assert at - begin < DOWN
-        status = living(west).node.status()["second_path"]
+        status = (await living(west).node.status())["second_path"]
         assert isinstance(status, dict)
         east_ = status["fencing"]["peers"]["east"]
         assert (east_["state"], east_["outcome"]) == ("fenced", "exit code 0: off")
@@ -492,7 +492,7 @@ def test_a_program_that_takes_too_long_is_a_failure() -> None:
         east.end(power=True)
         await trio.sleep(DOWN + 8.0)
         assert state(west) is BACKUP
-        status = living(west).node.status()["second_path"]
+        status = (await living(west).node.status())["second_path"]
         assert isinstance(status, dict)
         assert status["fencing"]["peers"]["east"]["outcome"] == "ended after 5 s"
 
@@ -611,7 +611,7 @@ def test_the_routers_of_a_group_are_given_up_together() -> None:
 def test_a_status_without_a_second_path_says_so() -> None:
     async def scenario(world: World) -> None:
         east, *_ = await started(world)
-        status = living(east).node.status()
+        status = await living(east).node.status()
         assert status["second_path"] is None
         assert "second_path" not in json.dumps(status["routers"])
 
@@ -621,7 +621,7 @@ def test_a_status_without_a_second_path_says_so() -> None:
 def test_what_peers_say_is_in_the_status_and_rulings_are_events() -> None:
     async def scenario(world: World) -> None:
         _, west, *_ = await started(world)
-        (heard,) = cast("list[dict[str, object]]", path(west)["heard"])
+        (heard,) = cast("list[dict[str, object]]", (await path(west))["heard"])
         assert (heard["node"], heard["state"]) == ("east", "MASTER")
         assert (heard["witness"], heard["fresh"]) == ("reachable", True)
         reader = living(west).node.tracking.events.add()

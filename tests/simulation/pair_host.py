@@ -27,7 +27,7 @@ from lvsha.datapath.surprises import Surprises
 from lvsha.events import EventStream
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.reception import ReceivedMessage
-from lvsha.failover.rivals import Claim
+from lvsha.failover.rivals import Rival
 from lvsha.failover.routes import Route, Rule
 from lvsha.failover.transport import BATCH_MAX
 from lvsha.metrics_server import Page
@@ -61,7 +61,7 @@ class SimulatedHost:
         self.frames: SimulatedForwarder | None = None
         self.datagrams: SimulatedSyncTransport | None = None
         self.messages: list[SimulatedAdvertisementTransport] = []
-        self.claims: SimulatedClaimListener | None = None
+        self.rivals: SimulatedRivalListener | None = None
         self.cleaned = 0
         self.metrics: Page | None = None
         self.commands: Mapping[str, Handler] = {}
@@ -124,11 +124,11 @@ class SimulatedHost:
         self.messages.append(transport)
         return contextlib.nullcontext(transport)
 
-    def claim_listener(
+    def rival_listener(
         self, interface: str, addresses: Sequence[bytes]
-    ) -> contextlib.AbstractContextManager["SimulatedClaimListener"]:
-        self.claims = SimulatedClaimListener()
-        return contextlib.nullcontext(self.claims)
+    ) -> contextlib.AbstractContextManager["SimulatedRivalListener"]:
+        self.rivals = SimulatedRivalListener()
+        return contextlib.nullcontext(self.rivals)
 
     def addresses(
         self,
@@ -223,14 +223,14 @@ class SimulatedDisk:
         self._draft = b""
 
 
-class SimulatedClaimListener:
-    """See `lvsha.failover.rivals.ClaimListener`: what a test lets be heard."""
+class SimulatedRivalListener:
+    """See `lvsha.failover.rivals.RivalListener`: what a test lets be heard."""
 
     def __init__(self) -> None:
         self.counters = Counters()
-        self.hear, self._heard = trio.open_memory_channel[Claim](16)
+        self.hear, self._heard = trio.open_memory_channel[Rival](16)
 
-    async def claim(self) -> Claim | None:
+    async def rival(self) -> Rival | None:
         return await self._heard.receive()
 
 

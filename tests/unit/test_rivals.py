@@ -7,7 +7,7 @@ import pytest
 
 from lvsha.errors import WireError
 from lvsha.failover.announcements import announcement_frames
-from lvsha.failover.rivals import Claim, claim_of, filter_of
+from lvsha.failover.rivals import Rival, filter_of, rival_of
 from lvsha.model import parse_address
 from lvsha.wire import arp
 
@@ -29,16 +29,16 @@ def request(sender: bytes) -> bytes:
 @pytest.mark.parametrize("address", [V4, V6])
 def test_announcements_are_claims(address: bytes) -> None:
     for frame in frames(address):
-        assert claim_of(frame) == Claim(address, MAC)
+        assert rival_of(frame) == Rival(address, MAC)
 
 
 def test_whoever_asks_with_an_address_claims_it() -> None:
-    assert claim_of(request(V4)) == Claim(V4, MAC)
+    assert rival_of(request(V4)) == Rival(V4, MAC)
 
 
 def test_a_probe_claims_nobody_s_address() -> None:
     # RFC 5227, section 2.1.1: the sender's address is zero.
-    assert claim_of(request(bytes(4))) == Claim(bytes(4), MAC)
+    assert rival_of(request(bytes(4))) == Rival(bytes(4), MAC)
 
 
 def test_what_cannot_be_is_an_error_and_what_is_no_claim_is_nothing() -> None:
@@ -46,17 +46,17 @@ def test_what_cannot_be_is_an_error_and_what_is_no_claim_is_nothing() -> None:
     for frame in whole:
         for length in range(15, len(frame)):
             with pytest.raises(WireError):
-                claim_of(frame[:length])
-    assert claim_of(b"") is None
-    assert claim_of(whole[0][:12] + b"\x08\x00" + whole[0][14:]) is None
+                rival_of(frame[:length])
+    assert rival_of(b"") is None
+    assert rival_of(whole[0][:12] + b"\x08\x00" + whole[0][14:]) is None
     (advertisement,) = frames(V6)
     far = bytearray(advertisement)
     far[14 + 7] = 64
     with pytest.raises(WireError, match="beyond the link"):
-        claim_of(bytes(far))
+        rival_of(bytes(far))
     tcp = bytearray(advertisement)
     tcp[14 + 6] = 6
-    assert claim_of(bytes(tcp)) is None
+    assert rival_of(bytes(tcp)) is None
 
 
 def passes(frame: bytes, addresses: Sequence[bytes]) -> bool:

@@ -1,11 +1,14 @@
 """Whether a takeover has reached the neighbours, and what is done until it has."""
 
 import itertools
+from typing import cast
 
 import pytest
 
+from lvsha.failover.speaker import Speaker
 from lvsha.failover.verification import (
     AGAIN_AFTER,
+    ANSWER_AFTER,
     ANSWER_GAP,
     LOOK_PART,
     SILENT_AFTER,
@@ -16,6 +19,11 @@ from lvsha.failover.verification import (
     RivalHeard,
     Verification,
 )
+from lvsha.model import parse_address
+from lvsha.recorder import Recorder
+from lvsha.takeover import Takeover
+from tests import packets
+from tests.laboratory import C4, C6, S4, S6, V4, V6, Laboratory
 
 ADDRESS, MAC = b"\xc0\x00\x02\x0a", b"\x02\x00\x00\x00\x00\x09"
 START = 100.0
@@ -100,6 +108,13 @@ def test_without_a_service_nothing_is_watched() -> None:
     assert verification.look(9, START + 1) == ()
 
 
+def test_a_takeover_without_a_service_ends_the_watch_of_the_one_before() -> None:
+    verification = begun()
+    verification.begin(None, START + 1)
+    assert verification.arrival is Arrival.UNKNOWN
+    assert verification.deadline is None
+
+
 def test_a_service_that_goes_away_is_no_frame() -> None:
     verification = begun()
     assert verification.look(None, START + 0.01) == ()
@@ -111,8 +126,19 @@ def test_what_is_not_held_is_not_watched_and_not_defended() -> None:
     verification.end()
     assert verification.deadline is None
     assert verification.look(9, START + 1) == ()
-    assert verification.claimed(ADDRESS, MAC, START + 1) == ()
+    verification.claimed(ADDRESS, MAC, START + 1)
+    assert verification.deadline is None
     assert verification.counters.snapshot() == {}
+
+
+def test_a_new_master_whose_advertisement_is_read_a_moment_later_is_not_contradicted() -> None:
+    verification = begun(None)
+    verification.claimed(ADDRESS, MAC, START + 10)
+    assert verification.look(None, START + 10 + ANSWER_AFTER / 2) == ()
+    verification.end()
+    assert verification.look(None, START + 11) == ()
+    verification.begin(None, START + 12)
+    assert verification.deadline is None
 
 
 def test_a_second_takeover_begins_anew() -> None:
@@ -125,16 +151,36 @@ def test_a_second_takeover_begins_anew() -> None:
 
 
 def test_a_rival_is_answered_at_a_limited_rate() -> None:
-    verification, answers = begun(None), 0
+    verification, answered = begun(None), []
     for step in range(1000):
         now = START + step * 0.01
-        actions = verification.claimed(ADDRESS, MAC, now)
-        if actions:
-            answers += 1
+        verification.claimed(ADDRESS, MAC, now)
+        if actions := verification.look(None, now):
+            answered.append(now)
             assert actions[0] == RivalHeard(ADDRESS, MAC)
             assert isinstance(actions[1], AnnounceAgain)
-    assert answers == 10 / ANSWER_GAP
+    assert len(answered) == 10 / ANSWER_GAP
+    assert answered[0] == pytest.approx(START + ANSWER_AFTER, abs=0.01)
     assert verification.counters.snapshot() == {
         "rival_announcements": 1000,
         "answers_held_back": 990,
     }
+
+
+def test_the_frames_that_count_are_those_of_clients_to_services_at_the_addresses() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service())
+    laboratory.server(laboratory.service(port=81))
+    laboratory.server(laboratory.service(V6), S6)
+
+    def frames(address: str) -> int | None:
+        speaker, recorder = cast("Speaker", None), Recorder("east")
+        addresses = [parse_address(address)]
+        return Takeover(speaker, addresses, laboratory.director, (), recorder)._frames()
+
+    for port in (80, 81):
+        laboratory.send("client", packets.tcp(C4, 40000, V4, port, packets.SYN))
+    laboratory.send("server", packets.tcp(S4, 80, C4, 40000, packets.SYN | packets.ACK))
+    laboratory.send("client", packets.tcp(C6, 40000, V6, 80, packets.SYN))
+    assert (frames(V4), frames(V6)) == (2, 1)
+    assert frames("192.0.2.99") is None
