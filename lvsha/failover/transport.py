@@ -16,6 +16,7 @@ import errno
 import socket
 import struct
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -110,8 +111,10 @@ class RawTransport:
         self._log = LimitedLog(log or structlog.get_logger())
         self._paused = False
         try:
-            self._socket = _open(interface, source, join=not peers)
-            self._frames = None if mac is None or peers else _open_frames()
+            with ExitStack() as opened:
+                self._socket = opened.enter_context(_open(interface, source, join=not peers))
+                self._frames = None if mac is None or peers else _open_frames()
+                opened.pop_all()
         except PermissionError as error:
             raise HostError("VRRP needs raw sockets (the capability CAP_NET_RAW)") from error
         except OSError as error:
