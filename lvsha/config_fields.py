@@ -34,7 +34,8 @@ _PREFIX_MAX: Final = 128
 class Table(BaseModel):
     """A TOML table: unknown keys are mistakes, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What checks a table is made with what checks the whole, once.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def refuse(problems: Iterable[str]) -> None:

@@ -21,6 +21,7 @@ import trio
 
 from lvsha.counters import Counters
 from lvsha.errors import HostError, LvshaError
+from lvsha.turns import Turns
 
 REQUEST_BYTES_MAX: Final = 1024 * 1024
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -29,6 +30,8 @@ CLIENTS_MAX: Final = 32
 """Further clients wait in the socket's queue until one of these is done."""
 
 ACCEPT_PAUSE: Final = 0.1
+_DIVIDED: Final = 5
+"""Levels of an answer that are encoded piece by piece: down to one server of one service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ class ControlServer:
         try:
             with trio.move_on_after(REQUEST_SECONDS_MAX):
                 answer = await self._answer(await _line(stream, REQUEST_BYTES_MAX))
-                await stream.send_all(json.dumps(answer).encode() + b"\n")
+                await stream.send_all(await encoded(answer) + b"\n")
         except trio.BrokenResourceError:
             self.counters.add("clients_gone")
         finally:
@@ -180,6 +183,33 @@ class ControlServer:
         except LvshaError as error:
             self.counters.add("requests_refused")
             return {"error": str(error)}
+
+
+async def encoded(answer: object) -> bytes:
+    """An answer as JSON, in turns with all else on the loop: it may be megabytes."""
+    parts: list[str] = []
+    await _encode(answer, parts, Turns(), _DIVIDED)
+    return "".join(parts).encode()
+
+
+async def _encode(value: object, parts: list[str], turns: Turns, levels: int) -> None:
+    """Append a value; containers down to so many levels piece by piece."""
+    opening, closing = "[]" if isinstance(value, list) else "{}"
+    if not isinstance(value, dict | list) or not value or not levels:
+        parts.append(json.dumps(value))
+        await turns.pass_on()
+        return
+    for entry in value:
+        parts.append(opening)
+        opening = ", "
+        if isinstance(value, dict):
+            # What is no text becomes one: the name of a number is its digits.
+            name = entry if isinstance(entry, str) else json.dumps(entry)
+            parts.append(f"{json.dumps(name)}: ")
+            await _encode(value[entry], parts, turns, levels - 1)
+        else:
+            await _encode(entry, parts, turns, levels - 1)
+    parts.append(closing)
 
 
 async def _line(stream: trio.SocketStream, limit: int) -> bytes:

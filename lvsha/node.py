@@ -45,6 +45,7 @@ from lvsha.control import Handler, Lasting
 from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import Addresses, InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
+from lvsha.failover.readiness import Permission, Readiness
 from lvsha.failover.routes import MovingAddresses
 from lvsha.failover.series import Series
 from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
@@ -60,6 +61,7 @@ from lvsha.recorder import Recorder
 from lvsha.service_status import service_status
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.takeover import Takeover
+from lvsha.turns import Turns
 from lvsha.vigil import Vigil
 
 TRANSITION: Final = 2.0
@@ -88,6 +90,7 @@ class Node:
             known = ", ".join(pair.nodes)
             raise ConfigError(f"nodes: expected a node called {name!r}; the file has {known}")
         self.pair = pair
+        self._configuration = pair.digest().hex()
         self.name = name
         self.director = build_director(pair)
         self._host = host
@@ -241,7 +244,7 @@ class Node:
             SyncDaemons(self.sync.daemons, self.director),
         )
         return {
-            "status": self.status,
+            "status": Lasting(lambda _arguments: self.status()),
             "why": self._why,
             "handover": Lasting(self._handover.command),
             **administration.commands(),
@@ -328,7 +331,7 @@ class Node:
         for one in self._interface_addresses(router):
             on.setdefault(one.interface, []).append(one.address.ip.packed)
         listeners = [
-            resources.enter_context(self._host.claim_listener(interface, addresses))
+            resources.enter_context(self._host.rival_listener(interface, addresses))
             for interface, addresses in on.items()
         ]
         addresses = self._virtual(router.name)
@@ -456,23 +459,29 @@ class Node:
         """Permit preemption while the copy of the connection table is complete."""
         if not self.sync.is_on:
             return
-        complete_at = dict.fromkeys(self._speakers, trio.current_time())
-        permitted = dict.fromkeys(self._speakers, False)
+        began_at = trio.current_time()
+        watched = [
+            (speaker, Readiness(self._routers[name].preempt_incomplete_after, began_at))
+            for name, speaker in self._speakers.items()
+        ]
         while True:
             await self._note_contests()
-            now = trio.current_time()
-            for name, speaker in self._speakers.items():
-                if is_complete := self._is_complete(name):
-                    complete_at[name] = now
-                waited = now - complete_at[name]
-                may = is_complete or waited >= self._routers[name].preempt_incomplete_after
-                if may and not is_complete and not permitted[name]:
-                    self._recorder.note("preempts_incomplete", name, seconds=round(waited, 1))
-                    _log.warning("the copy stays incomplete", router=name, seconds=waited)
-                if may != permitted[name] or (may and not speaker.election.preemption_permitted):
-                    permitted[name] = may
-                    speaker.permit_preemption(may)
+            for speaker, readiness in watched:
+                self._permit_preemption(speaker, readiness, trio.current_time())
             await trio.sleep(READINESS_INTERVAL)
+
+    def _permit_preemption(self, speaker: Speaker, readiness: Readiness, now: float) -> None:
+        permission = readiness.look(now, complete=self._is_complete(speaker.name))
+        if permission is Permission.SOON:
+            self.director.add_chore(self.director.warm_ways())
+        may = permission in {Permission.YES, Permission.ANYWAY}
+        if may == speaker.election.preemption_permitted:
+            return
+        if permission is Permission.ANYWAY:
+            seconds = round(readiness.waited(now), 1)
+            self._recorder.note("preempts_incomplete", speaker.name, seconds=seconds)
+            _log.warning("the copy stays incomplete", router=speaker.name, seconds=seconds)
+        speaker.permit_preemption(may)
 
     def _is_complete(self, router: str) -> bool:
         """Whether this node has all connections of a virtual router and those it moves with."""
@@ -506,16 +515,24 @@ class Node:
 
     async def _metrics(self) -> bytes:
         # In a thread: ten thousand servers take some hundred milliseconds.
-        return await trio.to_thread.run_sync(metrics.render, self.status())
+        return await trio.to_thread.run_sync(metrics.render, await self.status())
 
-    def status(self) -> dict[str, object]:
-        """Everything ``lvsha status`` shows, as JSON-able values."""
-        director = self.director
+    async def status(self) -> dict[str, object]:
+        """Everything ``lvsha status`` shows, as JSON-able values.
+
+        Services are gone through in turns with the forwarding, so that the last is told of
+        some milliseconds after the first.
+        """
+        director, turns = self.director, Turns()
+        services = {
+            service.name: await service_status(service, director, self.health, turns)
+            for service in list(director.services)
+        }
         return {
             "node": self.name,
             "version": lvsha.__version__,
             "uptime_seconds": trio.current_time() - self._started_at,
-            "configuration": self.pair.digest().hex(),
+            "configuration": self._configuration,
             "routers": {
                 name: {
                     **self._router_status(name),
@@ -530,10 +547,7 @@ class Node:
             "second_path": self.second_path.status(),
             "sync": self.sync.status(),
             "daemons": self.sync.daemons.status(),
-            "services": {
-                service.name: service_status(service, director, self.health)
-                for service in director.services
-            },
+            "services": services,
             "connections": len(director.registry.table),
             "life": self.vigil.status(),
             "takeovers": {name: one.status() for name, one in self._takeovers.items()},

@@ -45,7 +45,7 @@ from lvsha.health.service_health import (
 from lvsha.health.target import Target
 from lvsha.model import format_endpoint
 from lvsha.sync.messages import Opinions
-from lvsha.sync.opinions import NotUp
+from lvsha.sync.opinions import OPINIONS_MAX, NotUp
 
 EXCHANGE_INTERVAL: Final = 1.0
 """Seconds between two lists of what is found, which the nodes tell each other."""
@@ -362,7 +362,7 @@ class NodeHealth:
             # In the order of the pair file: of a list that is too long the end is not told.
             not_up = [
                 (*server, int(self._not_up[server] is Opinion.DOWN))
-                for server in sorted(self._not_up, key=self._checked.__getitem__)
+                for server in sorted(self._not_up, key=self._checked.__getitem__)[:OPINIONS_MAX]
             ]
             self.share(number, len(self._checked), not_up)
             for one in self.peers.compare(self._not_up, self._checked, trio.current_time()):
@@ -424,23 +424,14 @@ class NodeHealth:
         keeper = self._by_name.get(service.name)
         return None if keeper is None or not self._started else keeper.status()
 
-    def annotated(
-        self, service: VirtualService, servers: list[dict[str, object]]
-    ) -> list[dict[str, object]]:
-        """The status of the servers of a service, with their health; removed ones behind."""
+    def of_servers(self, service: VirtualService) -> Iterator[tuple[str, dict[str, object]]]:
+        """Address and health of each server of a service that is checked, as JSON values."""
         keeper = self._by_name.get(service.name)
         if keeper is None or not self._started:
-            return servers
+            return
         now = trio.current_time()
-        found = {
-            name: {**health, "peers": self._elsewhere(keeper, number, now)}
-            for number, name, health in keeper.servers(now)
-        }
-        told = [{**server, "health": found.pop(str(server["address"]), None)} for server in servers]
-        removed: list[dict[str, object]] = [
-            {"address": name, "health": health} for name, health in found.items()
-        ]
-        return [*told, *removed]
+        for number, address, health in keeper.servers(now):
+            yield address, {**health, "peers": self._elsewhere(keeper, number, now)}
 
     def _elsewhere(self, keeper: Keeper, number: int, now: float) -> dict[str, str]:
         opinions = self.peers.of(keeper.named(number), now)

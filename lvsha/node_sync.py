@@ -47,12 +47,12 @@ from lvsha.sync.replica import Replica
 from lvsha.sync.seal import Seal
 from lvsha.sync_daemons import make_daemons
 from lvsha.tally import NO_SYNC_ID
+from lvsha.turns import Turns
 
 KEY_INTERVAL: Final = 1.0
 """Seconds between two looks at the key file."""
 SETTLE: Final = 0.2
 """Seconds in which changes of services are taken together."""
-SERVICES_IN_ONE_GO: Final = 50
 _SESSION_BITS: Final = 64
 
 _log = structlog.get_logger("sync")
@@ -121,6 +121,7 @@ class NodeSync:
         self.may_be_away: Callable[[VirtualService], Collection[tuple[bytes, int]]] = lambda _: ()
         self.on_opinions: Callable[[Opinions], None] = lambda _: None
         self._services_changed = trio.Event()
+        self._of_file = pair.digests()
         self._running: dict[str, bytes] = {}
 
     @property
@@ -275,7 +276,7 @@ class NodeSync:
         self._services_changed.set()
 
     def _configuration(self) -> tuple[bytes, dict[str, bytes]]:
-        digests = {**self._pair.digests(), **self._running}
+        digests = {**self._of_file, **self._running}
         return _digest({name: value.hex() for name, value in digests.items()}), digests
 
     async def _watch_services(self, courier: Courier) -> None:
@@ -287,14 +288,14 @@ class NodeSync:
             courier.configure(*self._configuration())
 
     async def _digests(self) -> dict[str, bytes]:
-        """A digest of every service as it runs; other tasks have their turn meanwhile."""
-        digests: dict[str, bytes] = {}
-        for number, service in enumerate(list(self._director.services), 1):
-            away = self.may_be_away(service)
-            digests[f"running.{service.name}"] = _digest(_described(service, away))
-            if not number % SERVICES_IN_ONE_GO:
-                await trio.lowlevel.checkpoint()
-        return digests
+        """A digest of every service as it runs, and another if it changes meanwhile."""
+        turns = Turns()
+        return {
+            f"running.{service.name}": _digest(
+                await _described(service, self.may_be_away(service), turns)
+            )
+            for service in list(self._director.services)
+        }
 
     async def _report(self, events: trio.MemoryReceiveChannel[SyncEvent]) -> None:
         async for event in events:
@@ -347,13 +348,16 @@ async def _watch_keys(seal: Seal, key_file: KeyFile) -> None:
             _log.info("the keys of the sync link have changed", accepted=len(keys))
 
 
-def _described(service: VirtualService, away: Collection[tuple[bytes, int]]) -> object:
+async def _described(
+    service: VirtualService, away: Collection[tuple[bytes, int]], turns: Turns
+) -> object:
     """What two nodes must agree on of a service, as JSON values."""
-    servers = [
-        (str(server), server.method.name, server.upper, server.lower, asdict(server.tunnel))
-        for server in service.servers
-        if (server.address, server.port) not in away
-    ]
+    servers = []
+    for server in list(service.servers):
+        if (server.address, server.port) not in away:
+            limits = (server.upper, server.lower)
+            servers.append((str(server), server.method.name, *limits, asdict(server.tunnel)))
+        await turns.pass_on()
     options = service.options
     return [
         asdict(service.identity),

@@ -5,12 +5,15 @@ from lvsha.datapath.service_table import describe
 from lvsha.datapath.services import RealServer, VirtualService
 from lvsha.model import Protocol, format_endpoint
 from lvsha.node_health import NodeHealth
+from lvsha.turns import Turns
 
 
-def service_status(
-    service: VirtualService, director: Director, health: NodeHealth
+async def service_status(
+    service: VirtualService, director: Director, health: NodeHealth, turns: Turns
 ) -> dict[str, object]:
-    """A service as JSON-able values."""
+    """A service as JSON-able values; its servers may change meanwhile."""
+    health_status = health.status(service)
+    is_checked = health_status is not None
     return {
         "address": _endpoint(service),
         "protocol": _protocol_name(service),
@@ -19,11 +22,27 @@ def service_status(
         "tell": str(service.policy.tell),
         "unknown": service.policy.unknown.value,
         "at_risk": service.at_risk,
-        "health": health.status(service),
-        "servers": health.annotated(
-            service, [_server_status(server) for server in service.servers]
-        ),
+        "health": health_status,
+        "servers": await _servers(service, health if is_checked else None, turns),
     }
+
+
+async def _servers(
+    service: VirtualService, health: NodeHealth | None, turns: Turns
+) -> list[dict[str, object]]:
+    """Those that are listed, each with its health; then those that a check has removed."""
+    found: dict[str, dict[str, object]] = {}
+    for address, told in () if health is None else health.of_servers(service):
+        found[address] = told
+        await turns.pass_on()
+    servers: list[dict[str, object]] = []
+    for server in list(service.servers):
+        status = _server_status(server)
+        if health is not None:
+            status["health"] = found.pop(str(server), None)
+        servers.append(status)
+        await turns.pass_on()
+    return servers + [{"address": address, "health": told} for address, told in found.items()]
 
 
 def _endpoint(service: VirtualService) -> str:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -69,6 +70,7 @@ def test_the_page_is_served() -> None:
             status, headers, body = await ask(port, request)
             assert (status, body) == (200, PAGE)
             assert headers[b"content-type"].startswith(b"text/plain")
+            assert headers[b"connection"] == b"close"
 
     assert served(test) == {"pages_served": 2}
 
@@ -84,7 +86,9 @@ def test_the_page_is_served() -> None:
 )
 def test_anything_else_is_refused(request_: bytes, status: int) -> None:
     async def test(port: int, server: MetricsServer) -> None:
-        assert (await ask(port, request_))[0] == status
+        answered, headers, _ = await ask(port, request_)
+        assert answered == status
+        assert headers.get(b"allow") == (b"GET" if status == 405 else None)
         assert (await ask(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
 
     assert served(test)["pages_served"] == 1
@@ -98,6 +102,29 @@ def test_a_request_without_an_end_is_not_read_for_long() -> None:
                     await stream.send_all(b"X: " + bytes(HEAD_BYTES_MAX))
 
     assert served(test) == {"requests_malformed": 1}
+
+
+def test_a_head_that_is_too_long_is_told_so() -> None:
+    async def test(port: int, server: MetricsServer) -> None:
+        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: "
+        assert (await ask(port, request.ljust(HEAD_BYTES_MAX + 1, b"x")))[0] == 431
+
+    assert served(test) == {"requests_malformed": 1}
+
+
+def test_a_client_that_is_suddenly_gone_disturbs_nobody() -> None:
+    async def test(port: int, server: MetricsServer) -> None:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(b"GET /met")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        reset_when_closed = struct.pack("@ii", 1, 0)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_when_closed)
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert server.clients == 0
+        assert (await ask(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+
+    assert served(test) == {"clients_gone": 1, "pages_served": 1}
 
 
 def test_who_asks_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The node: what it carries between its parts, on machines in memory and a virtual clock."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 import pytest
@@ -19,7 +19,7 @@ from lvsha.errors import ConfigError, HandoverError, HostError, WireError
 from lvsha.failover.addresses import LIFETIME
 from lvsha.failover.black_box import Event, Export
 from lvsha.failover.election import DOWN_ADVERTISEMENTS
-from lvsha.failover.rivals import Claim
+from lvsha.failover.rivals import Rival
 from lvsha.health.opinions import Finding
 from lvsha.model import (
     ConnectionRecord,
@@ -28,12 +28,13 @@ from lvsha.model import (
     connection_key,
     parse_address,
 )
-from lvsha.node import TRANSITION, Node
+from lvsha.node import READINESS_INTERVAL, TRANSITION, Node
 from lvsha.saved_state import Writing
 from lvsha.sync.messages import Role
 from lvsha.sync.overlap import OVERLAP
+from tests.simulation.pair_host import EXPIRY_INTERVAL, SimulatedRivalListener
 from tests.simulation.pair_traffic import Client, Traffic
-from tests.simulation.pair_world import Life, Machine, World
+from tests.simulation.pair_world import GATEWAY_ADDRESS, Life, Machine, World
 from tests.simulation.tasks import one_order_of_tasks
 
 INTERVAL = 0.2
@@ -308,6 +309,36 @@ def test_with_sync_preemption_waits_for_a_complete_copy() -> None:
     play(scenario)
 
 
+def test_a_returning_node_asks_for_the_ways_to_clients_a_look_before_it_may_preempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(west)
+        life = await start(east, settle=0.01)
+        director, asked = life.node.director, trio.Event()
+        warm_ways, times = director.warm_ways, list[float]()
+
+        def ask() -> Iterator[None]:
+            asked.set()
+            times.append(trio.current_time())
+            return warm_ways()
+
+        monkeypatch.setattr(director, "warm_ways", ask)
+        may = []
+        with trio.fail_after(5):
+            await asked.wait()
+        for _ in range(4):
+            may.append((await router_status(life))["preemption_permitted"])
+            await trio.sleep(0.6 * READINESS_INTERVAL)
+        assert may == [False, False, True, True]
+        await trio.sleep(EXPIRY_INTERVAL)
+        assert (east.wire_on("outside").index, GATEWAY_ADDRESS) in director.network.wanted
+        assert len(times) == 1
+
+    play(scenario)
+
+
 def test_preemption_does_not_wait_for_a_complete_copy_for_ever() -> None:
     bound = 20.0
 
@@ -403,7 +434,7 @@ def test_a_pulled_cable_is_a_fault_until_it_is_back() -> None:
         east.plug("inside", up=False)
         await trio.sleep(INTERVAL)
         assert state(east) is VrrpState.FAULT
-        assert router_status(life)["fault"] == "interface eth1 is down"
+        assert (await router_status(life))["fault"] == "interface eth1 is down"
         assert state(west) is VrrpState.MASTER
         east.plug("inside", up=True)
         await trio.sleep(0.01)
@@ -435,7 +466,7 @@ def test_an_interface_that_is_not_there_is_a_fault_from_the_start(
         monkeypatch.setattr(east, "network", lambda: without)
         life = await start(east)
         assert state(east) is VrrpState.FAULT
-        assert router_status(life)["fault"] == "interface eth1 is missing"
+        assert (await router_status(life))["fault"] == "interface eth1 is missing"
         assert not east.held
         east.tell(*whole)
         await trio.sleep(DOWN + 0.1)
@@ -486,7 +517,7 @@ def test_routes_and_rules_are_where_the_addresses_are() -> None:
         await trio.sleep(4.0)
         await start(west)
         assert (east.routes, west.routes) == (moving, set())
-        pieces = cast("dict[str, list[str]]", router_status(life)["routes"])["pieces"]
+        pieces = cast("dict[str, list[str]]", (await router_status(life))["routes"])["pieces"]
         assert set(pieces) == moving
         life.stop.set()
         await trio.sleep(INTERVAL)
@@ -834,8 +865,8 @@ def test_a_half_open_connection_is_told_when_its_director_hands_over() -> None:
 # What people are told
 
 
-def router_status(life: Life) -> dict[str, object]:
-    status = cast("dict[str, dict[str, dict[str, object]]]", life.node.status())
+async def router_status(life: Life) -> dict[str, object]:
+    status = cast("dict[str, dict[str, dict[str, object]]]", await life.node.status())
     return status["routers"]["web"]
 
 
@@ -843,9 +874,8 @@ def test_the_status_says_all_and_is_json() -> None:
     async def scenario(world: World) -> None:
         client = await connected(world)
         command = living(world.machines["east"]).host.commands["status"]
-        assert not isinstance(command, Lasting)
-        status = command()
-        said = json.loads(json.dumps(status))
+        assert isinstance(command, Lasting)
+        said = json.loads(json.dumps(await command.handle({})))
         assert said["node"] == "east"
         assert said["configuration"] == TWO.digest().hex()
         assert said["routers"]["web"]["state"] == "MASTER"
@@ -907,7 +937,7 @@ def test_nodes_whose_checks_find_different_things_do_not_differ_and_both_say_wha
             (east, "reached", [1, 1]),
             (west, "lost", [1, None, None]),
         ):
-            told = json.loads(json.dumps(living(machine).node.status()))
+            told = json.loads(json.dumps(await living(machine).node.status()))
             service = told["services"]["http"]
             assert service["health"]["quorum"] == quorum
             assert [server.get("weight") for server in service["servers"]] == weights
@@ -966,7 +996,7 @@ def test_a_saved_state_of_another_node_is_kept_aside() -> None:
         life = await start(east)
         assert not saved(east)
         assert len(life.node.director.registry.table) == 0
-        counters = cast("dict[str, object]", life.node.status()["counters"])
+        counters = cast("dict[str, object]", (await life.node.status())["counters"])
         assert counters["state"] == {"states_refused": 1}
 
     play(scenario, LONE)
@@ -1089,8 +1119,10 @@ def test_an_advertisement_that_was_lost_is_remembered() -> None:
 # A takeover is seen through
 
 
-def takeover(machine: Machine) -> dict[str, object]:
-    takeovers = cast("dict[str, dict[str, object]]", living(machine).node.status()["takeovers"])
+async def takeover(machine: Machine) -> dict[str, object]:
+    takeovers = cast(
+        "dict[str, dict[str, object]]", (await living(machine).node.status())["takeovers"]
+    )
     return takeovers["web"]
 
 
@@ -1102,20 +1134,21 @@ def test_a_takeover_in_silence_is_announced_again_and_the_first_frame_ends_that(
     async def scenario(world: World) -> None:
         client = await connected(world)
         east, west = world.machines.values()
-        assert takeover(east)["frames"] == "seen"
-        assert takeover(west)["frames"] == "not held"
+        assert (await takeover(east))["frames"] == "seen"
+        assert (await takeover(west))["frames"] == "not held"
         east.end()
         await trio.sleep(DOWN + 0.02)
         new = living(west)
-        assert takeover(west)["frames"] == "awaited"
+        assert (await takeover(west))["frames"] == "awaited"
         before = announcements(new)
         await trio.sleep(0.8)
         # Two of its own series, which had none at that time.
         assert announcements(new) >= before + 2
         client.poke()
         await trio.sleep(0.4)
-        assert takeover(west)["frames"] == "seen"
-        assert sum(event.kind == "first_frame" for event in remembered(new)) == 1
+        assert (await takeover(west))["frames"] == "seen"
+        (first,) = [event for event in remembered(new) if event.kind == "first_frame"]
+        assert 800 < cast("float", first.fields["after_ms"]) < 1500
         seen = announcements(new)
         await trio.sleep(0.5)
         assert announcements(new) <= seen + 1
@@ -1128,7 +1161,7 @@ def test_a_network_in_which_nobody_asks_is_called_silent() -> None:
         east = world.machines["east"]
         life = await start(east)
         await trio.sleep(70)
-        assert takeover(east)["frames"] == "silent"
+        assert (await takeover(east))["frames"] == "silent"
         assert sum(event.kind == "no_frame" for event in remembered(life)) == 1
 
     play(scenario, LONE)
@@ -1138,19 +1171,59 @@ def test_another_that_announces_a_held_address_is_answered() -> None:
     async def scenario(world: World) -> None:
         east = world.machines["east"]
         life = await start(east, settle=100)
-        assert life.host.claims is not None
+        assert life.host.rivals is not None
         before = announcements(life)
         for _ in range(10):
-            await life.host.claims.hear.send(Claim(VIRTUAL, bytes(6)))
+            await life.host.rivals.hear.send(Rival(VIRTUAL, bytes(6)))
         await trio.sleep(0.1)
         assert announcements(life) == before + 1
         (rival,) = [event for event in remembered(life) if event.kind == "rival_announced"]
         assert rival.fields == {"address": "192.0.2.10", "mac": "00:00:00:00:00:00"}
-        counters = cast("dict[str, int]", takeover(east)["counters"])
+        counters = cast("dict[str, int]", (await takeover(east))["counters"])
         assert counters["rival_announcements"] == 10
 
     only_outside = ROUTER.replace(', "10.1.0.254/24@inside"', "")
     play(scenario, pair(only_outside, SERVICE, SYNC, EAST))
+
+
+def test_what_was_given_up_is_not_defended_any_more() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        life = await start(east)
+        await start(west)
+        east.plug("outside", up=False)
+        await trio.sleep(1.0)
+        assert state(east) is VrrpState.FAULT
+        assert (await takeover(east))["frames"] == "not held"
+        before = announcements(life)
+        assert life.host.rivals is not None
+        await life.host.rivals.hear.send(Rival(INSIDE, bytes(6)))
+        await trio.sleep(2.0)
+        assert announcements(life) == before
+        assert "rival_announcements" not in cast(
+            "dict[str, int]", (await takeover(east))["counters"]
+        )
+
+    play(scenario)
+
+
+def test_rivals_are_heard_on_every_interface_of_the_addresses() -> None:
+    async def scenario(world: World) -> None:
+        life = await start(world.machines["east"], settle=100)
+        listeners = life.node._takeovers["web"]._listeners
+        assert len(listeners) == 2
+        before = announcements(life)
+        for listener, address in zip(listeners, (VIRTUAL, INSIDE), strict=True):
+            assert isinstance(listener, SimulatedRivalListener)
+            listener.counters.add("frames_malformed", 2)
+            await listener.hear.send(Rival(address, bytes(6)))
+            await trio.sleep(2.0)
+        assert announcements(life) == before + 2
+        counters = cast("dict[str, int]", (await takeover(world.machines["east"]))["counters"])
+        assert counters["rival_announcements"] == 2
+        assert counters["frames_malformed"] == 4
+
+    play(scenario, LONE)
 
 
 # Metrics

@@ -1,7 +1,7 @@
 """What a node's director has from the checks, and what the operator has to say in it."""
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import structlog
@@ -18,8 +18,10 @@ from lvsha.health.peer_opinions import Server as CheckedServer
 from lvsha.ipvsadm.exchange import Answer
 from lvsha.model import parse_address
 from lvsha.node_health import EXCHANGE_INTERVAL, NodeHealth
+from lvsha.service_status import service_status
 from lvsha.sync.messages import Opinions, Origin, Role
 from lvsha.sync.opinions import NotUp
+from lvsha.turns import Turns
 from tests.probers import BAD, GOOD, ScriptedProber
 
 VIRTUAL = "192.0.2.10"
@@ -82,12 +84,10 @@ class Stage:
 
     def status(self) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
         (service,) = self.director.services
-        listed = [{"address": str(server)} for server in service.servers]
-        servers = self.health.annotated(service, cast("list[dict[str, object]]", listed))
-        found = {str(each["address"]).split(":")[0]: each["health"] for each in servers}
+        found = {end.split(":")[0]: health for end, health in self.health.of_servers(service)}
         status = self.health.status(service)
         assert status is not None
-        return status, cast("dict[str, dict[str, object]]", found)
+        return status, found
 
 
 Scenario = Callable[[Stage], Awaitable[None]]
@@ -432,6 +432,37 @@ def test_the_status_says_of_each_server_how_it_is_and_why() -> None:
     play(scenario, prepare=[FIRST])
 
 
+def test_servers_may_come_and_go_while_the_status_of_their_service_is_made() -> None:
+    class Meddling(Turns):
+        """The operator removes a server in the third turn."""
+
+        passed = 0
+
+        async def pass_on(self) -> None:
+            self.passed += 1
+            if self.passed == 3:
+                stage.edit("-d", SECOND)
+            await trio.lowlevel.checkpoint()
+
+    stage: Stage
+
+    async def scenario(played: Stage) -> None:
+        nonlocal stage
+        stage = played
+        await trio.sleep(ROUND)
+        (service,) = stage.director.services
+        assert [server.weight for server in service.servers] == [7, 5]
+        turns = Meddling()
+        said = await service_status(service, stage.director, stage.health, turns)
+        assert turns.passed == 4
+        servers = said["servers"]
+        assert isinstance(servers, list)
+        assert [server["weight"] for server in servers] == [7, 5]
+        assert [server["health"]["own_weight"] for server in servers] == [7, 5]
+
+    play(scenario)
+
+
 def test_a_pair_without_checks_is_let_alone() -> None:
     pair = parse_pair(
         f'[[services]]\nname = "web"\naddress = "{VIRTUAL}"\nport = 80\n'
@@ -444,6 +475,6 @@ def test_a_pair_without_checks_is_let_alone() -> None:
         stage.health.services_changed()
         (service,) = stage.director.services
         assert stage.health.status(service) is None
-        assert stage.health.annotated(service, []) == []
+        assert list(stage.health.of_servers(service)) == []
 
     assert play(scenario, pair).weights() == {FIRST: 1}

@@ -9,6 +9,7 @@ from lvsha.config import Pair
 from lvsha.failover.speaker import Speaker
 from lvsha.failover.tracking import Reading
 from lvsha.model import VrrpState
+from lvsha.node import READINESS_INTERVAL
 from lvsha.node_tracking import FINISH_MAX, FIRST_READINGS_MAX
 from tests.shells.test_node import (
     BOTH,
@@ -109,8 +110,8 @@ async def started(world: World) -> tuple[Machine, Machine, Dial]:
     return east, west, dial
 
 
-def router(machine: Machine, name: str = "web") -> dict[str, object]:
-    routers = living(machine).node.status()["routers"]
+async def router(machine: Machine, name: str = "web") -> dict[str, object]:
+    routers = (await living(machine).node.status())["routers"]
     assert isinstance(routers, dict)
     return dict(routers[name])
 
@@ -123,7 +124,7 @@ def test_a_tracker_that_fails_so_often_is_a_fault_and_its_end_a_recovery() -> No
         assert state(east) is MASTER
         await trio.sleep(0.1)
         assert state(east) is FAULT
-        assert router(east)["fault"] == "check: exit code 1"
+        assert (await router(east))["fault"] == "check: exit code 1"
         await trio.sleep(INTERVAL + 0.05)
         assert state(west) is MASTER
         # It is the fault of the one that tracks it alone.
@@ -142,13 +143,13 @@ def test_a_weight_lets_the_backup_take_over_without_a_fault() -> None:
         east, west, dial = await started(world)
         dial.up = False
         await trio.sleep(0.35)
-        assert (state(east), router(east)["priority"]) == (MASTER, 90)
-        assert router(east)["configured_priority"] == 150
+        assert (state(east), (await router(east))["priority"]) == (MASTER, 90)
+        assert (await router(east))["configured_priority"] == 150
         await trio.sleep(DOWN)
         assert (state(east), state(west)) == (BACKUP, MASTER)
         dial.up = True
         await trio.sleep(DOWN + 3.0)
-        assert (state(east), router(east)["priority"]) == (MASTER, 150)
+        assert (state(east), (await router(east))["priority"]) == (MASTER, 150)
 
     play(scenario, of('{ tracker = "check", weight = -60 }'))
 
@@ -159,7 +160,7 @@ def test_a_group_shares_a_fault_and_moves_at_once() -> None:
         dial.up = False
         await trio.sleep(0.35)
         assert states(east) == (FAULT, FAULT)
-        assert router(east, "gateway")["group"] == "both"
+        assert (await router(east, "gateway"))["group"] == "both"
         await trio.sleep(INTERVAL + 0.05)
         assert states(west) == (MASTER, MASTER)
         groups = living(west).node.tracking.status()["groups"]
@@ -178,7 +179,7 @@ def test_a_pulled_cable_of_one_moves_the_whole_group() -> None:
         east.plug("inside", up=False)
         await trio.sleep(0.02)
         assert states(east) == (FAULT, FAULT)
-        assert router(east)["fault"] == "interface eth1 is down"
+        assert (await router(east))["fault"] == "interface eth1 is down"
         await trio.sleep(INTERVAL + 0.05)
         assert states(west) == (MASTER, MASTER)
 
@@ -210,8 +211,8 @@ def test_a_group_does_not_flap_where_one_of_its_links_is_cut() -> None:
             seen.add((states(east), states(west)))
         assert seen == {((MASTER, MASTER), (BACKUP, BACKUP))}
         # Not even for a moment.
-        assert router(west)["transitions"] == router(west, "gateway")["transitions"]
-        assert router(west)["transitions"] == {"started": 1}
+        assert (await router(west))["transitions"] == (await router(west, "gateway"))["transitions"]
+        assert (await router(west))["transitions"] == {"started": 1}
         # Where nothing is heard any more the other takes over, all of it.
         world.segments["outside"].cuts |= both
         await trio.sleep(DOWN + 0.2)
@@ -234,7 +235,7 @@ def test_elections_wait_for_the_first_reading_and_not_for_ever() -> None:
         assert state(east) is INIT
         await trio.sleep(0.3)
         assert state(east) is FAULT
-        assert router(east)["fault"] == "check has not been looked at yet"
+        assert (await router(east))["fault"] == "check has not been looked at yet"
         assert east.state_of("gateway") is BACKUP
 
     async def prompt(world: World) -> None:
@@ -257,7 +258,7 @@ def test_a_quorum_of_servers_is_missed_within_its_interval() -> None:
             services.delete_server(service.identity, server.address, server.port)
         await trio.sleep(0.25)
         assert state(east) is FAULT
-        assert router(east)["fault"] == "service http has 0 of 0 servers, needs 1"
+        assert (await router(east))["fault"] == "service http has 0 of 0 servers, needs 1"
         await trio.sleep(INTERVAL + 0.05)
         assert state(west) is MASTER
 
@@ -311,7 +312,7 @@ def test_a_fault_of_the_whole_node_is_one_of_every_router() -> None:
         tracking = living(east).node.tracking
         tracking.declare("the loop hangs")
         assert states(east) == (FAULT, FAULT)
-        assert router(east)["fault"] == "the loop hangs"
+        assert (await router(east))["fault"] == "the loop hangs"
         tracking.declare(None)
         assert states(east) == (BACKUP, BACKUP)
         await trio.sleep(DOWN)
@@ -333,7 +334,7 @@ def test_a_mirror_that_is_read_anew_says_nothing() -> None:
         network.links.update(links)
         east.plug("sync", up=False)
         await trio.sleep(0.02)
-        assert router(east)["fault"] == "interface eth2 is down"
+        assert (await router(east))["fault"] == "interface eth2 is down"
         east.plug("sync", up=True)
         await trio.sleep(2.0)
         assert state(east) is FAULT
@@ -435,6 +436,21 @@ def test_a_group_is_handed_over_at_the_stop_of_its_node() -> None:
         assert sum(transitions(west).values()) == 4
 
     play(scenario, of('"check"', GROUP))
+
+
+@pytest.mark.parametrize(("missing", "permitted"), [(52, [True, False]), (51, [False, True])])
+def test_a_router_without_a_group_may_preempt_when_its_own_copy_is_complete(
+    monkeypatch: pytest.MonkeyPatch, missing: int, permitted: list[bool]
+) -> None:
+    async def scenario(world: World) -> None:
+        _, west, _ = await started(world)
+        sync = living(west).node.sync
+        monkeypatch.setattr(sync, "complete", lambda sync_id: sync_id != missing)
+        await trio.sleep(3 * READINESS_INTERVAL)
+        said = [(await router(west, name))["preemption_permitted"] for name in ("web", "gateway")]
+        assert said == permitted
+
+    play(scenario, of('"check"'))
 
 
 def test_preemption_of_a_group_waits_until_the_copies_of_all_its_routers_are_complete(

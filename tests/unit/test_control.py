@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lvsha import control
-from lvsha.control import ControlServer, WithArguments, ask, lock_namespace, socket_path
+from lvsha.control import ControlServer, WithArguments, ask, encoded, lock_namespace, socket_path
 from lvsha.errors import ConfigError, HostError
+from lvsha.turns import Turns
 
 
 @pytest.fixture(autouse=True)
@@ -248,3 +251,55 @@ def test_a_runtime_directory_that_cannot_be_used_is_named(
     monkeypatch.setenv("LVSHA_RUNTIME_DIR", str(file))
     with pytest.raises(HostError, match=str(file)):
         lock_namespace()
+
+
+NAMES = st.text() | st.integers() | st.booleans() | st.none() | st.floats()
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner),
+    max_leaves=40,
+)
+
+
+@given(JSON)
+def test_an_answer_is_encoded_as_the_library_does(answer: object) -> None:
+    assert trio.run(encoded, answer) == json.dumps(answer).encode()
+
+
+def test_a_long_answer_is_encoded_in_turns_with_the_others() -> None:
+    answer: object = {"result": {"services": {str(n): {"servers": [{}] * 100} for n in range(500)}}}
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async def work() -> bytes:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            told = await encoded(answer)
+            nursery.cancel_scope.cancel()
+        return told
+
+    assert json.loads(trio.run(work)) == answer
+    assert turns > 1
+
+
+def test_one_service_with_many_servers_is_encoded_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pieces = 0
+
+    class Counted(Turns):
+        async def pass_on(self) -> None:
+            nonlocal pieces
+            pieces += 1
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(control, "Turns", Counted)
+    servers = [{"weight": number} for number in range(100)]
+    answer = {"result": {"services": {"web": {"servers": servers}}}}
+    assert trio.run(encoded, answer) == json.dumps(answer).encode()
+    assert pieces >= len(servers)

@@ -1,6 +1,6 @@
 import pytest
 
-from lvsha.datapath.connections import Connection
+from lvsha.datapath.connections import SLICE, Connection
 from lvsha.datapath.network import NeighbourChange
 from lvsha.datapath.reasons import Reason
 from lvsha.datapath.registry import EXPIRE_BATCH
@@ -8,7 +8,19 @@ from lvsha.datapath.services import VirtualService
 from lvsha.datapath.tcp_states import TcpState
 from lvsha.model import ConnectionFlag, Protocol, parse_address
 from tests import packets
-from tests.laboratory import C4, C6, DR, S4, S6, V4, V6, Laboratory, Left
+from tests.laboratory import (
+    C4,
+    C6,
+    DR,
+    S4,
+    S6,
+    SERVER,
+    V4,
+    V6,
+    Laboratory,
+    Left,
+    server_mac,
+)
 from tests.packets import ACK, FIN, RST, SYN
 
 FAMILIES = pytest.mark.parametrize(("client", "vip", "server"), [(C4, V4, S4), (C6, V6, S6)])
@@ -346,6 +358,65 @@ def test_the_ways_to_clients_are_asked_for_before_a_packet_needs_them() -> None:
     network.wanted.clear()
     laboratory.director.keep_ways_warm()
     assert not network.wanted
+
+
+def test_default_gateways_are_asked_for_before_there_is_a_client() -> None:
+    laboratory = Laboratory()
+    gateway = parse_address("10.0.0.254")
+    laboratory.director.learn(NeighbourChange(1, gateway, b""))
+    laboratory.director.network.wanted.clear()
+    laboratory.director.keep_ways_warm()
+    assert list(laboratory.director.network.wanted) == [(1, gateway)]
+
+
+def test_a_way_that_is_kept_warm_is_confirmed_when_the_kernel_doubts_it() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service())
+    network, server = laboratory.director.network, parse_address(S4)
+    laboratory.director.keep_ways_warm()
+    assert not network.wanted
+    laboratory.director.learn(NeighbourChange(SERVER, server, server_mac(server), stale=True))
+    assert list(network.wanted) == [(SERVER, server)]
+
+
+def test_nobody_is_asked_for_the_network_that_persistence_is_for() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service(persistence=60, netmask=bytes((255, 255, 255, 0))))
+    laboratory.send("client", packets.tcp("10.0.0.77", 40000, V4, 80, SYN))
+    laboratory.director.network.wanted.clear()
+    laboratory.director.keep_ways_warm()
+    assert list(laboratory.director.network.wanted) == [(1, parse_address("10.0.0.77"))]
+
+
+def test_ways_are_asked_for_in_parts_between_which_services_may_change() -> None:
+    laboratory = Laboratory()
+    director, many = laboratory.director, laboratory.service()
+    for number in range(SLICE + 50):
+        laboratory.server(many, f"10.1.{1 + number // 100}.{1 + number % 100}")
+    servers = list(many.servers)
+    last = laboratory.server(laboratory.service(port=81), "10.1.9.9")
+    wanted = director.network.wanted
+    wanted.clear()
+    chore = director.warm_ways()
+    next(chore)
+    assert 0 < len(wanted) <= SLICE < len(servers)
+    laboratory.remove(servers[0])
+    laboratory.remove(servers[-1])
+    laboratory.service(port=82)
+    assert list(chore) == []
+    assert set(wanted) == {(SERVER, server.address) for server in [*servers[:-1], last]}
+
+
+def test_of_many_clients_those_of_one_slice_are_asked_for() -> None:
+    laboratory = Laboratory()
+    laboratory.server(laboratory.service())
+    for number in range(2 * SLICE):
+        client = f"10.1.{100 + number // SLICE}.{1 + number % SLICE}"
+        laboratory.send("server", packets.tcp(client, 40000, V4, 80, SYN))
+    assert len(connections(laboratory)) == 2 * SLICE
+    laboratory.director.network.wanted.clear()
+    laboratory.director.keep_ways_warm()
+    assert len(laboratory.director.network.wanted) == SLICE
 
 
 def test_a_reply_that_passes_but_comes_no_further_is_not_seen() -> None:

@@ -1,6 +1,7 @@
 """Metrics: each is a number of the status, read back by the library's own parser."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ STATUS: dict[str, Any] = {
     "life": {"fault": None, "lateness_max_seconds": 0.25, "counters": {"stalls": 2}},
     "drops": {"stale": 3},
     "counters": {"forwarder": {"interception_restored": 1}, "sync": {"51": {"x": 1}}},
-    "daemons": {"counters": {}},
+    "daemons": {"counters": {"frames_read": 6}},
     "tracking": {
         "trackers": {
             "gate": {"kind": "gateway", "state": "down"},
             "eth": {"kind": "interface", "state": "up"},
         },
         "events": {"counters": {"readers": 4}},
-        "notifications": {"counters": {}},
+        "notifications": {"counters": {"programs_run": 5}},
     },
     "second_path": {"witness_state": "up"},
     "routers": {
@@ -111,6 +112,8 @@ EXPECTED = {
     ("lvsha_events_total", "forwarder", "interception_restored"): 1,
     ("lvsha_events_total", "life", "stalls"): 2,
     ("lvsha_events_total", "events", "readers"): 4,
+    ("lvsha_events_total", "notifications", "programs_run"): 5,
+    ("lvsha_events_total", "daemons", "frames_read"): 6,
     ("lvsha_router_state", "web", "MASTER"): 1,
     ("lvsha_router_state", "web", "BACKUP"): 0,
     ("lvsha_router_state", "new", "INIT"): 1,
@@ -173,6 +176,37 @@ def test_faults_are_seen(fault: str, witness: dict[str, str] | None) -> None:
     metrics = found({**STATUS, "life": life, "second_path": witness})
     assert metrics["lvsha_hung",] == 1
     assert metrics.get(("lvsha_witness_up",)) == (None if witness is None else 0)
+
+
+def test_what_is_not_known_yet_is_not_up() -> None:
+    status = deepcopy(STATUS)
+    status["tracking"]["trackers"]["eth"]["state"] = "unknown"
+    status["second_path"]["witness_state"] = "unknown"
+    status["sync"]["51"]["role"] = "DRAIN"
+    status["services"]["http"]["health"]["quorum"] = "unknown"
+    status["services"]["http"]["servers"][0]["health"]["opinion"] = "unknown"
+    metrics = found(status)
+    for name, *labels in (
+        ("lvsha_tracker_up", "eth", "interface"),
+        ("lvsha_witness_up",),
+        ("lvsha_sync_leads", "51"),
+        ("lvsha_service_quorum", "http"),
+        ("lvsha_server_up", "http", "10.0.0.1:80"),
+    ):
+        assert metrics[name, *sorted(labels)] == 0
+
+
+def test_what_is_none_at_all_is_told_as_well() -> None:
+    status = deepcopy(STATUS)
+    status["routers"]["web"] |= {"priority": 0, "since_seconds": 0.0, "addresses_held": False}
+    nothing = ("heard_ms_ago", "coverage", "lag_connections", "lag_ms", "datagrams_lost")
+    status["sync"]["51"]["peers"][0] |= dict.fromkeys(nothing, 0)
+    metrics = found(status)
+    for name in ("priority", "state_seconds", "addresses_held"):
+        assert metrics[f"lvsha_router_{name}", "web"] == 0
+    for name in ("heard_seconds", "coverage", "lag_connections", "lag_seconds"):
+        assert metrics[f"lvsha_sync_peer_{name}", "51", "west"] == 0
+    assert metrics["lvsha_sync_peer_datagrams_lost_total", "51", "west"] == 0
 
 
 def test_the_page_lists_every_metric() -> None:

@@ -124,6 +124,48 @@ def test_one_that_recovers_while_it_drains_is_not_removed() -> None:
     assert core.expire(8.0) == []
 
 
+def test_one_that_fails_while_its_weight_grows_is_removed_when_it_has_drained() -> None:
+    core, _ = a_service(Rules(remove=True, drain=5.0, slow_start=400.0), weights=(4, 4))
+    find(core, 0, False, 0.0)
+    find(core, 0, True, 10.0)
+    assert core.deadline == 110.0
+    assert places(find(core, 0, False, 20.0)) == [(0, 0)]
+    assert core.deadline == 25.0
+
+
+def test_what_is_due_is_done_with_whatever_happens_next() -> None:
+    for happen in (
+        lambda core: find(core, 1, True, 8.0),
+        lambda core: core.set_own_weight(1, 3, 8.0),
+        lambda core: core.expire(8.0),
+    ):
+        core, _ = a_service(Rules(remove=True, drain=5.0))
+        find(core, 0, True, 1.0)
+        find(core, 1, True, 1.0)
+        find(core, 0, False, 2.0)
+        assert places(happen(core)) == [(0, None)]
+        assert core.deadline is None
+
+
+def test_a_script_that_asks_for_less_weight_takes_it_from_the_quorum() -> None:
+    core, _ = a_service(Rules(quorum=4), weights=(3, 3))
+    find(core, 0, True)
+    busy = core.receive(CheckFinding(1, 0, Finding(passed=True, reason="busy", weight=0)), 1.0)
+    assert quorums(busy) == [QuorumLost(3)]
+    half = core.receive(CheckFinding(1, 0, Finding(passed=True, reason="busy", weight=1)), 2.0)
+    assert half == [QuorumReached(4), Place(1, 1)]
+
+
+def test_a_finding_is_settled_when_the_opinion_agrees_with_it() -> None:
+    core = ServiceHealth(PLAIN, [([Counts(1, 2)], 1)])
+    core.start(0.0)
+    settled = []
+    for passed in (True, False, False, True):
+        find(core, 0, passed)
+        settled.append(core.settled)
+    assert settled == [True, False, True, True]
+
+
 def test_a_server_that_was_never_checked_is_not_removed() -> None:
     core, started = a_service(Rules(remove=True))
     assert started == [Place(0, 0), Place(1, 0)]
@@ -225,4 +267,5 @@ def test_a_finding_is_weighed_against_nobody_else(
     looked.clear()
     for now, passed in ((2.0, False), (3.0, True), (4.0, True)):
         core.receive(CheckFinding(2, 0, Finding(passed, "so")), now)
-    assert looked == [3.0, 4.0]
+    core.set_own_weight(2, 7, 5.0)
+    assert looked == [3.0, 4.0, 5.0]
