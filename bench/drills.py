@@ -1,6 +1,8 @@
 """Every drill, one after the other: each failure with each method, and one table of all.
 
-Each is ``lvsha drill`` as a person runs it, in a process of its own. Exit codes: 0 no
+Each is ``lvsha drill`` as a person runs it, in a process of its own. One during which the machine
+itself stood still for long is carried out again, as its times say nothing; what it lost counts
+nevertheless. Exit codes: 0 no
 established connection was lost in any; 1 one was; 3 a drill could not be carried out.
 """
 
@@ -19,6 +21,8 @@ from lvsha.drill.options import FAILURES, METHODS
 
 DRILL_TIME_MAX: Final = 300.0
 EXIT_IMPOSSIBLE: Final = 3
+STANDSTILL_MAX_MS: Final = 10.0
+"""A machine that never stands still for less is rare."""
 
 
 def drills(
@@ -30,6 +34,9 @@ def drills(
     ] = None,
     advert_interval: Annotated[float, typer.Option(help="Of VRRP, in seconds.")] = 0.1,
     probe_interval: Annotated[float, typer.Option(help="Of the UDP flow, in seconds.")] = 0.001,
+    again: Annotated[
+        int, typer.Option(min=0, help="Times that a drill is repeated if the machine stood still.")
+    ] = 2,
     directory: Annotated[Path, typer.Option(help="Where reports are left.")] = Path("drill"),
 ) -> None:
     """Rehearse every failure with every method."""
@@ -38,7 +45,17 @@ def drills(
             if name not in known:
                 raise typer.BadParameter(f"expected one of {', '.join(known)}, not {name!r}")
     console = Console()
-    table = Table("drill", "act", "outage ms", "usual gap ms", "broken", "longest wait ms")
+    table = Table(
+        "drill",
+        "act",
+        "outage ms",
+        "at the change ms",
+        "usual gap ms",
+        "machine ms",
+        "broken",
+        "refused",
+        "longest wait ms",
+    )
     worst = EXIT_KEPT
     for each in failure or FAILURES:
         for how in method or METHODS:
@@ -48,11 +65,16 @@ def drills(
             options += ["--advert-interval", str(advert_interval)]
             options += ["--probe-interval", str(probe_interval)]
             code = _drill(options)
+            for _ in range(again):
+                if code != EXIT_KEPT or not _is_disturbed(place):
+                    break
+                console.print("the machine stood still; once more", style="dim")
+                code = _drill(options)
             worst = max(worst, code if code in {EXIT_KEPT, EXIT_LOST} else EXIT_IMPOSSIBLE)
             if code in {EXIT_KEPT, EXIT_LOST}:
                 _add(table, f"{each}, {how}", json.loads((place / "report.json").read_text()))
             else:
-                table.add_row(f"{each}, {how}", "could not be carried out", "", "", "", "")
+                table.add_row(f"{each}, {how}", "could not be carried out")
     console.print(table)
     raise typer.Exit(worst)
 
@@ -68,6 +90,12 @@ def _drill(options: list[str]) -> int:
     return done.returncode
 
 
+def _is_disturbed(place: Path) -> bool:
+    """Whether the machine stood still during an outage."""
+    acts = json.loads((place / "report.json").read_text())["acts"]
+    return any(act["standstill_ms"] >= STANDSTILL_MAX_MS for act in acts)
+
+
 def _add(table: Table, name: str, report: dict[str, Any]) -> None:
     for act in report["acts"]:
         kinds = act["connections"].values()
@@ -75,9 +103,12 @@ def _add(table: Table, name: str, report: dict[str, Any]) -> None:
         table.add_row(
             name,
             act["name"],
-            f"{act['outage_ms']:.0f}",
+            f"{act['outage_ms']:.1f}",
+            "-" if act["change_ms"] is None else f"{act['change_ms']:.1f}",
             f"{act['usual_gap_ms']:.0f}",
+            f"{act['standstill_ms']:.0f}",
             str(sum(kind["broken"] for kind in kinds)),
+            str(act["attempts"]["failed"]),
             f"{max(stalls):.0f}" if stalls else "-",
         )
 

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +24,13 @@ from rich.console import Console
 from lvsha.drill import laboratory
 from lvsha.drill.directors import Director, Status, program_environment
 from lvsha.drill.exercise import perform
-from lvsha.drill.laboratory import PRIORITIES, REAL_SERVERS, UDP_PORT, Plan
+from lvsha.drill.laboratory import REAL_SERVERS, ROUTERS, UDP_PORT, Plan
 from lvsha.drill.options import DrillOptions, decode_options
+from lvsha.drill.recording import ROUTER
 from lvsha.drill.seclusion import extend_search_path
 
 LOOK_TIME_MAX: Final = 1.0
+POLL: Final = 0.05
 
 
 def configuration(name: str, plan: Plan, advert_interval: float) -> str:
@@ -41,7 +44,7 @@ vrrp_instance web {{
     state BACKUP
     interface outside
     virtual_router_id 51
-    priority {PRIORITIES[name]}
+    priority {ROUTERS[0].priority(name)}
     advert_int {advert_interval}
     virtual_ipaddress {{
         {plan.with_prefix("outside", plan.virtual)} dev outside
@@ -53,7 +56,7 @@ vrrp_instance web {{
 
 def forwarding(plan: Plan) -> str:
     """The rules with which a kernel forwards the UDP flow."""
-    server = plan.server_address(REAL_SERVERS[0])
+    server = plan.real_address(ROUTERS[0], REAL_SERVERS[0])
     return f"""\
 table ip drill {{
     chain prerouting {{
@@ -76,7 +79,7 @@ class KeepalivedDirector(Director):
     async def start(self) -> None:
         """Start keepalived; its kernel begins to forward."""
         assert not self.running
-        self.expected = True
+        self.expected, self.killed = True, False
         self._file.write_text(configuration(self.name, self._plan, self._interval))
         self._file.chmod(0o600)
         await trio.run_process(
@@ -102,8 +105,8 @@ class KeepalivedDirector(Director):
                 start_new_session=True,
             )
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it and to its children."""
+    def _deliver(self, number: signal.Signals) -> None:
+        # To its children as well.
         assert self._process is not None
         os.killpg(self._process.pid, number)
 
@@ -122,8 +125,15 @@ class KeepalivedDirector(Director):
                 capture_stdout=True,
                 check=False,
             )
-            return Status("MASTER" if done.stdout.strip() else "BACKUP", True, 0)
+            return Status({ROUTER: "MASTER" if done.stdout.strip() else "BACKUP"}, True)
         return None
+
+    async def follow(self, saw: Callable[[str, str], None]) -> None:
+        """Look again and again."""
+        while (status := await self.status()) is not None:
+            for router, state in status.states.items():
+                saw(router, state)
+            await trio.sleep(POLL)
 
 
 def main() -> int:

@@ -4,13 +4,16 @@ Both in the laboratory of `lvsha drill`, in turns, with the same intervals and p
 UDP flow with a datagram every millisecond through the virtual address: the outage is the
 longest time between two of its answers. lvsha is measured without other load, as keepalived is,
 and under the drill's usual one.
+
+Turns in which the machine itself stood still for long during the outage say nothing of either:
+they are left out of the figures, and listed.
 """
 
 import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.drills import STANDSTILL_MAX_MS
 from lvsha.drill.exercise import EXIT_IMPOSSIBLE, run_drill
 from lvsha.drill.options import DrillOptions
 
@@ -47,9 +51,17 @@ def takeover(
 ) -> None:
     """Cut the power of a director, of lvsha and of keepalived in turns."""
     console = Console()
-    table = Table("advertisements every", "directors", "outage ms", "least to most", "usual gap ms")
+    table = Table(
+        "advertisements every",
+        "directors",
+        "outage ms",
+        "least to most",
+        "usual gap ms",
+        "turns",
+        "left out",
+    )
     for seconds in interval or INTERVALS:
-        measured: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        measured: dict[str, list[_Turn]] = {kind: [] for kind in KINDS}
         for turn in range(turns):
             for kind in KINDS:
                 console.print(f"{1000 * seconds:g} ms, {kind}, turn {turn + 1}", style="dim")
@@ -59,8 +71,22 @@ def takeover(
     console.print(table)
 
 
-def _outage(kind: str, interval: float, console: Console) -> tuple[float, float]:
-    """The outage of one drill, and the longest gap before it; milliseconds."""
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One drill; milliseconds.
+
+    Attributes:
+        outage: of the UDP flow.
+        usual_gap: the longest before it.
+        standstill: of the machine, during the outage.
+    """
+
+    outage: float
+    usual_gap: float
+    standstill: float
+
+
+def _outage(kind: str, interval: float, console: Console) -> _Turn:
     module, options = KINDS[kind]
     with tempfile.TemporaryDirectory(prefix="takeover-") as directory:
         chosen = replace(options, advert_interval=interval, directory=Path(directory))
@@ -68,15 +94,21 @@ def _outage(kind: str, interval: float, console: Console) -> tuple[float, float]
         if code == EXIT_IMPOSSIBLE:
             raise typer.Exit(code)
         (act,) = json.loads(chosen.json_path.read_text())["acts"]
-    return float(act["outage_ms"]), float(act["usual_gap_ms"])
+    return _Turn(*(float(act[name]) for name in ("outage_ms", "usual_gap_ms", "standstill_ms")))
 
 
-def _shown(figures: Sequence[tuple[float, float]]) -> tuple[str, str, str]:
-    outages, gaps = zip(*figures, strict=True)
+def _shown(turns: Sequence[_Turn]) -> Sequence[str]:
+    told = [turn for turn in turns if turn.standstill < STANDSTILL_MAX_MS]
+    left_out = ", ".join(f"{turn.outage:.0f}" for turn in turns if turn not in told)
+    if not told:
+        return "", "", "", "0", left_out
+    outages = [turn.outage for turn in told]
     return (
-        f"{statistics.median(outages):.0f}",
-        f"{min(outages):.0f} to {max(outages):.0f}",
-        f"{statistics.median(gaps):.0f}",
+        f"{statistics.median(outages):.1f}",
+        f"{min(outages):.1f} to {max(outages):.1f}",
+        f"{statistics.median(turn.usual_gap for turn in told):.0f}",
+        str(len(told)),
+        left_out,
     )
 
 

@@ -21,8 +21,9 @@ import random
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Final
 
@@ -155,11 +156,46 @@ class _Long:
         )
 
 
+@dataclass(slots=True)
+class _Flow:
+    """One UDP flow: a datagram at regular times, and what came back."""
+
+    number: int
+    address: str
+    sent: list[float] = field(default_factory=list)
+    answers: dict[int, tuple[float, str]] = field(default_factory=dict)
+    last_answer_at: float | None = None
+
+    async def receive(self, probe: trio.socket.SocketType) -> None:
+        """Note the answers, until cancelled."""
+        while True:
+            try:
+                answer = await probe.recv(READ_MAX)
+            except OSError as error:
+                # An ICMP error that some packet met; the datagram counts as unanswered.
+                _expect_network_error(error)
+                continue
+            server, _, sequence = answer.partition(b" ")
+            now = time.monotonic()
+            if sequence.isdigit() and int(sequence) < len(self.sent):
+                self.answers.setdefault(int(sequence), (now, server.decode("ascii", "replace")))
+                self.last_answer_at = now
+
+    def datagrams(self) -> Iterator[Datagram]:
+        """All that were sent."""
+        for sequence, sent_at in enumerate(self.sent):
+            answered_at, server = self.answers.get(sequence, (None, ""))
+            yield Datagram(sent_at, answered_at, server, self.number)
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the client is asked to do."""
+    """What the client is asked to do.
 
-    address: str
+    The connections use the addresses in turn, and a UDP flow goes to each.
+    """
+
+    address: tuple[str, ...]
     tcp_port: int
     udp_port: int
     streams: int
@@ -176,14 +212,13 @@ class Client:
 
     def __init__(self, demand: Demand) -> None:
         self._demand = demand
-        self._family = socket.AF_INET6 if ":" in demand.address else socket.AF_INET
+        self._family = socket.AF_INET6 if ":" in demand.address[0] else socket.AF_INET
+        self._addresses = cycle(demand.address)
         self._dice = random.Random(7)  # noqa: S311 - spreads load, keeps no secret
         self._long: list[_Long] = []
         self._short: list[ShortConnection] = []
         self._short_open = 0
-        self._sent: list[float] = []
-        self._answers: dict[int, tuple[float, str]] = {}
-        self._last_answer_at: float | None = None
+        self._flows = [_Flow(number, address) for number, address in enumerate(demand.address)]
         self._lateness_max = 0.0
         self._finishing = False
 
@@ -211,7 +246,8 @@ class Client:
         limiter = trio.CapacityLimiter(OPENING_AT_ONCE)
         self._long = [_Long("stream") for _ in range(self._demand.streams)]
         self._long += [_Long("idle") for _ in range(self._demand.idle)]
-        nursery.start_soon(self._probe)
+        for flow in self._flows:
+            nursery.start_soon(self._probe, flow)
         async with trio.open_nursery() as opening:
             for connection in self._long:
                 opening.start_soon(self._open_long, connection, limiter)
@@ -243,7 +279,7 @@ class Client:
         opened = trio.socket.socket(self._family, socket.SOCK_STREAM)
         try:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await opened.connect((self._demand.address, self._demand.tcp_port))
+            await opened.connect((next(self._addresses), self._demand.tcp_port))
         except OSError as error:
             opened.close()
             raise _BrokenError(_reason(error)) from error
@@ -315,16 +351,16 @@ class Client:
                 ShortConnection(started_at, established_at, time.monotonic(), server, reason)
             )
 
-    async def _probe(self) -> None:
+    async def _probe(self, flow: _Flow) -> None:
         probe = trio.socket.socket(self._family, socket.SOCK_DGRAM)
         with probe:
-            await probe.connect((self._demand.address, self._demand.udp_port))
+            await probe.connect((flow.address, self._demand.udp_port))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._receive_probe, probe)
+                nursery.start_soon(flow.receive, probe)
                 due = trio.current_time()
-                while len(self._sent) < PROBE_WAITING_MAX and not self._finishing:
-                    sequence = len(self._sent)
-                    self._sent.append(time.monotonic())
+                while len(flow.sent) < PROBE_WAITING_MAX and not self._finishing:
+                    sequence = len(flow.sent)
+                    flow.sent.append(time.monotonic())
                     try:
                         await probe.send(b"%d" % sequence)
                     except OSError as error:
@@ -336,20 +372,6 @@ class Client:
                         self._lateness_max = max(self._lateness_max, late)
                         due = trio.current_time()
                     await trio.sleep_until(due)
-
-    async def _receive_probe(self, probe: trio.socket.SocketType) -> None:
-        while True:
-            try:
-                answer = await probe.recv(READ_MAX)
-            except OSError as error:
-                # An ICMP error that some packet met; the datagram counts as unanswered.
-                _expect_network_error(error)
-                continue
-            server, _, sequence = answer.partition(b" ")
-            now = time.monotonic()
-            if sequence.isdigit() and int(sequence) < len(self._sent):
-                self._answers.setdefault(int(sequence), (now, server.decode("ascii", "replace")))
-                self._last_answer_at = now
 
     async def _finish(self) -> None:
         """Stop opening; what waits for an answer gets ``patience`` to receive it."""
@@ -368,10 +390,7 @@ class Client:
         return Load(
             long=tuple(connection.record() for connection in self._long),
             short=tuple(self._short),
-            probe=tuple(
-                Datagram(sent_at, *self._answers.get(sequence, (None, "")))
-                for sequence, sent_at in enumerate(self._sent)
-            ),
+            probe=tuple(chain.from_iterable(flow.datagrams() for flow in self._flows)),
             lateness_max=self._lateness_max,
         )
 
@@ -379,6 +398,11 @@ class Client:
         """Record a connection whose answer never came as broken when the next was due."""
         assert connection.waiting_since is not None
         connection.fail(TIMED_OUT, connection.waiting_since + self._demand.message_interval)
+
+    def _last_answer_at(self) -> float | None:
+        """Of the flow that has waited longest."""
+        times = [flow.last_answer_at for flow in self._flows]
+        return min((at for at in times if at is not None), default=None)
 
     def _streams_waiting(self) -> bool:
         return any(
@@ -402,8 +426,8 @@ class Client:
                             for entry in self._short
                         ),
                         "short_open": self._short_open,
-                        "answers": len(self._answers),
-                        "last_answer_at": self._last_answer_at,
+                        "answers": sum(len(flow.answers) for flow in self._flows),
+                        "last_answer_at": self._last_answer_at(),
                     }
                 }
             )
@@ -452,7 +476,7 @@ async def _words() -> AsyncIterator[str]:
 def main() -> None:
     """Read the arguments and obey."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--address", required=True)
+    parser.add_argument("--address", required=True, nargs="+")
     parser.add_argument("--tcp-port", type=int, required=True)
     parser.add_argument("--udp-port", type=int, required=True)
     parser.add_argument("--streams", type=int, required=True)
@@ -462,7 +486,8 @@ def main() -> None:
     parser.add_argument("--probe-interval", type=float, required=True)
     parser.add_argument("--patience", type=float, required=True)
     parser.add_argument("--result", type=Path, required=True)
-    demand = Demand(**vars(parser.parse_args()))
+    values = vars(parser.parse_args())
+    demand = Demand(**values | {"address": tuple(values["address"])})
     trio.run(Client(demand).obey)
 
 

@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,6 @@ import trio
 
 import lvsha
 from lvsha.drill import laboratory
-from lvsha.drill.laboratory import ROUTER
 from lvsha.errors import HostError
 
 LOG_TAIL_LINES: Final = 15
@@ -30,11 +30,15 @@ STATUS_BYTES_MAX: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the drill needs to know of a director."""
+    """What the drill needs to know of a director.
 
-    state: str
+    Attributes:
+        states: of its virtual routers, by name.
+        complete: whether it has a copy of all connections that others lead.
+    """
+
+    states: Mapping[str, str]
     complete: bool
-    connections: int
 
 
 class Director:
@@ -44,6 +48,7 @@ class Director:
         name: which node it is.
         log: where its output goes.
         stopped: whether it was told to stop without ending (SIGSTOP).
+        killed: whether it was told to end without another word (SIGKILL).
         expected: whether it should be running; the rehearsal says when not.
     """
 
@@ -54,6 +59,7 @@ class Director:
         self._runtime = Path("/run") / f"lvsha-{name}"
         self._process: trio.Process | None = None
         self.stopped = False
+        self.killed = False
         self.expected = False
 
     @property
@@ -64,7 +70,7 @@ class Director:
     async def start(self) -> None:
         """Start the real program from the pair file."""
         assert not self.running
-        self.expected = True
+        self.expected, self.killed = True, False
         self._runtime.mkdir(mode=0o700, exist_ok=True)
         command = [sys.executable, "-m", "lvsha", "run", str(self._pair), "--node", self.name]
         with self.log.open("ab") as log:
@@ -76,10 +82,14 @@ class Director:
                 env=self._environment(),
             )
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process."""
+    def _deliver(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        self.killed = number is signal.SIGKILL
+        self._deliver(number)
 
     def end(self) -> None:
         """Kill the process, whatever it does; the private world buries it."""
@@ -104,6 +114,19 @@ class Director:
                 answer = await _ask(path, "status")
             return parse_status(answer)
         return None
+
+    async def follow(self, saw: Callable[[str, str], None]) -> None:
+        """Tell each virtual router and its state, until it has no more to say."""
+        for path in self._runtime.glob("events-*.sock"):
+            try:
+                async with await trio.open_unix_socket(path) as stream:
+                    pending = b""
+                    async for part in stream:
+                        *lines, pending = (pending + part).split(b"\n")
+                        for router, state in chain.from_iterable(map(parse_event, lines)):
+                            saw(router, state)
+            except (OSError, trio.BrokenResourceError):
+                return  # it has just ended, or has not begun to listen
 
     async def hand_over(self) -> None:
         """Have it hand its virtual router over, as ``lvsha handover`` does.
@@ -166,12 +189,24 @@ def parse_status(text: bytes) -> Status | None:
     """Read the answer of a control socket to ``status``; None if it is not that."""
     try:
         content = json.loads(text)["result"]
-        state = content["routers"][ROUTER]["state"]
+        states = {name: str(entry["state"]) for name, entry in content["routers"].items()}
         complete = all(entry["complete"] for entry in content["sync"].values())
-        connections = content["connections"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Status(str(state), bool(complete), int(connections))
+    return Status(states, complete)
+
+
+def parse_event(line: bytes) -> list[tuple[str, str]]:
+    """The virtual routers and their states that a line of the event socket tells."""
+    try:
+        content = json.loads(line)
+        if content["event"] == "present":
+            return [(name, str(entry["state"])) for name, entry in content["routers"].items()]
+        if content["event"] == "state":
+            return [(str(content["router"]), str(content["new"]))]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return []
 
 
 def program_environment() -> dict[str, str]:

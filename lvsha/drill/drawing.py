@@ -15,7 +15,7 @@ from html import escape
 from typing import Final
 
 from lvsha.drill.laboratory import DIRECTORS
-from lvsha.drill.recording import Recording, ShortConnection
+from lvsha.drill.recording import ROUTER, Recording, ShortConnection, StateSeen
 
 WIDTH: Final = 1000.0
 LEFT: Final = 92.0
@@ -61,12 +61,16 @@ def draw(
 ) -> str:
     """The chart from ``start`` to ``end``; ``outages`` are shaded in the probe's band."""
     axis = _Axis(start, end)
-    bottom = TOP + len(DIRECTORS) * STATE_STEP + STATE_HEIGHT - STATE_STEP
+    routers = list(dict.fromkeys(seen.router for seen in recording.states)) or [ROUTER]
+    lanes = [(node, router) for node in DIRECTORS for router in routers]
+    bottom = TOP + len(lanes) * STATE_STEP + STATE_HEIGHT - STATE_STEP
     bottom += PROBE_HEIGHT + STREAM_HEIGHT + SHORT_HEIGHT + 3 * BAND_GAP
     parts = list(_axis_ticks(recording, axis, bottom))
     y = TOP
-    for node in DIRECTORS:
-        parts += _states(recording, axis, node, y)
+    for node, router in lanes:
+        name = node if len(routers) == 1 else f"{node}, {router}"
+        seen = [e for e in recording.states if (e.node, e.router) == (node, router)]
+        parts += _states(seen, name, axis, y, recording.ended_at)
         y += STATE_STEP
     y += BAND_GAP + STATE_HEIGHT - STATE_STEP
     parts += _probe(recording, axis, y, outages)
@@ -82,10 +86,11 @@ def draw(
     )
 
 
-def _states(recording: Recording, axis: _Axis, node: str, y: float) -> Iterator[str]:
-    yield _band_label(node, y + STATE_HEIGHT / 2)
-    seen = [entry for entry in recording.states if entry.node == node]
-    ends = [entry.at for entry in seen[1:]] + [recording.ended_at]
+def _states(
+    seen: Sequence[StateSeen], name: str, axis: _Axis, y: float, ended_at: float
+) -> Iterator[str]:
+    yield _band_label(name, y + STATE_HEIGHT / 2)
+    ends = [entry.at for entry in seen[1:]] + [ended_at]
     for entry, until in zip(seen, ends, strict=False):
         if not axis.shows(entry.at, until):
             continue
@@ -94,7 +99,7 @@ def _states(recording: Recording, axis: _Axis, node: str, y: float) -> Iterator[
         yield (
             f'<rect class="state {state.lower()}" x="{left:.1f}" y="{y:.1f}" '
             f'width="{max(right - left, 1):.1f}" height="{STATE_HEIGHT}" rx="3">'
-            f"<title>{node}: {state}</title></rect>"
+            f"<title>{name}: {state}</title></rect>"
         )
         if right - left > STATE_LABEL_WIDTH_MIN:
             yield (

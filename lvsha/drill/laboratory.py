@@ -13,6 +13,10 @@ far end has the network's name in its namespace and whose near end stands in the
 bridge. With NAT the real servers' gateway is a virtual address on the inside. With
 direct routing and tunnels they hold the virtual address on ``lo`` without answering
 for it, and reach the client by its leg on the inside, past the directors.
+
+Where the directors back each other up there are two virtual routers, each with a home of
+its own. The real servers then have two addresses with NAT, and answer from each by the
+gateway of its virtual router.
 """
 
 import ipaddress
@@ -24,13 +28,13 @@ from pathlib import Path
 from typing import Final
 
 from lvsha.drill.options import Family, Method
-from lvsha.drill.recording import SyncFrames
+from lvsha.drill.recording import ROUTER, SyncFrames
 from lvsha.errors import HostError
 
 DIRECTORS: Final = ("east", "west")
 REAL_SERVERS: Final = ("real-1", "real-2", "real-3")
-PRIORITIES: Final[Mapping[str, int]] = {"east": 150, "west": 100}
-ROUTER: Final = "web"
+HOME_PRIORITY: Final = 150
+OTHER_PRIORITY: Final = 100
 TCP_PORT: Final = 8000
 UDP_PORT: Final = 8001
 
@@ -55,24 +59,62 @@ TUNNEL_MSS: Final[Mapping[Family, int]] = {4: 1440, 6: 1400}
 """What a 1,500-byte wire leaves to TCP beneath one more IP header (RFC 2003, RFC 2473)."""
 
 _NUMBERS: Final[Mapping[str, str]] = {
-    "gateway": "1",
     "east": "2",
     "west": "3",
-    "virtual": "10",
     "real-1": "11",
     "real-2": "12",
     "real-3": "13",
     "client": "100",
 }
-"""The last part of every address, as it is read in either family."""
+"""The last part of every host's address, as it is read in either family."""
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A virtual router of the drill.
+
+    Attributes:
+        name, vrid: as in the pair file.
+        home: the director with the higher priority.
+        virtual, gateway: the last part of its addresses outside and inside.
+        servers: of the real servers' addresses that its services forward to with NAT.
+    """
+
+    name: str
+    vrid: int
+    home: str
+    virtual: str
+    gateway: str
+    servers: Mapping[str, str]
+
+    def priority(self, director: str) -> int:
+        """What a director has for it."""
+        return HOME_PRIORITY if director == self.home else OTHER_PRIORITY
+
+
+ROUTERS: Final = (
+    Router(ROUTER, 51, "east", "10", "1", {name: _NUMBERS[name] for name in REAL_SERVERS}),
+    Router("mail", 52, "west", "20", "4", {"real-1": "21", "real-2": "22", "real-3": "23"}),
+)
+_SECOND_TABLE: Final = 100
+"""The routing table of what a real server answers from its second address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every address of one drill, a function of the family and the method alone."""
+    """Every address of one drill, a function of the family and the method alone.
+
+    ``mutual``: whether the directors back each other up.
+    """
 
     method: Method
     family: Family
+    mutual: bool = False
+
+    @property
+    def routers(self) -> Sequence[Router]:
+        """The virtual routers."""
+        return ROUTERS if self.mutual else ROUTERS[:1]
 
     @property
     def networks(self) -> Mapping[str, ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -101,80 +143,119 @@ class Plan:
 
     def address(self, wire: str, host: str) -> str:
         """The address of a host on a wire, without prefix length."""
-        return str(self.networks[wire][int(_NUMBERS[host], 10 if self.family == 4 else 16)])
+        return self._address(wire, _NUMBERS[host])
+
+    def _address(self, wire: str, number: str) -> str:
+        return str(self.networks[wire][int(number, 10 if self.family == 4 else 16)])
 
     def with_prefix(self, wire: str, address: str) -> str:
         """The address with the prefix length of its wire."""
         return f"{address}/{self.networks[wire].prefixlen}"
 
+    def virtual_of(self, router: Router) -> str:
+        """The virtual address of a router that clients connect to."""
+        return self._address("outside", router.virtual)
+
+    def gateway_of(self, router: Router) -> str:
+        """Its virtual address that is the real servers' gateway with NAT."""
+        return self._address("inside", router.gateway)
+
+    @property
+    def virtuals(self) -> Sequence[str]:
+        """All that clients connect to."""
+        return [self.virtual_of(router) for router in self.routers]
+
     @property
     def virtual(self) -> str:
-        """The virtual address that clients connect to."""
-        return self.address("outside", "virtual")
+        """The first of them."""
+        return self.virtual_of(self.routers[0])
 
     @property
     def gateway(self) -> str:
-        """The virtual address that is the real servers' gateway with NAT."""
-        return self.address("inside", "gateway")
+        """The first router's gateway."""
+        return self.gateway_of(self.routers[0])
 
-    def server_address(self, name: str) -> str:
-        """The address that a real server's program is bound to.
+    def real_address(self, router: Router, name: str) -> str:
+        """Where a router's services forward to at a real server."""
+        number = router.servers[name] if self.method == "nat" else _NUMBERS[name]
+        return self._address("inside", number)
 
-        With direct routing and tunnels that is the virtual address: a UDP server that
+    def server_addresses(self, name: str) -> Sequence[str]:
+        """The addresses that a real server's program is bound to.
+
+        With direct routing and tunnels those are the virtual ones: a UDP server that
         is bound to nothing in particular would answer from the wrong one.
         """
-        return self.address("inside", name) if self.method == "nat" else self.virtual
+        if self.method == "nat":
+            return [self.real_address(router, name) for router in self.routers]
+        return self.virtuals
 
     def draining(self) -> Iterable[Sequence[str]]:
         """What ipvsadm is told so that the first real server gets no new connections."""
         method = {"nat": "-m", "dr": "-g", "tun": "-i"}[self.method]
-        server = self.address("inside", REAL_SERVERS[0])
-        for protocol, port in (("-t", TCP_PORT), ("-u", UDP_PORT)):
-            ends = [_end(self.virtual, port), "-r", _end(server, port)]
-            yield ["-e", protocol, *ends, method, "-w", "0"]
+        for router in self.routers:
+            virtual, server = self.virtual_of(router), self.real_address(router, REAL_SERVERS[0])
+            for protocol, port in (("-t", TCP_PORT), ("-u", UDP_PORT)):
+                ends = [_end(virtual, port), "-r", _end(server, port)]
+                yield ["-e", protocol, *ends, method, "-w", "0"]
 
     def pair_file(self, advert_interval: float, *, virtual_mac: bool = False) -> str:
         """The text of the pair file that both directors run from."""
-        addresses = [self.with_prefix("outside", self.virtual)]
-        if self.method == "nat":
-            addresses.append(f"{self.with_prefix('inside', self.gateway)}@inside")
-        written = ", ".join(f'"{address}"' for address in addresses)
-        lines = [
-            "# The pair of this drill: both directors were started from this file.",
-            "",
-            "[[virtual_routers]]",
-            f'name = "{ROUTER}"',
-            "vrid = 51",
-            'interface = "outside"',
-            f"addresses = [{written}]",
-            f"advert_interval = {advert_interval}",
-            *(["virtual_mac = true"] if virtual_mac else []),
-            "",
-        ]
-        for name, protocol, port in (("echo", "tcp", TCP_PORT), ("probe", "udp", UDP_PORT)):
-            lines += [
-                "[[services]]",
-                f'name = "{name}"',
-                f'address = "{self.virtual}"',
-                f"port = {port}",
-                f'protocol = "{protocol}"',
-                'scheduler = "rr"',
-                f'method = "{self.method}"',
-                "servers = [",
-                *(f'    {{ address = "{self.address("inside", s)}" }},' for s in REAL_SERVERS),
-                "]",
-                "",
-            ]
+        lines = ["# The pair of this drill: both directors were started from this file.", ""]
+        for router in self.routers:
+            lines += self._router_lines(router, advert_interval, virtual_mac=virtual_mac)
+        for router in self.routers:
+            lines += self._service_lines(router)
         group = "224.0.0.81" if self.family == 4 else "ff02::81"
         lines += ["[sync]", 'interface = "sync"', f'group = "{group}"', ""]
         for name in DIRECTORS:
             lines += [
                 f"[nodes.{name}]",
-                f"priority = {PRIORITIES[name]}",
+                self._priority_line(name),
                 'interfaces = { outside = "outside", inside = "inside", sync = "sync" }',
                 "",
             ]
         return "\n".join(lines)
+
+    def _router_lines(
+        self, router: Router, advert_interval: float, *, virtual_mac: bool
+    ) -> Iterable[str]:
+        addresses = [self.with_prefix("outside", self.virtual_of(router))]
+        if self.method == "nat":
+            addresses.append(f"{self.with_prefix('inside', self.gateway_of(router))}@inside")
+        written = ", ".join(f'"{address}"' for address in addresses)
+        yield "[[virtual_routers]]"
+        yield f'name = "{router.name}"'
+        yield f"vrid = {router.vrid}"
+        yield 'interface = "outside"'
+        yield f"addresses = [{written}]"
+        yield f"advert_interval = {advert_interval}"
+        if virtual_mac:
+            yield "virtual_mac = true"
+        yield ""
+
+    def _service_lines(self, router: Router) -> Iterable[str]:
+        of_router = "" if router is ROUTERS[0] else f"-{router.name}"
+        for name, protocol, port in (("echo", "tcp", TCP_PORT), ("probe", "udp", UDP_PORT)):
+            yield "[[services]]"
+            yield f'name = "{name}{of_router}"'
+            yield f'address = "{self.virtual_of(router)}"'
+            yield f"port = {port}"
+            yield f'protocol = "{protocol}"'
+            yield 'scheduler = "rr"'
+            yield f'method = "{self.method}"'
+            yield "servers = ["
+            for server in REAL_SERVERS:
+                yield f'    {{ address = "{self.real_address(router, server)}" }},'
+            yield "]"
+            yield ""
+
+    def _priority_line(self, node: str) -> str:
+        priorities = {router.name: router.priority(node) for router in self.routers}
+        if len(priorities) == 1:
+            return f"priority = {priorities[ROUTER]}"
+        written = ", ".join(f"{name} = {priority}" for name, priority in priorities.items())
+        return f"priorities = {{ {written} }}"
 
 
 def _end(address: str, port: int) -> str:
@@ -212,7 +293,7 @@ def build(plan: Plan) -> None:
         _write_settings(host, _settings(plan, host))
     _batch(None, _wiring(plan))
     for host in hosts:
-        _batch(host, _addressing(plan, host))
+        _batch(host, _addressing(plan, host), plan.family)
 
 
 def pull_cable(wire: str, host: str) -> None:
@@ -237,10 +318,12 @@ def plug_all_cables(plan: Plan, host: str) -> None:
 
 def forget_addresses(plan: Plan, host: str) -> None:
     """Take away the virtual addresses of a host whose kernel has been started anew."""
-    for wire, address in (("outside", plan.virtual), ("inside", plan.gateway)):
-        where = enter(host, ["ip", "-o", "address", "show", "dev", wire, "to", address])
-        if _run(where).strip():
-            _batch(host, [f"address del {plan.with_prefix(wire, address)} dev {wire}"])
+    for router in plan.routers:
+        held = (("outside", plan.virtual_of(router)), ("inside", plan.gateway_of(router)))
+        for wire, address in held:
+            where = enter(host, ["ip", "-o", "address", "show", "dev", wire, "to", address])
+            if _run(where).strip():
+                _batch(host, [f"address del {plan.with_prefix(wire, address)} dev {wire}"])
 
 
 def _wires_of(plan: Plan, host: str) -> list[str]:
@@ -352,9 +435,16 @@ def _addressing(plan: Plan, host: str) -> Iterable[str]:
         return
     if plan.method == "nat":
         yield f"route add default via {plan.gateway} dev inside"
+        for router in plan.routers[1:]:
+            address = plan.real_address(router, host)
+            yield f"address add {plan.with_prefix('inside', address)} dev inside{nodad}"
+            yield f"rule add from {address} lookup {_SECOND_TABLE}"
+            way = f"via {plan.gateway_of(router)} dev inside table {_SECOND_TABLE}"
+            yield f"route add default {way}"
         return
     full = 32 if plan.family == 4 else 128
-    yield f"address add {plan.virtual}/{full} dev lo{nodad}"
+    for virtual in plan.virtuals:
+        yield f"address add {virtual}/{full} dev lo{nodad}"
     mss = f" advmss {TUNNEL_MSS[plan.family]}" if plan.method == "tun" else ""
     client = plan.address("outside", "client")
     yield f"route add {client}/{full} via {plan.address('inside', 'client')} dev inside{mss}"
@@ -367,9 +457,9 @@ def _write_settings(namespace: str | None, settings: Mapping[str, str]) -> None:
     _run(command if namespace is None else enter(namespace, command))
 
 
-def _batch(namespace: str | None, lines: Iterable[str]) -> None:
+def _batch(namespace: str | None, lines: Iterable[str], family: Family = 4) -> None:
     where = [] if namespace is None else ["-n", namespace]
-    _run(["ip", *where, "-batch", "-"], "\n".join(lines) + "\n")
+    _run(["ip", f"-{family}", *where, "-batch", "-"], "\n".join(lines) + "\n")
 
 
 def _run(command: Sequence[str], text: str = "") -> str:

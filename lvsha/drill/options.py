@@ -16,7 +16,17 @@ from lvsha.errors import ConfigError
 Method = Literal["nat", "dr", "tun"]
 Family = Literal[4, 6]
 Failure = Literal[
-    "crash", "power", "both", "handover", "stop", "hang", "link", "sync", "partition", "return"
+    "crash",
+    "power",
+    "both",
+    "mutual",
+    "handover",
+    "stop",
+    "hang",
+    "link",
+    "sync",
+    "partition",
+    "return",
 ]
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)

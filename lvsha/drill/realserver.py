@@ -8,6 +8,7 @@ Connections and line lengths are limited, so a stray client cannot exhaust it.
 import argparse
 import errno
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -17,22 +18,27 @@ BACKLOG: Final = 1024
 READ_MAX: Final = 64 * 1024
 
 
-async def serve(name: str, address: str, tcp_port: int, udp_port: int) -> None:
-    """Serve both protocols at an address."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = trio.socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    await listener.bind((address, tcp_port))
-    listener.listen(BACKLOG)
-    probe = trio.socket.socket(family, socket.SOCK_DGRAM)
-    await probe.bind((address, udp_port))
+async def serve(name: str, addresses: Sequence[str], tcp_port: int, udp_port: int) -> None:
+    """Serve both protocols at each address."""
     prefix = name.encode() + b" "
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_answer_datagrams, probe, prefix)
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            listener = trio.socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            await listener.bind((address, tcp_port))
+            listener.listen(BACKLOG)
+            probe = trio.socket.socket(family, socket.SOCK_DGRAM)
+            await probe.bind((address, udp_port))
+            nursery.start_soon(_accept, nursery, listener, prefix)
+            nursery.start_soon(_answer_datagrams, probe, prefix)
         print("ready", flush=True)
-        while True:
-            connection, _ = await listener.accept()
-            nursery.start_soon(_answer_lines, connection, prefix)
+
+
+async def _accept(nursery: trio.Nursery, listener: trio.socket.SocketType, prefix: bytes) -> None:
+    while True:
+        connection, _ = await listener.accept()
+        nursery.start_soon(_answer_lines, connection, prefix)
 
 
 async def _answer_lines(connection: trio.socket.SocketType, prefix: bytes) -> None:
@@ -66,7 +72,7 @@ def main() -> None:
     """Read the arguments and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--address", required=True)
+    parser.add_argument("--address", required=True, nargs="+")
     parser.add_argument("--tcp-port", type=int, required=True)
     parser.add_argument("--udp-port", type=int, required=True)
     arguments = parser.parse_args()

@@ -13,6 +13,9 @@ from typing import Final, Literal
 
 Kind = Literal["stream", "idle"]
 
+ROUTER: Final = "web"
+"""The virtual router of a drill; the first where there are two."""
+
 RESET: Final = "reset"
 CLOSED: Final = "closed by the other end"
 REFUSED: Final = "refused"
@@ -61,11 +64,15 @@ class ShortConnection:
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """One datagram of the UDP probe and its answer, if one came."""
+    """One datagram of a UDP flow and its answer, if one came.
+
+    ``flow``: which of them; there is one to each virtual address.
+    """
 
     sent_at: float
     answered_at: float | None
     server: str
+    flow: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,7 @@ class Act:
         heir: the director that should hold the virtual address afterwards.
         at: the moment.
         until: the end of watching.
+        router: whose virtual address.
     """
 
     name: str
@@ -99,15 +107,17 @@ class Act:
     heir: str
     at: float
     until: float
+    router: str = ROUTER
 
 
 @dataclass(frozen=True, slots=True)
 class StateSeen:
-    """What a director was from this moment on, as it said itself."""
+    """What a director was from this moment on for a virtual router, as it said itself."""
 
     at: float
     node: str
     state: str
+    router: str = ROUTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,15 @@ class SyncFrames:
 
 
 @dataclass(frozen=True, slots=True)
+class Standstill:
+    """A time in which a processor of the machine ran not even a program that only sleeps."""
+
+    since: float
+    until: float
+    processor: int
+
+
+@dataclass(frozen=True, slots=True)
 class Recording:
     """One whole drill."""
 
@@ -133,6 +152,7 @@ class Recording:
     began_at: float
     ended_at: float
     sync_frames: SyncFrames = SyncFrames()
+    standstills: tuple[Standstill, ...] = ()
 
 
 def encode_load(load: Load) -> str:
@@ -141,7 +161,9 @@ def encode_load(load: Load) -> str:
         {
             "long": [asdict(connection) for connection in load.long],
             "short": [asdict(connection) for connection in load.short],
-            "probe": [[entry.sent_at, entry.answered_at, entry.server] for entry in load.probe],
+            "probe": [
+                [entry.sent_at, entry.answered_at, entry.server, entry.flow] for entry in load.probe
+            ],
             "lateness_max": load.lateness_max,
         }
     )

@@ -15,17 +15,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 import trio
 
 from lvsha.drill import laboratory
+from lvsha.drill.client_program import ClientProgram
 from lvsha.drill.directors import Director, program_environment
 from lvsha.drill.laboratory import DIRECTORS, REAL_SERVERS, TCP_PORT, UDP_PORT, Plan
 from lvsha.drill.options import DrillOptions
-from lvsha.drill.recording import Act, Recording, StateSeen, SyncFrames, decode_load
+from lvsha.drill.recording import (
+    ROUTER,
+    Act,
+    Recording,
+    Standstill,
+    StateSeen,
+    SyncFrames,
+    decode_load,
+)
 from lvsha.errors import HostError
 
 START_TIME_MAX: Final = 20.0
@@ -41,8 +52,6 @@ AFTERWARDS: Final = 3.0
 """How long an act is watched at least once its heir is MASTER."""
 
 POLL: Final = 0.05
-SILENCE_SHOWN: Final = 0.3
-ANSWER_BYTES_MAX: Final = 1 << 20
 
 FIRST, SECOND = DIRECTORS
 
@@ -82,42 +91,6 @@ class Observer(Protocol):
         """The running phase is over."""
 
 
-class _Client:
-    """The client program: words in, JSON out."""
-
-    def __init__(self, process: trio.Process, observer: Observer) -> None:
-        self._process = process
-        self._observer = observer
-        self._replies_in, self._replies = trio.open_memory_channel[dict[str, object]](16)
-
-    async def listen(self) -> None:
-        """Pass ticks on to the observer and replies to who waits for them."""
-        assert self._process.stdout is not None
-        pending = b""
-        async for received in self._process.stdout:
-            *lines, pending = (pending + received).split(b"\n")
-            assert len(pending) < ANSWER_BYTES_MAX
-            for line in lines:
-                message = json.loads(line)
-                if "tick" in message:
-                    self._observer.note(describe_tick(message["tick"], time.monotonic()))
-                else:
-                    await self._replies_in.send(message)
-        self._replies_in.close()
-
-    async def tell(self, word: str, limit: float) -> dict[str, object]:
-        """Say a word and wait for the reply."""
-        assert self._process.stdin is not None
-        try:
-            await self._process.stdin.send_all(word.encode() + b"\n")
-            with trio.fail_after(limit):
-                return await self._replies.receive()
-        except trio.TooSlowError as error:
-            raise HostError(f"the client did not answer {word!r} in {limit:.0f} s") from error
-        except (trio.BrokenResourceError, trio.EndOfChannel) as error:
-            raise HostError("the client program ended early; see client.log") from error
-
-
 class Rehearsal:
     """One drill."""
 
@@ -129,7 +102,7 @@ class Rehearsal:
     ) -> None:
         self._options = options
         self._observer = observer
-        self._plan = Plan(options.method, options.family)
+        self._plan = Plan(options.method, options.family, mutual=options.failure == "mutual")
         self._directory = options.directory
         self.pair_path = self._directory / "pair.toml"
         self._directors = {
@@ -138,7 +111,6 @@ class Rehearsal:
         }
         self._programs: list[subprocess.Popen[bytes]] = []
         self._states: list[StateSeen] = []
-        self._complete = dict.fromkeys(DIRECTORS, False)
         # An outage of three intervals and more must leave time for TCP to try again.
         self._patience = 6.0 + 6 * options.advert_interval
 
@@ -161,15 +133,24 @@ class Rehearsal:
             await self._wait_for_addresses()
             async with trio.open_nursery() as nursery:
                 await self._start_directors(nursery)
-                acts = await self._load_and_act(nursery)
+                with self._watching_the_machine():
+                    acts = await self._load_and_act(nursery)
                 nursery.cancel_scope.cancel()
             lossy = self._options.sync_loss > 0
             frames = laboratory.count_sync_frames() if lossy else SyncFrames()
         finally:
             self._end_programs()
         load = decode_load(self._load_path.read_text(encoding="utf-8"))
-        ended_at = time.monotonic()
-        return Recording(tuple(acts), tuple(self._states), load, began_at, ended_at, frames)
+        noticed = json.loads(self._standstills_path.read_text(encoding="utf-8"))
+        return Recording(
+            acts=tuple(acts),
+            states=tuple(self._states),
+            load=load,
+            began_at=began_at,
+            ended_at=time.monotonic(),
+            sync_frames=frames,
+            standstills=tuple(Standstill(*entry) for entry in noticed),
+        )
 
     def _described(self) -> str:
         hosts = "a client, 2 directors, 3 real servers"
@@ -180,9 +161,34 @@ class Rehearsal:
     def _load_path(self) -> Path:
         return self._directory / "samples.json"
 
+    @property
+    def _standstills_path(self) -> Path:
+        return self._directory / "standstills.json"
+
+    @contextmanager
+    def _watching_the_machine(self) -> Iterator[None]:
+        """Have it noticed when the machine itself stands still; the file is there afterwards."""
+        result = ["--result", str(self._standstills_path)]
+        command = [sys.executable, "-m", "lvsha.drill.standstill", *result]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=program_environment()
+        ) as watching:
+            assert watching.stdin is not None
+            assert watching.stdout is not None
+            if watching.stdout.readline() != b"ready\n":
+                raise HostError("what notices standstills of the machine did not start")
+            yield
+            watching.stdin.close()
+            try:
+                watching.wait(STOP_TIME_MAX)
+            except subprocess.TimeoutExpired as error:
+                watching.kill()
+                raise HostError("what notices standstills of the machine did not end") from error
+
     def _write_files(self) -> None:
         try:
-            for path in (*(d.log for d in self._directors.values()), self._load_path):
+            logs = [director.log for director in self._directors.values()]
+            for path in (*logs, self._load_path, self._standstills_path):
                 path.unlink(missing_ok=True)
             options = self._options
             text = self._plan.pair_file(options.advert_interval, virtual_mac=options.virtual_mac)
@@ -194,14 +200,14 @@ class Rehearsal:
         """Start what answers, and the tunnels' far ends; wait until each is ready."""
         self._observer.begin("real servers")
         for name in REAL_SERVERS:
-            address = self._plan.server_address(name)
+            addresses = self._plan.server_addresses(name)
             ports = ["--tcp-port", str(TCP_PORT), "--udp-port", str(UDP_PORT)]
             self._start_program(
-                name, ["lvsha.drill.realserver", "--name", name, "--address", address, *ports]
+                name, ["lvsha.drill.realserver", "--name", name, "--address", *addresses, *ports]
             )
             if self._plan.method == "tun":
                 self._start_program(
-                    name, ["lvsha.drill.tunnelend", "--virtual", self._plan.virtual]
+                    name, ["lvsha.drill.tunnelend", "--virtual", *self._plan.virtuals]
                 )
         for program in self._programs:
             assert program.stdout is not None
@@ -237,18 +243,39 @@ class Rehearsal:
             await director.start()
             nursery.start_soon(self._watch, director)
         await self._wait(
-            lambda: self._state(FIRST) == "MASTER" and self._copy_complete(SECOND),
+            lambda: all(
+                self._state(node, router.name) == ("MASTER" if node == router.home else "BACKUP")
+                for router in self._plan.routers
+                for node in DIRECTORS
+            ),
             ROLES_TIME_MAX,
-            f"{FIRST} is MASTER and the copy of {SECOND} is complete",
+            "each virtual router is MASTER at its home and BACKUP at the other",
         )
+        for name, director in self._directors.items():
+            if any(router.home != name for router in self._plan.routers):
+                await self._wait_for_copy(director)
         if self._options.failure == "return":
             await self._stop(self._directors[FIRST])
             await self._wait(
                 lambda: self._state(SECOND) == "MASTER", ROLES_TIME_MAX, f"{SECOND} is MASTER"
             )
             self._observer.end(f"{FIRST} is stopped, {SECOND} is MASTER")
+        elif self._plan.mutual:
+            homes = [f"{router.home} is MASTER of {router.name}" for router in self._plan.routers]
+            self._observer.end(", ".join(homes))
         else:
             self._observer.end(f"{FIRST} is MASTER, {SECOND} is BACKUP with a complete copy")
+
+    async def _wait_for_copy(self, director: Director) -> None:
+        """Wait until a director has all connections of the other."""
+        deadline = time.monotonic() + ROLES_TIME_MAX
+        while (status := await director.status()) is None or not status.complete:
+            if time.monotonic() > deadline:
+                raise HostError(
+                    f"the copy of {director.name} was not complete in {ROLES_TIME_MAX:.0f} s; "
+                    f"the end of {director.log}:\n{director.log_tail()}"
+                )
+            await self._watch_for(POLL)
 
     async def _load_and_act(self, nursery: trio.Nursery) -> list[Act]:
         self._observer.begin("load")
@@ -261,7 +288,7 @@ class Rehearsal:
                 env=program_environment(),
             )
         try:
-            client = _Client(process, self._observer)
+            client = ClientProgram(process, self._observer.note)
             nursery.start_soon(client.listen)
             opened = await client.tell("open", OPEN_TIME_MAX)
             await self._watch_for(SETTLE)
@@ -282,7 +309,6 @@ class Rehearsal:
     def _client_arguments(self) -> list[str]:
         options = self._options
         values = {
-            "address": self._plan.virtual,
             "tcp-port": TCP_PORT,
             "udp-port": UDP_PORT,
             "streams": options.streams,
@@ -293,16 +319,18 @@ class Rehearsal:
             "patience": self._patience,
             "result": self._load_path,
         }
-        arguments = ["-m", "lvsha.drill.client"]
+        arguments = ["-m", "lvsha.drill.client", "--address", *self._plan.virtuals]
         for name, value in values.items():
             arguments += [f"--{name}", str(value)]
         return arguments
 
-    async def _acts(self, client: _Client) -> list[Act]:
+    async def _acts(self, client: ClientProgram) -> list[Act]:
         first = self._directors[FIRST]
         name = self._options.failure
         if name == "return":
             return [await self._act(client, "return", first, FIRST, self._start_again)]
+        if name == "mutual":
+            return await self._each_dies_and_returns(client)
         deeds: dict[str, tuple[Callable[[Director], Awaitable[None]], str]] = {
             "crash": (self._kill, "return"),
             "power": (self._cut_power, "boot"),
@@ -336,32 +364,47 @@ class Rehearsal:
             acts.append(await self._act(client, "other", second, FIRST, self._kill))
         return acts
 
+    async def _each_dies_and_returns(self, client: ClientProgram) -> list[Act]:
+        """Of two that back each other up, the one and then the other."""
+        acts = []
+        for router in self._plan.routers:
+            home = self._directors[router.home]
+            (other,) = (name for name in DIRECTORS if name != router.home)
+            acts += [
+                await self._act(client, "crash", home, other, self._kill, router.name),
+                await self._act(
+                    client, "return", home, router.home, self._start_again, router.name
+                ),
+            ]
+        return acts
+
     async def _act(
         self,
-        client: _Client,
+        client: ClientProgram,
         name: str,
         director: Director,
         heir: str,
         deed: Callable[[Director], Awaitable[None]],
+        router: str = ROUTER,
     ) -> Act:
         """Do something to a director and watch until the effect is over."""
         self._observer.begin(ACT_TITLES[name].format(node=director.name))
         at = time.monotonic()
         await deed(director)
         deadline = at + ROLES_TIME_MAX
-        while self._state(heir) != "MASTER" and time.monotonic() < deadline:
+        while self._state(heir, router) != "MASTER" and time.monotonic() < deadline:
             await self._watch_for(POLL)
-        took_over = self._state(heir) == "MASTER"
+        took_over = self._state(heir, router) == "MASTER"
         await self._watch_for(max(at + self._options.observe - time.monotonic(), AFTERWARDS))
         await client.tell("use-idle", self._patience + STOP_TIME_MAX)
         until = time.monotonic()
         self._observer.end(f"{heir} is MASTER" if took_over else f"{heir} did not become MASTER")
-        return Act(name, director.name, heir, at, until)
+        return Act(name, director.name, heir, at, until, router)
 
     async def _kill(self, director: Director) -> None:
         director.expected = False
         director.signal(signal.SIGKILL)
-        self._saw(director.name, DOWN)
+        self._saw_all(director.name, DOWN)
         await director.wait_end(STOP_TIME_MAX)
 
     async def _cut_power(self, director: Director) -> None:
@@ -382,7 +425,7 @@ class Rehearsal:
                 f"{director.name} did not end {STOP_TIME_MAX:.0f} s after SIGTERM; "
                 f"see {director.log}"
             )
-        self._saw(director.name, DOWN)
+        self._saw_all(director.name, DOWN)
 
     async def _hand_over(self, director: Director) -> None:
         await director.hand_over()
@@ -413,11 +456,14 @@ class Rehearsal:
     async def _hang(self, director: Director) -> None:
         director.signal(signal.SIGSTOP)
         director.stopped = True
-        self._saw(director.name, STOPPED)
+        self._saw_all(director.name, STOPPED)
 
     async def _wake(self, director: Director) -> None:
         director.signal(signal.SIGCONT)
         director.stopped = False
+        status = await director.status()
+        for router, state in {} if status is None else status.states.items():
+            self._saw(director.name, router, state)
 
     async def _pull_sync(self, director: Director) -> None:
         laboratory.pull_cable("sync", director.name)
@@ -440,25 +486,34 @@ class Rehearsal:
     async def _watch(self, director: Director) -> None:
         """Note every change of what a director says of itself."""
         while True:
-            status = await director.status()
-            if director.stopped:
-                pass  # an answer from before the stop says nothing now
-            elif status is not None:
-                self._saw(director.name, status.state)
-                self._complete[director.name] = status.complete
-            elif not director.running:
-                self._saw(director.name, DOWN)
+            await director.follow(partial(self._heard, director))
+            if not director.running:
+                self._saw_all(director.name, DOWN)
             await trio.sleep(POLL)
 
-    def _saw(self, node: str, state: str) -> None:
-        if self._state(node) != state:
-            self._states.append(StateSeen(time.monotonic(), node, state))
+    def _heard(self, director: Director, router: str, state: str) -> None:
+        # What was on its way when it was stopped or killed says nothing now.
+        if not director.stopped and not director.killed:
+            self._saw(director.name, router, state)
 
-    def _state(self, node: str) -> str:
-        return next((seen.state for seen in reversed(self._states) if seen.node == node), DOWN)
+    def _saw_all(self, node: str, state: str) -> None:
+        """A director is this for all virtual routers."""
+        for router in self._plan.routers:
+            self._saw(node, router.name, state)
 
-    def _copy_complete(self, node: str) -> bool:
-        return self._state(node) == "BACKUP" and self._complete[node]
+    def _saw(self, node: str, router: str, state: str) -> None:
+        if self._state(node, router) != state:
+            self._states.append(StateSeen(time.monotonic(), node, state, router))
+
+    def _state(self, node: str, router: str = ROUTER) -> str:
+        return next(
+            (
+                seen.state
+                for seen in reversed(self._states)
+                if (seen.node, seen.router) == (node, router)
+            ),
+            DOWN,
+        )
 
     async def _wait(self, condition: Callable[[], bool], limit: float, meaning: str) -> None:
         """Wait until a condition holds of the directors.
@@ -496,21 +551,3 @@ class Rehearsal:
         for program in self._programs:
             program.kill()
             program.wait()
-
-
-def describe_tick(tick: Mapping[str, object], now: float) -> str:
-    """One line on what the client holds, for a person who waits."""
-    last = tick["last_answer_at"]
-    silent = now - last if isinstance(last, float) else 0.0
-    words = [
-        f"{tick['streams']} streams",
-        f"{tick['idle']} idle",
-        f"{tick['short']} short done",
-        f"{tick['answers']} probe answers",
-    ]
-    lost = int(str(tick["broken"])) + int(str(tick["short_lost"]))
-    if lost:
-        words.append(f"{lost} lost")
-    if silent > SILENCE_SHOWN:
-        words.append(f"no answer for {silent:.1f} s")
-    return ", ".join(words)

@@ -15,7 +15,7 @@ from rich.text import Text
 import lvsha
 from lvsha.drill.laboratory import REAL_SERVERS
 from lvsha.drill.options import DrillOptions
-from lvsha.drill.recording import Recording
+from lvsha.drill.recording import ROUTER, Recording
 from lvsha.drill.timeline import ActFigures, KindFigures, Verdict
 
 KIND_MEANINGS: Final = {
@@ -53,17 +53,16 @@ def act_title(act: ActFigures) -> str:
 def facts(act: ActFigures) -> list[tuple[str, str]]:
     """The figures of an act that are no counts of connections: name and value."""
     recovered = "" if act.recovered else " (not over at the end)"
+    still = f"; the machine itself stood still for {act.standstill_ms:.0f} ms of it"
     slow = act.attempts.slowest_ms
     values = [
         (
             "outage of the UDP flow",
-            f"{act.outage_ms:.0f} ms{recovered}; usual gap up to {act.usual_gap_ms:.0f} ms",
+            f"{act.outage_ms:.0f} ms{recovered}; usual gap up to {act.usual_gap_ms:.0f} ms"
+            + (still if act.standstill_ms else ""),
         ),
         ("datagrams lost", f"{act.lost_datagrams} of {act.sent_datagrams}"),
-        (
-            f"{act.act.heir} is MASTER",
-            "never" if act.takeover_ms is None else f"after {act.takeover_ms:.0f} ms",
-        ),
+        (_heir_text(act), _takeover_text(act)),
         (
             "in handshake at that moment",
             f"{act.handshakes.tried}, of which {act.handshakes.failed} failed"
@@ -79,6 +78,17 @@ def facts(act: ActFigures) -> list[tuple[str, str]]:
     if act.two_masters_ms:
         values.append(("both said MASTER", f"for {act.two_masters_ms:.0f} ms"))
     return values
+
+
+def _heir_text(act: ActFigures) -> str:
+    of_router = "" if act.act.router == ROUTER else f" of {act.act.router}"
+    return f"{act.act.heir} is MASTER{of_router}"
+
+
+def _takeover_text(act: ActFigures) -> str:
+    if act.takeover_ms is None or act.change_ms is None:
+        return "never"
+    return f"after {act.takeover_ms:.0f} ms; longest gap at that change {act.change_ms:.0f} ms"
 
 
 def servers_text(figures: KindFigures) -> str:
@@ -149,7 +159,10 @@ def render(verdict: Verdict, options: DrillOptions) -> RenderableType:
 
 
 def to_json(verdict: Verdict, recording: Recording, options: DrillOptions) -> dict[str, object]:
-    """Everything for machines; times are seconds from the beginning of the drill."""
+    """Everything for machines; times are seconds from the beginning of the drill.
+
+    Except for ``began_at``: the beginning on the clock of the samples.
+    """
     zero = recording.began_at
     return {
         "lvsha": lvsha.__version__,
@@ -163,10 +176,16 @@ def to_json(verdict: Verdict, recording: Recording, options: DrillOptions) -> di
             name: str(value) if name in {"directory", "json", "html"} else value
             for name, value in asdict(options).items()
         },
+        "began_at": zero,
         "duration": round(recording.ended_at - zero, 3),
         "acts": [_act_json(act, zero) for act in verdict.acts],
         "states": [
-            {"at": round(seen.at - zero, 3), "node": seen.node, "state": seen.state}
+            {
+                "at": round(seen.at - zero, 3),
+                "node": seen.node,
+                "router": seen.router,
+                "state": seen.state,
+            }
             for seen in recording.states
         ],
     }
@@ -177,11 +196,14 @@ def _act_json(act: ActFigures, zero: float) -> dict[str, object]:
         "name": act.act.name,
         "node": act.act.node,
         "heir": act.act.heir,
+        "router": act.act.router,
         "at": round(act.act.at - zero, 3),
         "until": round(act.act.until - zero, 3),
         "outage_ms": round(act.outage_ms, 1),
         "recovered": act.recovered,
         "usual_gap_ms": round(act.usual_gap_ms, 1),
+        "standstill_ms": round(act.standstill_ms, 1),
+        "change_ms": None if act.change_ms is None else round(act.change_ms, 1),
         "datagrams_sent": act.sent_datagrams,
         "datagrams_lost": act.lost_datagrams,
         "takeover_ms": None if act.takeover_ms is None else round(act.takeover_ms, 1),

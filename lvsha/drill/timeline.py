@@ -7,9 +7,12 @@ The rules:
   end, silence to the end of the drill, or an answer from another server.
 * A loss belongs to the act in whose time it was seen; what breaks before the first act
   belongs to the first. So each loss is counted once.
-* The outage of an act is the longest time between two answers to the UDP probe that
+* The outage of an act is the longest time between two answers to a UDP flow that
   follow each other, of those that end after the act's moment. A flow that never
-  recovers has an outage up to the end of the act and `recovered` is false.
+  recovers has an outage up to the end of the act and `recovered` is false. Beside it
+  stands for how long the machine itself stood still within it: that is nobody's fault;
+  and the longest of those times that touch the moments after the takeover, `CHANGE`, which
+  is less if the longest was elsewhere.
 * A datagram is lost if its answer did not come, or only after `DATAGRAM_LATE`; such late
   answers end no outage either.
 * Connections still in their handshake at the moment of an act, and those tried after
@@ -31,6 +34,7 @@ from lvsha.drill.recording import (
     Load,
     Recording,
     ShortConnection,
+    Standstill,
     StateSeen,
     SyncFrames,
 )
@@ -38,12 +42,15 @@ from lvsha.drill.recording import (
 BEFORE: Final = 0.5
 """How long before an act its steady state is looked at."""
 
+CHANGE: Final = 0.25
+"""For how long after a takeover a gap in the answers is its own."""
+
 DATAGRAM_LATE: Final = 1.0
 """An answer that takes longer counts as none: no user of UDP waits for it."""
 
 MASTER: Final = "MASTER"
-TWO_MASTERS_MIN: Final = 0.12
-"""The directors are asked in turn, each 50 ms: shorter overlaps may be nothing but that."""
+TWO_MASTERS_MIN: Final = 0.05
+"""One says that it is MASTER, and the other hears of it: shorter overlaps are nothing but that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,8 @@ class ActFigures:
     outage_until: float
     recovered: bool
     usual_gap_ms: float
+    standstill_ms: float
+    change_ms: float | None
     lost_datagrams: int
     sent_datagrams: int
     takeover_ms: float | None
@@ -182,6 +191,8 @@ def _judge_act(recording: Recording, act: Act, since: float, until: float) -> Ac
         outage_until=gap.until,
         recovered=gap.closed,
         usual_gap_ms=_usual_gap(load, act) * 1000,
+        standstill_ms=_standstill(recording.standstills, gap) * 1000,
+        change_ms=None if takeover is None else _change(load, act.at + takeover) * 1000,
         lost_datagrams=sum(_is_lost(entry) for entry in window),
         sent_datagrams=len(window),
         takeover_ms=None if takeover is None else takeover * 1000,
@@ -236,11 +247,22 @@ class Gap:
 
 
 def longest_gap(load: Load, act: Act) -> Gap:
-    """The longest time without an answer to the probe that an act caused."""
+    """The longest time without an answer to a UDP flow that an act caused."""
+    gaps = [_longest_gap(flow, act) for flow in _flows(load)] or [_longest_gap((), act)]
+    return max(gaps, key=lambda gap: (not gap.closed, gap.until - gap.since))
+
+
+def _flows(load: Load) -> Iterable[Sequence[Datagram]]:
+    """The datagrams of each flow."""
+    flows: dict[int, list[Datagram]] = {}
+    for entry in load.probe:
+        flows.setdefault(entry.flow, []).append(entry)
+    return flows.values()
+
+
+def _longest_gap(flow: Sequence[Datagram], act: Act) -> Gap:
     answers = sorted(
-        entry.answered_at
-        for entry in load.probe
-        if entry.answered_at is not None and not _is_lost(entry)
+        entry.answered_at for entry in flow if entry.answered_at is not None and not _is_lost(entry)
     )
     before = [at for at in answers if at < act.at]
     after = [at for at in answers if act.at <= at <= act.until]
@@ -254,29 +276,41 @@ def longest_gap(load: Load, act: Act) -> Gap:
     return tail if tail.until - tail.since > max(worst.until - worst.since, BEFORE) else worst
 
 
+def _standstill(standstills: Sequence[Standstill], gap: Gap) -> float:
+    """The longest time for which the machine itself stood still within a gap."""
+    return max(
+        (
+            min(one.until, gap.until) - max(one.since, gap.since)
+            for one in standstills
+            if one.since < gap.until and one.until > gap.since
+        ),
+        default=0.0,
+    )
+
+
 def two_masters(states: Sequence[StateSeen], ended_at: float) -> Iterable[tuple[float, float]]:
-    """The spans of time in which both directors said that they are MASTER."""
-    now: dict[str, str] = {}
-    since: float | None = None
+    """The spans of time in which both directors said that they are MASTER of one router."""
+    now: dict[tuple[str, str], str] = {}
+    since: dict[str, float] = {}
     for seen in states:
-        now[seen.node] = seen.state
-        both = sum(state == MASTER for state in now.values()) > 1
-        if both and since is None:
-            since = seen.at
-        elif not both and since is not None:
-            yield since, seen.at
-            since = None
-    if since is not None:
-        yield since, ended_at
+        now[seen.router, seen.node] = seen.state
+        masters = [state for (of, _), state in now.items() if of == seen.router and state == MASTER]
+        if len(masters) > 1:
+            since.setdefault(seen.router, seen.at)
+        elif seen.router in since:
+            yield since.pop(seen.router), seen.at
+    for start in since.values():
+        yield start, ended_at
 
 
 def _takeover(states: Sequence[StateSeen], act: Act) -> float | None:
     """How long after the act's moment its heir said that it is MASTER; 0 if it was already."""
-    before = [seen.state for seen in states if seen.at < act.at and seen.node == act.heir]
+    of_heir = [seen for seen in states if (seen.node, seen.router) == (act.heir, act.router)]
+    before = [seen.state for seen in of_heir if seen.at < act.at]
     if before[-1:] == [MASTER]:
         return 0.0
-    for seen in states:
-        if act.at <= seen.at < act.until and seen.node == act.heir and seen.state == MASTER:
+    for seen in of_heir:
+        if act.at <= seen.at < act.until and seen.state == MASTER:
             return seen.at - act.at
     return None
 
@@ -288,12 +322,34 @@ def _is_lost(entry: Datagram) -> bool:
 
 def _usual_gap(load: Load, act: Act) -> float:
     """The longest time between two answers in the steady state before an act."""
-    answers = sorted(
-        entry.answered_at
-        for entry in load.probe
-        if entry.answered_at is not None and act.at - BEFORE <= entry.answered_at < act.at
+    return max(
+        (
+            until - since
+            for since, until in _between_answers(load)
+            if act.at - BEFORE <= since and until < act.at
+        ),
+        default=0.0,
     )
-    return max((until - since for since, until in pairwise(answers)), default=0.0)
+
+
+def _change(load: Load, at: float) -> float:
+    """The longest time between two answers that touches the moments after a takeover."""
+    return max(
+        (
+            until - since
+            for since, until in _between_answers(load)
+            if until > at and since < at + CHANGE
+        ),
+        default=0.0,
+    )
+
+
+def _between_answers(load: Load) -> Iterable[tuple[float, float]]:
+    """The times between the answers to each flow."""
+    for flow in _flows(load):
+        yield from pairwise(
+            sorted(entry.answered_at for entry in flow if entry.answered_at is not None)
+        )
 
 
 def _long_figures(load: Load, kind: str, act: Act, since: float, until: float) -> KindFigures:

@@ -8,16 +8,19 @@ A raw socket delivers what IP carries as protocol 4 (RFC 2003) or 41 (RFC 2473),
 the kernel put fragments together. The inner packet goes in again by a packet socket on
 ``lo``, where the kernel takes it like any packet that arrives: it checks the inner
 checksums in software, so a director that sends wrong ones is found out. Nothing is
-repaired here, and a packet that is not for the virtual address is not let in.
+repaired here, and a packet that is not for a virtual address is not let in.
 """
 
 import argparse
 import errno
 import ipaddress
 import socket
+from collections.abc import Collection
 from typing import Final
 
 import trio
+
+from lvsha.model import IPv4_BYTES
 
 DATAGRAM_MAX: Final = 65_535
 BATCH: Final = 64
@@ -29,25 +32,31 @@ IPV4_HEADER_MIN: Final = 20
 IPV6_HEADER: Final = 40
 
 
-def inner_packet(datagram: bytes, virtual: bytes) -> bytes | None:
+def inner_packet(datagram: bytes, virtuals: Collection[bytes]) -> bytes | None:
     """The packet inside what a raw socket delivered, or None if it is not for us.
 
-    An IPv4 raw socket delivers with the outer header, an IPv6 one without.
+    The virtual addresses are of one family. An IPv4 raw socket delivers with the outer
+    header, an IPv6 one without.
     """
-    if len(virtual) == 4:
+    if is_ipv4(virtuals):
         if len(datagram) < IPV4_HEADER_MIN:
             return None
         inner = datagram[(datagram[0] & 0x0F) * 4 :]
-        fits = len(inner) >= IPV4_HEADER_MIN and inner[0] >> 4 == 4 and inner[16:20] == virtual
+        fits = len(inner) >= IPV4_HEADER_MIN and inner[0] >> 4 == 4 and inner[16:20] in virtuals
     else:
         inner = datagram
-        fits = len(inner) >= IPV6_HEADER and inner[0] >> 4 == 6 and inner[24:40] == virtual
+        fits = len(inner) >= IPV6_HEADER and inner[0] >> 4 == 6 and inner[24:40] in virtuals
     return inner if fits else None
 
 
-async def decapsulate(virtual: bytes) -> None:
+def is_ipv4(addresses: Collection[bytes]) -> bool:
+    """Whether they are of that family."""
+    return any(len(address) == IPv4_BYTES for address in addresses)
+
+
+async def decapsulate(virtuals: Collection[bytes]) -> None:
     """Carry packets until killed."""
-    if len(virtual) == 4:
+    if is_ipv4(virtuals):
         family, protocol, ethertype = socket.AF_INET, socket.IPPROTO_IPIP, ETH_P_IP
     else:
         family, protocol, ethertype = socket.AF_INET6, socket.IPPROTO_IPV6, ETH_P_IPV6
@@ -68,7 +77,7 @@ async def decapsulate(virtual: bytes) -> None:
                     datagram = tunnel.recv(DATAGRAM_MAX)
                 except BlockingIOError:
                     break
-                packet = inner_packet(datagram, virtual)
+                packet = inner_packet(datagram, virtuals)
                 if packet is None:
                     refused += 1
                     print(f"refused {refused}", flush=True)
@@ -83,9 +92,9 @@ async def decapsulate(virtual: bytes) -> None:
 def main() -> None:
     """Read the arguments and carry."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--virtual", required=True)
-    virtual = ipaddress.ip_address(parser.parse_args().virtual).packed
-    trio.run(decapsulate, virtual)
+    parser.add_argument("--virtual", required=True, nargs="+")
+    virtuals = [ipaddress.ip_address(text).packed for text in parser.parse_args().virtual]
+    trio.run(decapsulate, virtuals)
 
 
 if __name__ == "__main__":

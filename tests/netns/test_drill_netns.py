@@ -200,9 +200,10 @@ def start_stand_in(plan: Plan) -> None:
 def start_servers(plan: Plan) -> None:
     for name in REAL_SERVERS:
         ports = ["--tcp-port", str(TCP_PORT), "--udp-port", str(UDP_PORT)]
-        programs = [["realserver", "--name", name, "--address", plan.server_address(name), *ports]]
+        addresses = plan.server_addresses(name)
+        programs = [["realserver", "--name", name, "--address", *addresses, *ports]]
         if plan.method == "tun":
-            programs.append(["tunnelend", "--virtual", plan.virtual])
+            programs.append(["tunnelend", "--virtual", *plan.virtuals])
         for program, *arguments in programs:
             command = [sys.executable, "-m", f"lvsha.drill.{program}", *arguments]
             started = subprocess.Popen(laboratory.enter(name, command), stdout=subprocess.PIPE)

@@ -113,6 +113,35 @@ def test_json_holds_every_figure_and_can_be_read_again() -> None:
     assert back["outage_ms"] < 10
 
 
+def test_of_two_virtual_routers_each_is_named() -> None:
+    recording = make_recording(broken=False)
+    states = recording.states + tuple(
+        StateSeen(seen.at, "west" if seen.node == "east" else "east", seen.state, "mail")
+        for seen in recording.states
+    )
+    acts = (*recording.acts, Act("crash", "west", "east", 14.2, 19.0, "mail"))
+    both = replace(recording, states=states, acts=acts)
+    verdict = judge(both)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.render(verdict, OPTIONS))
+    text = console.export_text()
+    assert "east is MASTER " in text
+    assert "east is MASTER of mail" in text
+    content = json.loads(json.dumps(report.to_json(verdict, both, OPTIONS)))
+    assert [act["router"] for act in content["acts"]] == ["web", "web", "mail"]
+    assert {(seen["node"], seen["router"]) for seen in content["states"]} == {
+        ("east", "web"),
+        ("east", "mail"),
+        ("west", "web"),
+        ("west", "mail"),
+    }
+    drawn = page.render(verdict, both, OPTIONS, "")
+    for lane in ("east, web", "east, mail", "west, web", "west, mail"):
+        assert f">{lane}</text>" in drawn
+        assert f"{lane}: MASTER" in drawn
+    assert ">east, web<" not in page.render(judge(recording), recording, OPTIONS, "")
+
+
 def test_loss_on_the_sync_network_is_told_everywhere() -> None:
     lossy = replace(OPTIONS, sync_loss=20)
     recording = replace(make_recording(broken=False), sync_frames=SyncFrames(500, 103))

@@ -16,6 +16,7 @@ from lvsha.drill.recording import (
     LongConnection,
     Recording,
     ShortConnection,
+    Standstill,
     StateSeen,
     decode_load,
     encode_load,
@@ -71,6 +72,37 @@ def test_outage_is_the_longest_time_between_answers_around_the_act() -> None:
     assert crash.lost_datagrams == 40
     assert back.outage_ms == pytest.approx(10, abs=1)
     assert back.lost_datagrams == 0
+
+
+def test_the_gap_at_the_change_is_told_apart_from_the_longest() -> None:
+    crash, back = judge(recording(load())).acts
+    assert crash.change_ms == pytest.approx(crash.outage_ms)
+    assert back.change_ms == pytest.approx(10, abs=1)
+    late = judge(recording(load(probe=probe((10.0, 10.4), (16.5, 17.0))))).acts[1]
+    assert late.outage_ms == pytest.approx(510, abs=1)
+    assert late.change_ms == pytest.approx(10, abs=1)
+
+
+def test_a_gap_belongs_to_the_change_if_it_touches_the_moments_after_the_takeover() -> None:
+    crash = judge(recording(load(probe=probe((10.0, 10.1), (10.5, 10.7))))).acts[0]
+    assert crash.change_ms == pytest.approx(210, abs=1)
+    before = judge(recording(load(probe=probe((10.0, 10.3), (10.65, 10.8))))).acts[0]
+    assert before.change_ms == pytest.approx(10, abs=1)
+
+
+def test_where_nobody_took_over_there_was_no_change() -> None:
+    seen = replace(recording(load(), (CRASH,)), states=STATES[:3])
+    assert judge(seen).acts[0].change_ms is None
+
+
+def test_what_the_machine_itself_took_stands_beside_the_outage() -> None:
+    still = (Standstill(9.0, 9.5, 0), Standstill(10.1, 10.2, 0), Standstill(10.35, 11.0, 1))
+    crash, back = judge(replace(recording(load()), standstills=still)).acts
+    assert crash.standstill_ms == pytest.approx(100)
+    assert back.standstill_ms == 0
+    longer = (Standstill(9.8, 10.05, 0), Standstill(10.2, 11.0, 1))
+    crash = judge(replace(recording(load()), standstills=longer)).acts[0]
+    assert crash.standstill_ms == pytest.approx(201, abs=1)
 
 
 def test_silence_that_never_ends_is_an_outage_that_is_not_over() -> None:
@@ -222,6 +254,47 @@ def test_two_masters_are_seen_and_short_overlaps_are_not_believed() -> None:
     assert judge(recording(load())).acts[1].two_masters_ms == 0
 
 
+def test_the_outage_is_that_of_the_flow_that_waited_longest() -> None:
+    other = tuple(replace(entry, flow=1) for entry in probe((10.5, 10.9)))
+    crash = judge(recording(load(probe=probe((10.0, 10.2)) + other))).acts[0]
+    assert crash.outage_ms == pytest.approx(410, abs=1)
+    assert crash.outage_from == pytest.approx(10.491)
+    assert crash.change_ms == pytest.approx(410, abs=1)
+    assert crash.usual_gap_ms == pytest.approx(10, abs=0.1)
+    assert crash.lost_datagrams == 60
+
+
+def test_a_flow_that_never_recovers_is_worse_than_a_long_wait_of_another() -> None:
+    other = tuple(replace(entry, flow=1) for entry in probe((10.0, 13.0)))
+    gap = longest_gap(load(probe=probe((13.0, 99.0)) + other), CRASH)
+    assert not gap.closed
+
+
+def test_a_takeover_is_that_of_the_router_whose_address_moved() -> None:
+    states = (
+        *STATES[:3],
+        StateSeen(1.0, "west", "MASTER", "mail"),
+        StateSeen(10.0, "east", "DOWN", "mail"),
+        *STATES[3:],
+        StateSeen(15.6, "east", "BACKUP", "mail"),
+        StateSeen(16.5, "east", "MASTER", "mail"),
+    )
+    of_mail = replace(RETURN, router="mail")
+    crash, web, mail = judge(
+        replace(recording(load(), (CRASH, RETURN, of_mail)), states=states)
+    ).acts
+    assert crash.takeover_ms == pytest.approx(350)
+    assert web.takeover_ms == pytest.approx(1000)
+    assert mail.takeover_ms == pytest.approx(1500)
+
+
+def test_masters_of_different_routers_do_not_fight() -> None:
+    states = (StateSeen(1.0, "east", "MASTER"), StateSeen(1.0, "west", "MASTER", "mail"))
+    assert list(two_masters(states, 9.0)) == []
+    fight = (*states, StateSeen(2.0, "east", "MASTER", "mail"), StateSeen(3.0, "east", "DOWN"))
+    assert list(two_masters(fight, 9.0)) == [(2.0, 9.0)]
+
+
 TIMES = st.floats(min_value=0, max_value=25)
 
 
@@ -262,5 +335,6 @@ def test_recorded_load_survives_its_file() -> None:
         long=(stream(stalls=((1.0, 2.0),)), stream(opened_at=None)),
         short=(short(1.0, None, 2.0, RESET),),
         lateness_max=0.25,
+        probe=(*probe((10.0, 10.1)), Datagram(1.0, 1.5, "real-2", 1)),
     )
     assert decode_load(encode_load(whole)) == whole
