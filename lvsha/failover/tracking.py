@@ -7,7 +7,8 @@ Nothing here looks at the world, reads a clock or waits.
 
 What always holds:
 
-* A priority is from 1 to 254, whatever the weights add up to.
+* A priority is from 1 to 254, whatever the weights add up to. That of the owner of the
+  addresses (255) is not changed by any, nor is it by keepalived's.
 * The routers of one group have the same faults, and the same weights are added to their
   priorities, because they could not move together otherwise.
 * `report` returns only what has changed; a reading that says what is known returns nothing.
@@ -27,8 +28,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lvsha.wire.vrrp import PRIORITY_OWNER
+
 PRIORITY_MIN: Final = 1
-PRIORITY_MAX: Final = 254
+PRIORITY_MAX: Final = PRIORITY_OWNER - 1
 FAULT_BELOW: Final = -253
 """A product of number and weight below this is a fault (keepalived.conf(5), track_file)."""
 
@@ -272,8 +275,11 @@ class Tracking:
                 yield FaultChanged(name, fault)
 
     def _priority(self, router: _Router) -> int:
+        configured = router.rule.priority
+        if configured == PRIORITY_OWNER:
+            return configured
         added = sum(self._added(one) for one in router.tracked)
-        return max(PRIORITY_MIN, min(PRIORITY_MAX, router.rule.priority + added))
+        return max(PRIORITY_MIN, min(PRIORITY_MAX, configured + added))
 
     def _added(self, one: Tracked) -> int:
         state = self._trackers[one.tracker]

@@ -32,6 +32,7 @@ from lvsha.node import READINESS_INTERVAL, TRANSITION, Node
 from lvsha.saved_state import Writing
 from lvsha.sync.messages import Role
 from lvsha.sync.overlap import OVERLAP
+from lvsha.wire.vrrp import PRIORITY_OWNER
 from tests.simulation.pair_host import EXPIRY_INTERVAL, SimulatedRivalListener
 from tests.simulation.pair_traffic import Client, Traffic
 from tests.simulation.pair_world import GATEWAY_ADDRESS, Life, Machine, World
@@ -200,6 +201,19 @@ def test_a_lone_node_becomes_master_and_opens_connections() -> None:
         assert life.node.sync.replicas[0].role is Role.LEAD
 
     play(scenario, LONE)
+
+
+def test_an_owner_does_not_wait_for_the_silence_of_a_master() -> None:
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        life = await start(east, settle=INTERVAL + 0.05)
+        assert state(east) is VrrpState.MASTER
+        status = life.host.commands["status"]
+        assert isinstance(status, Lasting)
+        routers = cast("dict[str, dict[str, object]]", (await status.handle({}))["routers"])
+        assert routers["web"]["priority"] == PRIORITY_OWNER
+
+    play(scenario, pair(ROUTER, SERVICE, EAST.replace("150", "255")))
 
 
 def test_what_an_earlier_run_has_left_is_taken_away_first() -> None:

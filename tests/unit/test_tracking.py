@@ -119,6 +119,12 @@ def test_weights_add_up_before_they_are_clamped() -> None:
     assert consequences(made.report("c", DOWN, 1.0)) == [PriorityChanged("web", 200)]
 
 
+def test_no_weight_changes_the_owners_priority() -> None:
+    made = Tracking([TrackerRule("gw")], [RouterRule("web", 255, (Tracked("gw", -20),))], [])
+    assert made.standing("web") == (PriorityChanged("web", 255), FaultChanged("web", None))
+    assert consequences(made.report("gw", DOWN, 1.0)) == []
+
+
 def test_faults_are_all_named_and_end_with_the_last() -> None:
     rules = [TrackerRule("a"), TrackerRule("b")]
     made = Tracking(rules, [RouterRule("web", 100, (Tracked("a"), Tracked("b")))], [])
