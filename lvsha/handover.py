@@ -30,6 +30,8 @@ from lvsha.tally import Tally
 
 LEADS_TIME_MAX: Final = 0.5
 """How long it is waited for the word that the successor leads, which the receipt needs."""
+CONFIRM_TIME_MAX: Final = 0.5
+"""How long whoever resigns waits for the word of those that follow that they have all."""
 LOOK_INTERVAL: Final = 0.002
 
 _log = structlog.get_logger("handover")
@@ -40,6 +42,10 @@ class Sync(Protocol):
 
     def unready(self, sync_id: int) -> dict[str, str]:
         """Of each peer, why it cannot take over without a loss; empty words if it can."""
+        ...
+
+    def coverage(self, sync_id: int) -> float | None:
+        """The share of the established connections that some peer has; None if none can say."""
         ...
 
     def hand_over(self, sync_id: int, successor: str) -> None:
@@ -70,8 +76,10 @@ class Receipt:
     Attributes:
         routers: the virtual routers that have moved.
         successor: who has them now; None if this node only resigned.
-        connections: established ones that the successor was told of.
-        lost: established ones that it was not, because a rule of their service says so.
+        connections: established ones that the successor was told of; without one, those that
+            some peer has said it has. None if no peer can say.
+        lost: the other established ones: a rule of their service says so, or there is nobody
+            who has all. None if that is not known.
         taken_over_ms: from the call to the successor's first advertisement.
         gap_ms: from when this node gave the addresses up to when it heard that the successor
             serves them; frames that came here meanwhile were forwarded. None if that is not
@@ -80,8 +88,8 @@ class Receipt:
 
     routers: tuple[str, ...]
     successor: str | None
-    connections: int
-    lost: int
+    connections: int | None
+    lost: int | None
     taken_over_ms: float | None
     gap_ms: float | None
 
@@ -182,7 +190,7 @@ class Handover:
             for name in moving:
                 await self._begin(name)
             if force:
-                receipt = self._resign(names, moving)
+                receipt = await self._resign(names, moving)
             else:
                 receipt = await self._call(sync_id, names, moving)
         finally:
@@ -215,15 +223,40 @@ class Handover:
 
     def _carried(self, moving: Iterable[str]) -> tuple[int, int]:
         """Established connections of virtual routers: those known elsewhere, and the others."""
-        tallies = [self._tally(i) for i in {self._routers[name].sync_id for name in moving}]
+        tallies = [self._tally(sync_id) for sync_id in self._sync_ids(moving)]
         exposed = sum(tally.exposed for tally in tallies)
         return sum(tally.established for tally in tallies) - exposed, exposed
 
-    def _resign(self, names: Sequence[str], moving: Sequence[str]) -> Receipt:
-        carried, lost = self._carried(moving)
+    async def _resign(self, names: Sequence[str], moving: Sequence[str]) -> Receipt:
+        with trio.move_on_after(CONFIRM_TIME_MAX):
+            while self._awaits_word(moving):  # noqa: ASYNC110  # nobody says when
+                await trio.sleep(LOOK_INTERVAL)
+        confirmed = self._confirmed(moving)
         for name in names:
             self._speakers[name].step_aside()
-        return Receipt(tuple(moving), None, carried, lost, None, None)
+        return Receipt(tuple(moving), None, *confirmed, None, None)
+
+    def _sync_ids(self, routers: Iterable[str]) -> set[int]:
+        return {self._routers[name].sync_id for name in routers}
+
+    def _awaits_word(self, moving: Iterable[str]) -> bool:
+        """Whether somebody follows who may have more than was heard of yet."""
+        for sync_id in self._sync_ids(moving):
+            tally, coverage = self._tally(sync_id), self._sync.coverage(sync_id)
+            if coverage and coverage * tally.established < tally.established - tally.exposed:
+                return True
+        return False
+
+    def _confirmed(self, moving: Iterable[str]) -> tuple[int | None, int | None]:
+        """Established connections that some peer has said it has, and the others."""
+        carried = lost = 0
+        for sync_id in self._sync_ids(moving):
+            established, coverage = self._tally(sync_id).established, self._sync.coverage(sync_id)
+            if coverage is None:
+                return None, None
+            has = round(coverage * established)
+            carried, lost = carried + has, lost + established - has
+        return carried, lost
 
     async def _call(self, sync_id: int, names: Sequence[str], moving: Sequence[str]) -> Receipt:
         successor = self._successor(sync_id)

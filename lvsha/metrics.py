@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lvsha.model import VrrpState
+from lvsha.model import VrrpState, Witness
 
 Status = Mapping[str, Any]
 Samples = Iterable[tuple[Sequence[str], float]]
@@ -54,8 +54,9 @@ class _Snapshot(Collector):
         status = self._status
         yield from _of_the_process(status)
         yield from _of_routers(status["routers"])
+        yield from _of_groups(status["tracking"]["groups"])
         yield from _of_trackers(status["tracking"]["trackers"])
-        yield from _of_second_path(status["second_path"])
+        yield from _of_second_path(status["second_path"], status["routers"])
         yield from _of_sync(status["sync"])
         yield from _of_services(status["services"])
         yield from _of_takeovers(status["takeovers"])
@@ -109,6 +110,7 @@ def _of_the_process(status: Status) -> Iterator[Metric]:
         "events": status["tracking"]["events"]["counters"],
         "notifications": status["tracking"]["notifications"]["counters"],
         "daemons": status["daemons"]["counters"],
+        "fencing": _fencing_of(status["second_path"]),
     }
     yield _counter("events", "What a part has met", ("part", "event"), _counts(parts))
 
@@ -153,6 +155,19 @@ def _of_routers(routers: Mapping[str, Status]) -> Iterator[Metric]:
         yield _counter(metric, text, ("router", label), _counts(counted))
 
 
+def _of_groups(groups: Mapping[str, Status]) -> Iterator[Metric]:
+    yield _gauge(
+        "group_state",
+        "1 for the state that the virtual routers of a group are in",
+        ("group", "state"),
+        [
+            ((name, state.name), group["state"] == state.name)
+            for name, group in groups.items()
+            for state in VrrpState
+        ],
+    )
+
+
 def _of_trackers(trackers: Mapping[str, Status]) -> Iterator[Metric]:
     yield _gauge(
         "tracker_up",
@@ -162,9 +177,27 @@ def _of_trackers(trackers: Mapping[str, Status]) -> Iterator[Metric]:
     )
 
 
-def _of_second_path(second_path: Status | None) -> Iterator[Metric]:
-    if second_path is not None:
-        up = second_path["witness_state"] == "up"
+def _fencing_of(second_path: Status | None) -> Status:
+    fencing = None if second_path is None else second_path["fencing"]
+    return {} if fencing is None else fencing["counters"]
+
+
+def _of_second_path(second_path: Status | None, routers: Mapping[str, Status]) -> Iterator[Metric]:
+    if second_path is None:
+        return
+    yield _gauge(
+        "second_path_alarm",
+        "Whether what is ruled of a virtual router needs somebody to look",
+        ("router",),
+        [
+            ((name,), router["second_path"]["alarm"])
+            for name, router in routers.items()
+            if "second_path" in router
+        ],
+    )
+    witness = Witness[second_path["witness_state"].upper()]
+    if witness is not Witness.NONE:
+        up = witness is Witness.REACHABLE
         yield _gauge("witness_up", "Whether the witness answers", (), [((), up)])
 
 

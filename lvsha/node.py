@@ -116,6 +116,7 @@ class Node:
         self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
         self.sync.may_be_away = self.health.may_be_away
         self.sync.on_opinions = self.health.hear
+        self.sync.on_alarm = self._alarm
         self.health.share = self.sync.share
         self.vigil = Vigil(
             self._forwarder.beat,
@@ -315,6 +316,7 @@ class Node:
                 hop_limit_min=router.hop_limit_min,
                 on_change=self._state_changed,
                 on_due=self.second_path.due,
+                on_rival=self._two_masters,
             )
             self._speakers[router.name] = speaker
             self.tracking.adopt(router.name, speaker)
@@ -398,6 +400,17 @@ class Node:
         self.second_path.state_changed(change)
         self.tracking.state_changed(change)
 
+    def _two_masters(self, router: str, address: str, priority: int) -> None:
+        self._recorder.note("two_masters", router, address=address, priority=priority)
+        self.tracking.events.publish(
+            "two_masters", router=router, address=address, priority=priority
+        )
+
+    def _alarm(self, sync_id: int, kind: str, peer: str) -> None:
+        for router in (one.name for one in self._routers.values() if one.sync_id == sync_id):
+            self._recorder.note("alarm", router, alarm=kind, peer=peer)
+        self.tracking.events.publish("alarm", sync_id=sync_id, alarm=kind, peer=peer)
+
     async def _follow_elections(
         self, changes: trio.MemoryReceiveChannel[RouterStateChanged]
     ) -> None:
@@ -418,9 +431,9 @@ class Node:
         self._back_up()
         self._takeovers[router].begin()
         sync_id = self._routers[router].sync_id
-        self._recorder.carried(
-            router, self._store.tally(sync_id), complete=self.sync.complete(sync_id)
-        )
+        complete, before = self.sync.complete(sync_id), self.sync.last_word(sync_id)
+        tally = self._store.tally(sync_id)
+        self._recorder.carried(router, tally, complete=complete, before=before)
         alone = self._speakers[router].election.peer is None
         self._store.settle_restored(sync_id, alone=alone)
         self.sync.lead(sync_id)

@@ -40,7 +40,7 @@ from lvsha.sync.actions import (
 )
 from lvsha.sync.courier import Courier, SyncEvent
 from lvsha.sync.key_file import KeyFile
-from lvsha.sync.messages import DIGEST_BYTES, Duty, Opinions
+from lvsha.sync.messages import DIGEST_BYTES, Duty, Opinions, Standing
 from lvsha.sync.opinions import NotUp
 from lvsha.sync.pace import Pace
 from lvsha.sync.replica import Replica
@@ -98,6 +98,7 @@ class NodeSync:
         daemons: those that speak the kernel's.
         may_be_away: the servers of a service that are not compared.
         on_opinions: called with what a peer's health checks find.
+        on_alarm: called with the sync id, the kind of an alarm, and the peer.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class NodeSync:
         self.daemons = make_daemons(pair, name, director, store, host.open_sync_socket)
         self.may_be_away: Callable[[VirtualService], Collection[tuple[bytes, int]]] = lambda _: ()
         self.on_opinions: Callable[[Opinions], None] = lambda _: None
+        self.on_alarm: Callable[[int, str, str], None] = lambda *_: None
         self._services_changed = trio.Event()
         self._of_file = pair.digests()
         self._running: dict[str, bytes] = {}
@@ -231,6 +233,23 @@ class NodeSync:
         """Of each peer, why it cannot take over without a loss; empty words if it can."""
         return {} if self._courier is None else self._courier.unready(sync_id)
 
+    def last_word(self, sync_id: int) -> Standing | None:
+        """What the leader of a sync id has said last of what it has; None if there is none."""
+        return next(
+            (
+                peer.standing
+                for replica in self.replicas
+                if replica.sync_id == sync_id
+                for peer in replica.peers
+                if peer.node == replica.leader
+            ),
+            None,
+        )
+
+    def coverage(self, sync_id: int) -> float | None:
+        """The share of the established connections that some peer has; None if none can say."""
+        return None if self._courier is None else self._courier.coverage(sync_id)
+
     def hand_over(self, sync_id: int, successor: str) -> None:
         """Call a peer to take over, when it has all that this node has; nobody, if empty."""
         if self._courier is not None:
@@ -311,6 +330,7 @@ class NodeSync:
                     _log.info("the nodes agree again", peer=node)
                 case Alarm(kind, node):
                     _log.error("alarm", sync_id=sync_id, kind=kind, peer=node)
+                    self.on_alarm(sync_id, kind, node)
                 case OpinionsHeard(message):
                     self.on_opinions(message)
                 case TakeOver():

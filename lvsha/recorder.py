@@ -16,6 +16,7 @@ from lvsha.failover.black_box import BlackBox, Event, Value
 from lvsha.failover.election import Election
 from lvsha.failover.routes import Routes
 from lvsha.failover.speaker import RouterStateChanged, Speaker
+from lvsha.sync.messages import Standing
 from lvsha.tally import Tally
 from lvsha.vigil import Vigil
 
@@ -52,14 +53,20 @@ class Recorder:
             fields["advertisements_missed"] = max(0, int(silent * 100 / max(peer.interval_cs, 1)))
         self._box.note("state_changed", at, _time_of_day(at), change.router, **fields)
 
-    def carried(self, router: str, tally: Tally, *, complete: bool) -> None:
-        """Remember what a new master goes on with."""
+    def carried(
+        self, router: str, tally: Tally, *, complete: bool, before: Standing | None
+    ) -> None:
+        """Remember what a new master goes on with, and what the one before had said last."""
+        said: dict[str, Value] = {}
+        if before is not None:
+            said = {"master_established": before.established, "master_untold": before.exposed}
         self.note(
             "connections_carried",
             router,
             connections=tally.connections,
             established=tally.established,
             copy_complete=complete,
+            **said,
         )
 
     def told(self, router: str, tally: Tally) -> None:
@@ -89,6 +96,7 @@ class _RecordedAddresses:
     """See `lvsha.failover.addresses.Addresses`."""
 
     def __init__(self, recorder: Recorder, router: str, inner: Addresses) -> None:
+        self.counters = inner.counters
         self._recorder = recorder
         self._router = router
         self._inner = inner

@@ -42,8 +42,22 @@ class TakeoverDue:
     """The master is missed; call `Election.consent` if this node is to be it."""
 
 
+@dataclass(frozen=True, slots=True)
+class TwoMasters:
+    """Another one is MASTER as well, and is told to give way: its address and priority."""
+
+    address: bytes
+    priority: int
+
+
 Action = (
-    Advertise | AcquireAddresses | ReleaseAddresses | AnnounceAddresses | StateChanged | TakeoverDue
+    Advertise
+    | AcquireAddresses
+    | ReleaseAddresses
+    | AnnounceAddresses
+    | StateChanged
+    | TakeoverDue
+    | TwoMasters
 )
 Actions = tuple[Action, ...]
 

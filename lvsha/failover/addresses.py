@@ -68,7 +68,13 @@ class InterfaceAddress:
 
 
 class Addresses(Protocol):
-    """The addresses of one virtual router; each method says whether all went well."""
+    """The addresses of one virtual router; each method says whether all went well.
+
+    Attributes:
+        counters: what was refused, and what had to be restored.
+    """
+
+    counters: Counters
 
     async def prepare(self) -> None:
         """Do beforehand what makes the next `acquire` shorter."""

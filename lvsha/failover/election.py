@@ -33,9 +33,9 @@ Beyond the RFC:
 * A master that is told to hands over to a backup of its choice, whatever the priorities: it
   calls that one by another way than VRRP, goes on until it hears it, and displaces it no
   more. Other speakers are given the priority 0.
-* Answers to another master are limited to one in each advertisement interval, and
-  announcements to one in `series.ANNOUNCE_GAP`, so that a sender of many advertisements cannot
-  make this node send as many.
+* A master that goes on hearing another says so once (`TwoMasters`). It answers once in each
+  advertisement interval, and announces once in each `series.ANNOUNCE_GAP`, so that a sender of
+  many advertisements cannot make this node send as many.
 
 Times are seconds on a monotonic clock. Intervals on the wire are centiseconds and carry
 the suffix ``_cs``.
@@ -57,6 +57,7 @@ from lvsha.failover.actions import (
     ReleaseAddresses,
     StateChanged,
     TakeoverDue,
+    TwoMasters,
 )
 from lvsha.failover.heard import Gap, Peer
 from lvsha.failover.series import Series
@@ -166,10 +167,10 @@ class Election:
         self._handing_over_until = -math.inf
         self._called_by: bytes | None = None
         self._called_until = -math.inf
-        # MASTER: the next advertisement, the announcements, and when the last answer to
-        # another master was made.
+        # MASTER: what is due, and when another master was heard last, and answered last.
         self._advertise_at = math.inf
         self._series = series or Series()
+        self._rival_at = -math.inf
         self._answered_at = -math.inf
 
     @property
@@ -264,9 +265,7 @@ class Election:
         stalled = self._give_way_after_stall(now)
         if self.state is not VrrpState.MASTER:
             return stalled
-        actions = self._leave(VrrpState.BACKUP, "higher_priority_heard", now)
-        self._listen(now)
-        return actions
+        return self._fall_back("higher_priority_heard", now)
 
     def stop(self, now: float) -> Actions:
         """Leave for good: remove the addresses, then resign (section 6.4.3)."""
@@ -332,9 +331,7 @@ class Election:
         if self.state is not VrrpState.MASTER:
             return stalled
         self.stepped_aside = True
-        actions = self._leave(VrrpState.BACKUP, "handed_over", now, resigns=True)
-        self._listen(now)
-        return stalled + actions
+        return self._fall_back("handed_over", now, resigns=True)
 
     def permit_preemption(self, permitted: bool, now: float) -> Actions:
         """Say whether a master of lower priority may be displaced now.
@@ -399,9 +396,7 @@ class Election:
             return stalled
         self.stepped_aside = any(one.stepped_aside for one in self.companions)
         # Who took the companion over may not have noticed that this one is to be had, too.
-        actions = self._leave(VrrpState.BACKUP, "group_gave_way", now, resigns=True)
-        self._listen(now)
-        return actions
+        return self._fall_back("group_gave_way", now, resigns=True)
 
     def _companions_obey(self, now: float) -> bool:
         """Whether a companion still obeys a master, after this one's fell silent.
@@ -432,13 +427,7 @@ class Election:
         before = self.peer
         if before is not None and before.address == source and before.is_late(now):
             self.gaps.append(Gap(now, now - before.heard_at, before.interval))
-        self.peer = Peer(
-            source,
-            advertisement.priority,
-            advertisement.interval_cs,
-            advertisement.pseudo_header,
-            now,
-        )
+        self.peer = Peer.of(advertisement, source, now)
 
     def _receive_as_backup(self, advertisement: Advertisement, now: float) -> None:
         """Section 6.4.2."""
@@ -480,13 +469,12 @@ class Election:
         if source == self._called_by and now < self._called_until:
             # It was on its way when its sender called us.
             return self._assert_mastery(now)
-        self.counters.add("two_masters_seen")
         if advertisement.priority > self.priority:
             return self._yield_to(advertisement, "higher_priority_heard", now)
         # Addresses compare as unsigned integers in network order, as bytes do.
         if advertisement.priority == self.priority and source > self.address:
             return self._yield_to(advertisement, "greater_address_heard", now)
-        return self._assert_mastery(now)
+        return self._assert_mastery(now) + self._tell_of_rival(advertisement, source, now)
 
     def _yield_to(self, advertisement: Advertisement, reason: str, now: float) -> Actions:
         actions = self._leave(VrrpState.BACKUP, reason, now)
@@ -500,6 +488,15 @@ class Election:
         # The loser may announce once more before it hears of us.
         self._series.begin_again(now)
         return answer + self._announce_if_due(now)
+
+    def _tell_of_rival(self, rival: Advertisement, source: bytes, now: float) -> Actions:
+        """Say that there is another master, if it must have heard of this one."""
+        assert self.since is not None
+        if now < self.since + self.interval:
+            return ()
+        self.counters.add("two_masters_seen")
+        is_new, self._rival_at = now > self._rival_at + self.down_interval, now
+        return (TwoMasters(source, rival.priority),) if is_new else ()
 
     def _answer(self, now: float) -> Actions:
         """Advertise out of turn, but not more often than in turn."""
@@ -528,9 +525,7 @@ class Election:
         if self.state is not VrrpState.MASTER or now <= silent_since + limit:
             return ()
         self.preemption_permitted = False
-        actions = self._leave(VrrpState.BACKUP, "stalled", now)
-        self._listen(now)
-        return actions
+        return self._fall_back("stalled", now)
 
     def _listen(self, now: float) -> None:
         """Start the timer with our own rate until a master tells another."""
@@ -565,6 +560,11 @@ class Election:
             AnnounceAddresses(),
             *self._enter(VrrpState.MASTER, self._down_reason, now),
         )
+
+    def _fall_back(self, reason: str, now: float, *, resigns: bool = False) -> Actions:
+        """Be a backup that has not heard its master yet."""
+        self._listen(now)
+        return self._leave(VrrpState.BACKUP, reason, now, resigns=resigns)
 
     def _leave(
         self,

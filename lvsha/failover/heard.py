@@ -4,7 +4,9 @@ Times are seconds on a monotonic clock; intervals with the suffix ``_cs`` are ce
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
+
+from lvsha.wire.vrrp import Advertisement
 
 # An advertisement that comes after more than so many intervals is late, or another was lost.
 LATE: Final = 1.5
@@ -28,6 +30,12 @@ class Peer:
     interval_cs: int
     pseudo_header: bool
     heard_at: float
+
+    @classmethod
+    def of(cls, advertisement: Advertisement, source: bytes, now: float) -> Self:
+        """Who has sent an advertisement."""
+        said = advertisement
+        return cls(source, said.priority, said.interval_cs, said.pseudo_header, now)
 
     @property
     def interval(self) -> float:

@@ -243,6 +243,7 @@ class MovingAddresses:
             addresses: of a virtual router.
             routes: of the same.
         """
+        self.counters = addresses.counters
         self._addresses = addresses
         self._routes = routes
 

@@ -38,6 +38,7 @@ from lvsha.failover.actions import (
     ReleaseAddresses,
     StateChanged,
     TakeoverDue,
+    TwoMasters,
 )
 from lvsha.failover.addresses import Addresses
 from lvsha.failover.election import Election
@@ -177,6 +178,7 @@ class Speaker:
         hop_limit_min: int = vrrp.HOP_LIMIT,
         on_change: Callable[[RouterStateChanged], None] | None = None,
         on_due: Callable[[str], None] | None = None,
+        on_rival: Callable[[str, str, int], None] | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         """Put the parts together; nothing is sent before `run`.
@@ -197,6 +199,8 @@ class Speaker:
                 must follow at once; it neither waits nor calls this object.
             on_due: called with the name when the election wants a `consent`, which may be
                 given at once.
+            on_rival: called with the name when there is a second master, and its address and
+                priority.
             log: for state changes and refused messages.
         """
         self.name = name
@@ -224,6 +228,7 @@ class Speaker:
         self._changes = changes
         self._on_change = on_change
         self._on_due = on_due
+        self._on_rival = on_rival
         self._untold: deque[RouterStateChanged] = deque()
         self._something_untold = trio.Event()
         self._look_at = -math.inf
@@ -325,8 +330,12 @@ class Speaker:
             "peer": self._peer_status(now),
             "last_refused": self._last_refused_status(now),
             "transitions": election.transitions.snapshot(),
-            "counters": {**election.counters.snapshot(), **self.counters.snapshot()},
+            "counters": self._counted(),
         }
+
+    def _counted(self) -> dict[str, int]:
+        parts = (self.election, self, self._transport, self._addresses)
+        return {name: number for part in parts for name, number in part.counters.snapshot().items()}
 
     def _peer_status(self, now: float) -> dict[str, object] | None:
         peer = self.election.peer
@@ -447,6 +456,11 @@ class Speaker:
                     state_changes.append(changed)
                 case TakeoverDue():
                     is_due = True
+                case TwoMasters(address, priority):
+                    shown = format_address(address)
+                    self._log.warning("two_masters", address=shown, priority=priority)
+                    if self._on_rival is not None:
+                        self._on_rival(self.name, shown, priority)
                 case _:
                     assert_never(action)
         if actions:

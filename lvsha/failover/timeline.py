@@ -119,9 +119,14 @@ def _summary(timeline: Timeline) -> list[str]:
             case "no_frame":
                 lines.append(f"{node} has had no frame for the addresses")
             case "connections_carried":
-                lines.append(
-                    f"{node} carried on {event.fields.get('established')} established connections"
-                )
+                lines.append(f"{node} carried on {_carried(event)}")
+            case "connections_told":
+                told, untold = event.fields.get("established"), event.fields.get("untold")
+                lines.append(f"{node} had {told} established connections, {untold} told to nobody")
+            case "two_masters":
+                said = event.fields
+                rival = f"{said.get('address')} with priority {said.get('priority')}"
+                lines.append(f"{node} was MASTER and heard another: {rival}")
             case "second_path":
                 said = event.fields
                 lines.append(f"{node} was to {said.get('verdict')}: {said.get('reason')}")
@@ -131,6 +136,15 @@ def _summary(timeline: Timeline) -> list[str]:
             case _:
                 pass
     return lines
+
+
+def _carried(event: Event) -> str:
+    said = event.fields
+    shown = f"{said.get('established')} established connections"
+    if "master_established" not in said:
+        return shown
+    had, untold = said["master_established"], said.get("master_untold")
+    return f"{shown}; the master had last said {had}, {untold} of them told to nobody"
 
 
 def _is_change(event: Event) -> bool:

@@ -48,7 +48,13 @@ _IP_PKTINFO: Final = 8
 
 
 class AdvertisementTransport(Protocol):
-    """What a speaker needs of the network."""
+    """What a speaker needs of the network.
+
+    Attributes:
+        counters: what the network refused.
+    """
+
+    counters: Counters
 
     @property
     def source(self) -> bytes:

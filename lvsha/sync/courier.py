@@ -215,6 +215,11 @@ class Courier:
         self._collect()
         return self._replicas[sync_id].unready()
 
+    def coverage(self, sync_id: int) -> float:
+        """The share of the established connections that some peer has, as far as it has said."""
+        self._collect()
+        return self._replicas[sync_id].coverage(trio.current_time())
+
     def say(self, sync_id: int, duty: Duty) -> None:
         """What this node is for the virtual router of this sync id."""
         replica = self._replicas[sync_id]

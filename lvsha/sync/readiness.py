@@ -8,7 +8,7 @@ behind, what is in the buckets that it wants counts as not there.
 Times are seconds on a monotonic clock; figures are in the units that their names say.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from lvsha.model import BUCKETS
@@ -100,25 +100,30 @@ def _coverage(peer: Peer, source: Source, tally: Tally, now: float) -> float:
     return max(0.0, 1 - lacking / tally.established)
 
 
-def readiness(
-    followers: Sequence[Peer], source: Source, tally: Tally, now: float
-) -> dict[str, object] | None:
-    """What would survive if this node died now; None if it does not lead.
+def coverage(home: Copy, source: Source, tally: Tally, now: float) -> float:
+    """That of the follower that has most, since one is enough; 0 without any."""
+    followers = _followers(home, source)
+    return max((_coverage(peer, source, tally, now) for peer in followers), default=0.0)
 
-    ``coverage`` is that of the peer that has most, since one is enough; 0 without a peer.
-    """
+
+def readiness(home: Copy, source: Source, tally: Tally, now: float) -> dict[str, object] | None:
+    """What would survive if this node died now; None if it does not lead."""
     if source.role is not Role.LEAD:
         return None
-    coverage = max((_coverage(p, source, tally, now) for p in followers), default=0.0)
-    lags = [_unseen(peer, source, now) for peer in followers]
+    lags = [_unseen(peer, source, now) for peer in _followers(home, source)]
     changes, oldest = min(lags, default=(source.queued, source.age_of_oldest(now)))
     return {
-        "coverage": round(coverage, 6),
+        "coverage": round(coverage(home, source, tally, now), 6),
         "established": tally.established,
         "at_risk": tally.exposed,
         "lag_connections": changes,
         "lag_ms": round(1000 * oldest, 3),
     }
+
+
+def _followers(home: Copy, source: Source) -> list[Peer]:
+    node = source.origin.node
+    return [peer for peer in home.peers if peer.leader == node and not peer.silent]
 
 
 def unready(peer: Peer, leader: str, tally: Tally, differing: Mapping[str, Collection[str]]) -> str:
@@ -152,10 +157,12 @@ def replica_status(
     home: Copy, others: Mapping[int, Copy], source: Source, tally: Tally, now: float
 ) -> dict[str, object]:
     """What there is to see of a replica's halves, as JSON values."""
-    leader, node = home.leader, source.origin.node
-    followers = [p for p in home.peers if p.leader == node and not p.silent]
+    leader = home.leader
     copies = ((tally.sync_id, home), *sorted(others.items()))
     return {
+        "sync_id": source.origin.sync_id,
+        "node": source.origin.node,
+        "epoch": source.origin.epoch,
         "role": source.role.name,
         "term": source.term,
         "sequence": source.sequence,
@@ -170,7 +177,7 @@ def replica_status(
             "oldest_ms": round(1000 * source.age_of_oldest(now), 3),
         },
         "snapshotting": source.is_snapshotting,
-        "readiness": readiness(followers, source, tally, now),
+        "readiness": readiness(home, source, tally, now),
         "peers": [
             peer_status(peer, sync_id, source, tally, now)
             for sync_id, copy in copies

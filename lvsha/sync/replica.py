@@ -30,6 +30,7 @@ from lvsha.counters import Counters
 from lvsha.errors import SyncError
 from lvsha.model import ConnectionChange, ConnectionChanged, ConnectionRecord
 from lvsha.runs import Run
+from lvsha.sync import readiness
 from lvsha.sync.actions import (
     Action,
     Alarm,
@@ -71,13 +72,11 @@ from lvsha.sync.overlap import DRAIN
 from lvsha.sync.pace import Pace
 from lvsha.sync.peers import ALARM_INTERVAL, Peer, Peers
 from lvsha.sync.questions import Questions
-from lvsha.sync.readiness import following, of_a_follower, replica_status, standing, unready
 from lvsha.sync.source import Source
 from lvsha.tally import Tally
 
 DATAGRAM_BYTES_MIN: Final = 500
-# A change of a peer's state is told at once, but not more often than this part of the
-# heartbeat interval.
+# A peer's state is told as it changes, once in this part of the heartbeat interval at most.
 HEARTBEAT_SPACING: Final = 0.1
 SYNC_ID_ANY: Final = 0
 
@@ -197,11 +196,8 @@ class Replica:
     def status(self, now: float) -> dict[str, object]:
         """All that an operator may want to see, as JSON values."""
         return {
-            "sync_id": self.sync_id,
-            "node": self.node,
-            "epoch": self.epoch,
             "complete": self.complete,
-            **replica_status(self._home, self._others, self._source, self._tally, now),
+            **readiness.replica_status(self._home, self._others, self._source, self._tally, now),
             "configuration_differs": {
                 node: list(names) for node, names in sorted(self._comparison.differing.items())
             },
@@ -211,7 +207,11 @@ class Replica:
     def unready(self) -> dict[str, str]:
         """Of each peer, why it cannot lead next without a loss; empty words if it can."""
         known = (self.node, self._tally, self._comparison.differing)
-        return {peer.node: unready(peer, *known) for peer in self._home.peers}
+        return {peer.node: readiness.unready(peer, *known) for peer in self._home.peers}
+
+    def coverage(self, now: float) -> float:
+        """The share of the established connections that some follower has said it has."""
+        return readiness.coverage(self._home, self._source, self._tally, now)
 
     def is_contested(self, now: float) -> bool:
         """Whether this node leads, and another one as well."""
@@ -225,8 +225,7 @@ class Replica:
     @property
     def leader(self) -> str | None:
         """The node that is followed."""
-        leader = self._home.leader
-        return None if leader is None else leader.node
+        return None if (leader := self._home.leader) is None else leader.node
 
     # --- what happens --------------------------------------------------------------
 
@@ -576,13 +575,13 @@ class Replica:
             origin,
             self._tally.connections,
             self._comparison.digest,
-            *following(self._home),
+            *readiness.following(self._home),
             self.complete,
             level=self._level,
             speaks=source.level,
             oldest=source.history.oldest or source.sequence + 1,
             heard=self._home.peers.heard_epochs(now),
-            standing=standing(self._home, source, self._tally),
+            standing=readiness.standing(self._home, source, self._tally),
             duty=self._duty,
         )
         for node in self._comparison.differing:
@@ -596,5 +595,6 @@ class Replica:
         """What a replica with id 0 says to those whose ids it only follows, if there are any."""
         digest = self._comparison.digest
         for sync_id, copy in self._others.items():
-            if heard := copy.peers.heard_epochs(now):
-                yield of_a_follower(copy, self._origin(sync_id), digest, self._level, heard)
+            heard, origin = copy.peers.heard_epochs(now), self._origin(sync_id)
+            if heard:
+                yield readiness.of_a_follower(copy, origin, digest, self._level, heard)

@@ -22,6 +22,7 @@ import trio
 from pyroute2.netlink import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR
 from pyroute2.netlink.rtnl import RTM_NEWADDR
 
+from lvsha.counters import Counters
 from lvsha.errors import HostError
 from lvsha.failover.addresses import (
     Addresses,
@@ -48,6 +49,7 @@ class RememberedAddresses:
 
     def __init__(self, addresses: list[InterfaceAddress]) -> None:
         self.addresses = addresses
+        self.counters = Counters()
         self.held: set[str] = set()
 
     async def prepare(self) -> None:

@@ -12,6 +12,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
+from lvsha.counters import Counters
 from lvsha.errors import WireError
 from lvsha.failover.actions import (
     AcquireAddresses,
@@ -44,6 +45,7 @@ class SilentTransport:
     def __init__(self, source: bytes = OWN) -> None:
         self.source = source
         self.destinations = (vrrp.GROUP_IPv4 if len(source) == 4 else vrrp.GROUP_IPv6,)
+        self.counters = Counters()
         self.arrived: list[ReceivedMessage] = []
         self.sent: list[bytes] = []
 
@@ -62,6 +64,9 @@ class SilentTransport:
 
 
 class NoAddresses:
+    def __init__(self) -> None:
+        self.counters = Counters()
+
     async def prepare(self) -> None:
         pass
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from lvsha.counters import Counters
 from lvsha.failover import routes
 from lvsha.failover.routes import TIME_MAX, MovingAddresses, NetlinkRoutes, Route
 
@@ -30,6 +31,7 @@ class Diary:
 @dataclass
 class Addresses:
     diary: Diary
+    counters: Counters = field(default_factory=Counters)
 
     async def prepare(self) -> None:
         pass

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -127,6 +127,13 @@ def holds(life: Life) -> tuple[bool, bool]:
     return director.holds(VIRTUAL), VIRTUAL in director.registry.in_transition
 
 
+async def asked(life: Life) -> dict[str, Any]:
+    """What the node answers to ``status``, through JSON."""
+    command = life.host.commands["status"]
+    assert isinstance(command, Lasting)
+    return cast("dict[str, Any]", json.loads(json.dumps(await command.handle({}))))
+
+
 def state(machine: Machine) -> VrrpState:
     return machine.state_of("web")
 
@@ -208,10 +215,7 @@ def test_an_owner_does_not_wait_for_the_silence_of_a_master() -> None:
         east = world.machines["east"]
         life = await start(east, settle=INTERVAL + 0.05)
         assert state(east) is VrrpState.MASTER
-        status = life.host.commands["status"]
-        assert isinstance(status, Lasting)
-        routers = cast("dict[str, dict[str, object]]", (await status.handle({}))["routers"])
-        assert routers["web"]["priority"] == PRIORITY_OWNER
+        assert (await asked(life))["routers"]["web"]["priority"] == PRIORITY_OWNER
 
     play(scenario, pair(ROUTER, SERVICE, EAST.replace("150", "255")))
 
@@ -778,6 +782,69 @@ def test_a_forced_handover_resigns_whoever_is_ready() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize(("peer_lives", "expected"), [(True, (1, 0)), (False, (0, 1))])
+def test_the_receipt_of_a_forced_handover_has_what_a_peer_has(
+    peer_lives: bool, expected: tuple[int, int]
+) -> None:
+    async def scenario(world: World) -> None:
+        await connected(world)
+        east, west = world.machines.values()
+        if not peer_lives:
+            west.end(power=True)
+            await trio.sleep(2.0)
+        (receipt,) = await hand_over(east, force=True)
+        assert (receipt["connections"], receipt["lost"]) == expected
+
+    play(scenario)
+
+
+def test_without_sync_nobody_knows_what_a_forced_handover_carries() -> None:
+    async def scenario(world: World) -> None:
+        east, _ = world.machines.values()
+        await start(east)
+        (receipt,) = await hand_over(east, force=True)
+        assert (receipt["connections"], receipt["lost"]) == (None, None)
+
+    play(scenario, pair(ROUTER, SERVICE, BOTH))
+
+
+def test_two_masters_are_told_to_whoever_asks() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        cuts = world.segments["outside"].cuts
+        await start(east)
+        cuts.add(("east", "west"))
+        cuts.add(("west", "east"))
+        await start(west)
+        assert (state(east), state(west)) == (VrrpState.MASTER, VrrpState.MASTER)
+        # East is not heard yet, and so must hear west.
+        cuts.discard(("west", "east"))
+        await trio.sleep(2.0)
+        export = Export.parse(living(east).node._why(), "east")
+        (said,) = [one.fields for one in export.events if one.kind == "two_masters"]
+        assert said["priority"] == 100
+        assert any(one.kind == "alarm" for one in export.events)
+        cuts.clear()
+        await trio.sleep(2.0)
+        assert (state(east), state(west)) == (VrrpState.MASTER, VrrpState.BACKUP)
+        assert (await asked(living(east)))["routers"]["web"]["counters"]["two_masters_seen"] >= 1
+
+    play(scenario)
+
+
+def test_an_ordinary_preemption_is_no_alarm() -> None:
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        await start(west)
+        await start(east)
+        assert (state(east), state(west)) == (VrrpState.MASTER, VrrpState.BACKUP)
+        for machine in (east, west):
+            status = await asked(living(machine))
+            assert "two_masters_seen" not in status["routers"]["web"]["counters"]
+
+    play(scenario)
+
+
 # Connections
 
 
@@ -887,9 +954,7 @@ async def router_status(life: Life) -> dict[str, object]:
 def test_the_status_says_all_and_is_json() -> None:
     async def scenario(world: World) -> None:
         client = await connected(world)
-        command = living(world.machines["east"]).host.commands["status"]
-        assert isinstance(command, Lasting)
-        said = json.loads(json.dumps(await command.handle({})))
+        said = await asked(living(world.machines["east"]))
         assert said["node"] == "east"
         assert said["configuration"] == TWO.digest().hex()
         assert said["routers"]["web"]["state"] == "MASTER"
@@ -1103,6 +1168,7 @@ def test_a_takeover_is_remembered_by_both_nodes() -> None:
         assert took_over["state_changed"]["advertisements_missed"] == DOWN_ADVERTISEMENTS
         assert took_over["connections_carried"]["established"] == 1
         assert took_over["connections_carried"]["copy_complete"] is True
+        assert took_over["connections_carried"]["master_established"] == 1
         assert took_over["addresses_acquired"]["done"] is True
         assert "addresses_announced" in took_over
         assert len(lost) == 1

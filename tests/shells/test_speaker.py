@@ -42,6 +42,7 @@ class MemoryTransport:
     arrived: trio.Event = field(default_factory=trio.Event)
     diary: list[str] = field(default_factory=list)
     destinations: tuple[bytes, ...] = (vrrp.GROUP_IPv4,)
+    counters: Counters = field(default_factory=Counters)
 
     async def wait_readable(self) -> None:
         await self.arrived.wait()
@@ -76,6 +77,7 @@ class MemoryAddresses:
     done: list[tuple[float, str]] = field(default_factory=list)
     delays: dict[str, float] = field(default_factory=dict)
     fails: bool = False
+    counters: Counters = field(default_factory=Counters)
 
     async def _do(self, what: str) -> bool:
         await trio.sleep(self.delays.get(what, 0.0))
@@ -379,6 +381,12 @@ def test_wrong_messages_are_counted_and_change_nothing() -> None:
             await trio.sleep(DOWN + 0.01)
             assert node.state is VrrpState.MASTER
             assert node.speaker.election.peer is None
+            node.transport.counters.add("header_malformed")
+            node.addresses.counters.add("address_restored")
+            shown = node.speaker.status()["counters"]
+            assert isinstance(shown, dict)
+            assert shown["header_malformed"] == shown["address_restored"] == 1
+            assert shown["refused_length"] == 2
             assert node.speaker.counters.snapshot() == {
                 "refused_length": 2,
                 "advertisements_sent": 1,

@@ -398,6 +398,7 @@ class SimulatedAdvertisementTransport:
     def __init__(self, life: "Life", wire: "Wire") -> None:
         self.source = wire.address
         self.destinations = (vrrp.GROUP_IPv4,)
+        self.counters = Counters()
         self._life = life
         self._wire = wire
         self._waiting: deque[ReceivedMessage] = deque(maxlen=MESSAGES_WAITING_MAX)
@@ -438,6 +439,7 @@ class SimulatedAddresses:
 
     def __init__(self, life: "Life", addresses: Sequence[bytes]) -> None:
         self.addresses = tuple(addresses)
+        self.counters = Counters()
         self._life = life
 
     async def _netlink(self) -> bool:

@@ -118,6 +118,33 @@ def test_the_lines_say_who_when_and_what() -> None:
     ]
 
 
+def test_the_lines_say_what_was_carried_and_what_was_lost() -> None:
+    carried: dict[str, Value] = {"established": 7, "master_established": 8, "master_untold": 1}
+    told: dict[str, Value] = {"established": 8, "untold": 1}
+    rival: dict[str, Value] = {"address": "192.0.2.3", "priority": 90}
+    timeline = last_transition(
+        [
+            export(
+                "west",
+                (99.0, "connections_told", "web", told),
+                (99.4, "state_changed", "web", change("BACKUP", "MASTER", "master_silent")),
+                (99.41, "connections_carried", "web", carried),
+                (99.5, "two_masters", "web", rival),
+            )
+        ]
+    )
+    assert timeline is not None
+    assert describe(timeline, str)[1:5] == [
+        "  west had 8 established connections, 1 told to nobody",
+        "  west went from BACKUP to MASTER: master_silent",
+        (
+            "  west carried on 7 established connections; the master had last said 8, "
+            "1 of them told to nobody"
+        ),
+        "  west was MASTER and heard another: 192.0.2.3 with priority 90",
+    ]
+
+
 GOOD = {"at": 1.0, "time_of_day": DAY, "kind": "event", "router": "", "fields": {"a": 1}}
 
 

@@ -11,6 +11,7 @@ from lvsha.failover.actions import (
     AnnounceAddresses,
     ReleaseAddresses,
     StateChanged,
+    TwoMasters,
 )
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, HAND_OVER_TIME, Election
 from lvsha.failover.series import Series
@@ -212,7 +213,20 @@ def test_master_answers_a_lower_one_at_once_and_announces_last() -> None:
     assert made.receive(heard(50), SMALLER, 4.0) == (Advertise(100), AnnounceAddresses())
     again = [at for at, actions in run_until(made, 12.0) if AnnounceAddresses() in actions]
     assert again == [5.0, 9.0]
-    assert made.counters["two_masters_seen"] == 1
+
+
+def test_another_master_is_told_once_for_as_long_as_it_is_heard() -> None:
+    made = master()
+    for at in (DOWN, DOWN + 0.99):
+        # It may not have heard of this one yet.
+        made.receive(heard(50), SMALLER, at)
+    assert made.counters["two_masters_seen"] == 0
+    told = []
+    for at in (5.0, 6.0, 7.0, 8.0, 20.0):
+        run_until(made, at)
+        told += [one for one in made.receive(heard(50), SMALLER, at) if type(one) is TwoMasters]
+    assert told == [TwoMasters(SMALLER, 50)] * 2
+    assert made.counters["two_masters_seen"] == 5
 
 
 def test_announcement_right_after_a_takeover_is_put_off_not_left_out() -> None:

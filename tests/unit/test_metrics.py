@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lvsha.metrics import render
+from lvsha.model import Witness
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -27,10 +28,14 @@ STATUS: dict[str, Any] = {
             "gate": {"kind": "gateway", "state": "down"},
             "eth": {"kind": "interface", "state": "up"},
         },
+        "groups": {"both": {"state": "BACKUP", "routers": ["web", "new"]}},
         "events": {"counters": {"readers": 4}},
         "notifications": {"counters": {"programs_run": 5}},
     },
-    "second_path": {"witness_state": "up"},
+    "second_path": {
+        "witness_state": "reachable",
+        "fencing": {"counters": {"fencing_runs": 8}},
+    },
     "routers": {
         "web": {
             "state": "MASTER",
@@ -40,6 +45,7 @@ STATUS: dict[str, Any] = {
             "peer": {"heard_seconds_ago": 0.5},
             "transitions": {"master_silent": 2},
             "counters": {"advertisements_sent": 40},
+            "second_path": {"alarm": True},
         },
         "new": {"state": "INIT", "priority": 100, "peer": None, "fault": None},
     },
@@ -114,6 +120,10 @@ EXPECTED = {
     ("lvsha_events_total", "events", "readers"): 4,
     ("lvsha_events_total", "notifications", "programs_run"): 5,
     ("lvsha_events_total", "daemons", "frames_read"): 6,
+    ("lvsha_events_total", "fencing", "fencing_runs"): 8,
+    ("lvsha_group_state", "both", "BACKUP"): 1,
+    ("lvsha_group_state", "both", "MASTER"): 0,
+    ("lvsha_second_path_alarm", "web"): 1,
     ("lvsha_router_state", "web", "MASTER"): 1,
     ("lvsha_router_state", "web", "BACKUP"): 0,
     ("lvsha_router_state", "new", "INIT"): 1,
@@ -168,14 +178,22 @@ def test_every_number_stands_under_its_name() -> None:
     )
 
 
+def test_a_hung_loop_is_seen() -> None:
+    life = {**STATUS["life"], "fault": "the loop hangs"}
+    assert found({**STATUS, "life": life})["lvsha_hung",] == 1
+
+
 @pytest.mark.parametrize(
-    ("fault", "witness"), [("the loop hangs", {"witness_state": "down"}), ("x", None)]
+    ("witness", "up"),
+    [(Witness.REACHABLE, 1), (Witness.UNREACHABLE, 0), (Witness.UNKNOWN, 0), (Witness.NONE, None)],
 )
-def test_faults_are_seen(fault: str, witness: dict[str, str] | None) -> None:
-    life = {**STATUS["life"], "fault": fault}
-    metrics = found({**STATUS, "life": life, "second_path": witness})
-    assert metrics["lvsha_hung",] == 1
-    assert metrics.get(("lvsha_witness_up",)) == (None if witness is None else 0)
+def test_a_witness_answers_or_there_is_none(witness: Witness, up: int | None) -> None:
+    second_path = {"witness_state": witness.name.lower(), "fencing": None}
+    assert found({**STATUS, "second_path": second_path}).get(("lvsha_witness_up",)) == up
+
+
+def test_without_a_second_path_nothing_is_said_of_it() -> None:
+    assert ("lvsha_witness_up",) not in found({**STATUS, "second_path": None})
 
 
 def test_what_is_not_known_yet_is_not_up() -> None:
