@@ -137,7 +137,7 @@ def _while_connections_live(number: int) -> Iterator[Row]:
         assert connection is not None
         director.registry.teller.retell(connection, UNTOLD)
     director.registry.take_changes()
-    telling = director.registry.tell_all(SYNC_ID)
+    telling = director.registry.tell_all({SYNC_ID})
     taking = director.registry.take_changes
     yield _stepped("telling half of them on leaving", telling, taking)
     director.configure(Settings(drop_entry=MODE_ALWAYS))

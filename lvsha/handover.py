@@ -103,7 +103,7 @@ class Handover:
         masters: those of which this node is MASTER; always the same object.
         sync: of this node.
         tally: what is counted of a sync id.
-        begin: has the backups told all of a virtual router that they do not know, and from
+        begin: has the backups told all of some virtual routers that they do not know, and from
             then on each connection from its first packet on, because its replies may come to
             the successor.
         abandon: the virtual router stays after all.
@@ -118,7 +118,7 @@ class Handover:
         masters: Collection[str],
         sync: Sync,
         tally: Callable[[int], Tally],
-        begin: Callable[[str], Awaitable[None]],
+        begin: Callable[[Collection[str]], Awaitable[None]],
         abandon: Callable[[str], None],
         priority: Callable[[str, str], int],
         together: Callable[[str], Sequence[str]],
@@ -187,8 +187,7 @@ class Handover:
         )
         self._under_way.add(sync_id)
         try:
-            for name in moving:
-                await self._begin(name)
+            await self._begin(moving)
             if force:
                 receipt = await self._resign(names, moving)
             else:
@@ -265,10 +264,12 @@ class Handover:
         for name in names:
             self._speakers[name].hand_over()
         self._sync.hand_over(sync_id, successor)
-        with trio.move_on_after(HAND_OVER_TIME):
-            while self._masters_among(names):
-                await self._left.wait()
-        self._sync.hand_over(sync_id, "")
+        try:
+            with trio.move_on_after(HAND_OVER_TIME):
+                while self._masters_among(names):
+                    await self._left.wait()
+        finally:
+            self._sync.hand_over(sync_id, "")
         staying = self._masters_among(names)
         if staying:
             raise HandoverError(

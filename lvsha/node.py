@@ -22,6 +22,7 @@ over.
 """
 
 import math
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Final
 
@@ -45,7 +46,6 @@ from lvsha.control import Handler, Lasting
 from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import Addresses, InterfaceAddress
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
-from lvsha.failover.readiness import Permission, Readiness
 from lvsha.failover.routes import MovingAddresses
 from lvsha.failover.series import Series
 from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
@@ -57,6 +57,7 @@ from lvsha.node_second_path import NodeSecondPath
 from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.node_tracking import NodeTracking
+from lvsha.preemption import Preemption
 from lvsha.recorder import Recorder
 from lvsha.service_status import service_status
 from lvsha.sync_daemons import SyncDaemons
@@ -230,9 +231,11 @@ class Node:
                 await self._hand_over()
                 await self.tracking.finish()
                 nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            await self.clean()
-        await self._state.save()
+            try:
+                with trio.CancelScope(shield=True):
+                    await self.clean()
+            finally:
+                await self._state.save()
         connections = len(self.director.registry.table)
         _log.info("director stopped", connections=connections, drops=self._drops())
 
@@ -360,21 +363,23 @@ class Node:
 
     # Connections
 
-    async def _tell_everything(self, router: str) -> None:
+    async def _tell_everything(self, routers: Collection[str]) -> None:
         """Tell what the backup does not know, half-open connections too."""
-        for _ in self.director.registry.tell_all(self._routers[router].sync_id):
+        turns = Turns()
+        for _ in self.director.registry.tell_all({self._routers[one].sync_id for one in routers}):
             self.sync.tell()
-            await trio.lowlevel.checkpoint()
+            await turns.pass_on()
         self.sync.tell()
 
     def _priority(self, node: str, router: str) -> int:
         known = self.pair.nodes.get(node)
         return 0 if known is None else known.priority_of(router)
 
-    async def _begin_handover(self, router: str) -> None:
+    async def _begin_handover(self, routers: Collection[str]) -> None:
         """Let both nodes know each connection from now on, half-open ones too."""
-        self._hold(router, held=True, in_transition=True)
-        await self._tell_everything(router)
+        for router in routers:
+            self._hold(router, held=True, in_transition=True)
+        await self._tell_everything(routers)
 
     def _virtual(self, router: str) -> set[bytes]:
         return {placed.address.ip.packed for placed in self._routers[router].addresses}
@@ -422,7 +427,8 @@ class Node:
                 if change.new is VrrpState.MASTER:
                     self._become_master(change.router)
                 else:
-                    await self._leave_master(change)
+                    self._leave_master(change)
+                    nursery.start_soon(self._tell_the_rest, change.router)
                 nursery.start_soon(self._settle, change)
 
     def _become_master(self, router: str) -> None:
@@ -444,17 +450,21 @@ class Node:
             if self._routers[name].sync_id == sync_id:
                 speaker.take_over()
 
-    async def _leave_master(self, change: RouterStateChanged) -> None:
+    def _leave_master(self, change: RouterStateChanged) -> None:
         router, sync_id = change.router, self._routers[change.router].sync_id
         self._masters.discard(router)
         self._takeovers[router].end()
-        self._handover.left()
         # After a stall the peer has been master for long; what comes here now is a stray.
         stalled = change.reason == "stalled"
         self._hold(router, held=not stalled, in_transition=not stalled)
-        await self._tell_everything(router)
-        self._recorder.told(router, self._store.tally(sync_id))
+        # At once, for until then the copy counts as complete, and another leader as a second.
         self.sync.follow(sync_id, stalled=stalled)
+        self._handover.left()
+
+    async def _tell_the_rest(self, router: str) -> None:
+        """While the sync drains, tell the next leader what this node was still to tell."""
+        await self._tell_everything([router])
+        self._recorder.told(router, self._store.tally(self._routers[router].sync_id))
 
     async def _settle(self, change: RouterStateChanged) -> None:
         """End the transition, unless another has begun meanwhile."""
@@ -472,49 +482,35 @@ class Node:
         """Permit preemption while the copy of the connection table is complete."""
         if not self.sync.is_on:
             return
-        began_at = trio.current_time()
-        watched = [
-            (speaker, Readiness(self._routers[name].preempt_incomplete_after, began_at))
-            for name, speaker in self._speakers.items()
-        ]
+        preemption = Preemption(
+            self._routers,
+            self._speakers,
+            self._masters,
+            self.tracking.together,
+            self.sync,
+            lambda: self.director.add_chore(self.director.warm_ways()),
+            self._recorder,
+            trio.current_time(),
+        )
         while True:
             await self._note_contests()
-            for speaker, readiness in watched:
-                self._permit_preemption(speaker, readiness, trio.current_time())
+            preemption.look(trio.current_time())
             await trio.sleep(READINESS_INTERVAL)
-
-    def _permit_preemption(self, speaker: Speaker, readiness: Readiness, now: float) -> None:
-        permission = readiness.look(now, complete=self._is_complete(speaker.name))
-        if permission is Permission.SOON:
-            self.director.add_chore(self.director.warm_ways())
-        may = permission in {Permission.YES, Permission.ANYWAY}
-        if may == speaker.election.preemption_permitted:
-            return
-        if permission is Permission.ANYWAY:
-            seconds = round(readiness.waited(now), 1)
-            self._recorder.note("preempts_incomplete", speaker.name, seconds=seconds)
-            _log.warning("the copy stays incomplete", router=speaker.name, seconds=seconds)
-        speaker.permit_preemption(may)
-
-    def _is_complete(self, router: str) -> bool:
-        """Whether this node has all connections of a virtual router and those it moves with."""
-        together = self.tracking.together(router)
-        return all(self.sync.complete(self._routers[one].sync_id) for one in together)
 
     async def _note_contests(self) -> None:
         """Tell each connection from its first packet on while another node is MASTER, too.
 
         Neither hears the other's advertisements; neighbours send to either in turn.
         """
-        for router in list(self._masters):
-            is_contested = self.sync.is_contested(self._routers[router].sync_id)
-            if is_contested and router not in self._contested:
-                self._contested.add(router)
-                await self._begin_handover(router)
-            elif not is_contested and router in self._contested:
-                self._contested.discard(router)
-                self._hold(router, held=router in self._masters)
-        self._contested &= self._masters
+        now_contested = {
+            one for one in self._masters if self.sync.is_contested(self._routers[one].sync_id)
+        }
+        for router in (self._contested & self._masters) - now_contested:
+            self._hold(router, held=True)
+        begun = now_contested - self._contested
+        self._contested = now_contested
+        if begun:
+            await self._begin_handover(begun)
 
     # Observation
 

@@ -109,6 +109,7 @@ LEVELS = (
     ("lvsha.surroundings", 4),
     ("lvsha.rerun", 4),
     ("lvsha.recorder", 4),
+    ("lvsha.preemption", 4),
     ("lvsha.reload", 4),
     ("lvsha.takeover", 4),
     ("lvsha.why", 4),

@@ -24,7 +24,7 @@ Times are seconds on the caller's clock.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from lvsha.datapath.connections import Connection, ConnectionTable
@@ -242,8 +242,8 @@ class Teller:
                 del self._delayed[delay]
         return False
 
-    def tell_all(self, sync_id: int) -> Iterator[None]:
-        """Tell what was not told yet of a sync id, half-open connections too.
+    def tell_all(self, sync_ids: Collection[int]) -> Iterator[None]:
+        """Tell what was not told yet of these sync ids, half-open connections too.
 
         A node that gives up its addresses calls this, so that its successor knows even
         connections in the middle of their handshake. It pauses after each slice of the
@@ -254,7 +254,7 @@ class Teller:
                 tally = connection.tally
                 if (
                     tally is not None
-                    and tally.sync_id == sync_id
+                    and tally.sync_id in sync_ids
                     and connection.told_state != connection.state
                     and _may_be_told(connection)
                 ):

@@ -112,7 +112,7 @@ def happen(laboratory: Laboratory, kind: str, one: int, two: int, three: int) ->
             servers = [s for service in laboratory.director.services for s in service.servers]
             laboratory.edit(servers[one % len(servers)], two % 3)
         case _:
-            for _ in laboratory.director.registry.tell_all(SYNC_ID):
+            for _ in laboratory.director.registry.tell_all({SYNC_ID}):
                 pass
 
 

@@ -33,7 +33,7 @@ from lvsha.saved_state import Writing
 from lvsha.sync.messages import Role
 from lvsha.sync.overlap import OVERLAP
 from lvsha.wire.vrrp import PRIORITY_OWNER
-from tests.simulation.pair_host import EXPIRY_INTERVAL, SimulatedRivalListener
+from tests.simulation.pair_host import EXPIRY_INTERVAL, NETLINK_SECONDS_MAX, SimulatedRivalListener
 from tests.simulation.pair_traffic import Client, Traffic
 from tests.simulation.pair_world import GATEWAY_ADDRESS, Life, Machine, World
 from tests.simulation.tasks import one_order_of_tasks
@@ -671,6 +671,8 @@ def test_a_handover_moves_the_addresses_and_they_stay_there() -> None:
         east, west = world.machines.values()
         (receipt,) = await hand_over(east)
         assert (state(east), state(west)) == (VrrpState.BACKUP, VrrpState.MASTER)
+        # It serves them already, before the kernel has them.
+        await trio.sleep(NETLINK_SECONDS_MAX)
         assert set(west.held) == {VIRTUAL, INSIDE}
         assert receipt["routers"] == ["web"]
         assert (receipt["successor"], receipt["connections"], receipt["lost"]) == ("west", 1, 0)
@@ -729,6 +731,23 @@ def test_while_a_successor_is_called_each_connection_is_told_from_its_first_pack
             assert holds(living(east)) == (True, True)
         assert holds(living(east)) == (True, False)
         assert (state(east), state(west)) == (VrrpState.MASTER, VrrpState.BACKUP)
+
+    play(scenario)
+
+
+def test_a_handover_that_is_given_up_calls_nobody_any_more() -> None:
+    async def scenario(world: World) -> None:
+        await connected(world)
+        east, west = world.machines.values()
+        cuts = world.segments["sync"].cuts
+        cuts |= {("east", "west"), ("west", "east")}
+        with trio.move_on_after(0.5) as given_up:
+            await hand_over(east)
+        assert given_up.cancelled_caught
+        cuts.clear()
+        await trio.sleep(5.0)
+        assert (state(east), state(west)) == (VrrpState.MASTER, VrrpState.BACKUP)
+        assert holds(living(east)) == (True, False)
 
     play(scenario)
 

@@ -7,7 +7,7 @@ What a dead process still does has no effect.
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -63,14 +63,22 @@ class SimulatedHost:
         self.messages: list[SimulatedAdvertisementTransport] = []
         self.rivals: SimulatedRivalListener | None = None
         self.cleaned = 0
+        self.alone = False
         self.metrics: Page | None = None
         self.commands: Mapping[str, Handler] = {}
 
     def exclusive(self) -> contextlib.AbstractContextManager[object]:
         assert self.machine.life is None or self.machine.life is self.life
-        return contextlib.nullcontext()
+        return self._alone()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.alone = True
+        yield
+        self.alone = False
 
     async def clean(self, addresses: Sequence[InterfaceAddress]) -> None:
+        assert self.alone, "another director may run already"
         await trio.lowlevel.checkpoint()
         self.cleaned += 1
         if not self.life.dead:

@@ -99,7 +99,7 @@ def sleep(laboratory: Laboratory, seconds: float) -> list[str]:
 
 def tell_all(laboratory: Laboratory, sync_id: int = SYNC_ID) -> list[str]:
     """Tell everything, however many pauses that takes."""
-    for _ in laboratory.director.registry.tell_all(sync_id):
+    for _ in laboratory.director.registry.tell_all({sync_id}):
         pass
     return told(laboratory)
 
@@ -472,7 +472,7 @@ def test_on_leaving_many_are_told_with_pauses() -> None:
     laboratory = build(ESTABLISHED)
     for port in range(1001, 3001):
         laboratory.send("client", packets.tcp(C4, port, V4, 80, SYN))
-    telling = laboratory.director.registry.tell_all(SYNC_ID)
+    telling = laboratory.director.registry.tell_all({SYNC_ID})
     next(telling)
     assert 0 < len(told(laboratory)) <= SLICE
     assert sum(len(told(laboratory)) for _ in telling) >= 2000 - SLICE
