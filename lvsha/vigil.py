@@ -99,7 +99,15 @@ class Vigil:
                 self.counters.add("beats_missed")
                 if unanswered >= PATIENCE:
                     self._judge("the loop that forwards does not answer")
-            await self._sleep(max(self._down_interval / BEATS, ASKING_INTERVAL_MIN))
+            await self._sleep(self._asking_interval())
+
+    def _asking_interval(self) -> float:
+        """Often enough for the peer, and for the watchdog."""
+        watchdog = self._manager.watchdog
+        wanted = self._down_interval / BEATS
+        if watchdog is not None:
+            wanted = min(wanted, watchdog / SIGNS)
+        return max(wanted, ASKING_INTERVAL_MIN)
 
     def ready(self, status: str = "listening") -> None:
         """The node takes part."""

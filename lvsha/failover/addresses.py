@@ -107,6 +107,7 @@ class _Refused:
 
 
 _Outcome = tuple[Sequence[InterfaceAddress], Sequence[_Refused]]
+_Operation = Callable[[AddressSocket], _Outcome]
 _Present = Mapping[int, Sequence[Held]]
 """What interfaces have, by their numbers."""
 _Announcing = Callable[[InterfaceAddress], None]
@@ -149,6 +150,8 @@ class NetlinkAddresses:
         self._announce_repeat = announce_repeat
         self._announce_at_once = announce_at_once
         self._mac = mac
+        # Read by the thread: an operation that was given up must not hold what shall be gone.
+        self._wanted = False
         self._admitted: set[int] = set()
         self._sender: socket.socket | None = None
         self._netlink: AddressSocket | None = None
@@ -164,17 +167,22 @@ class NetlinkAddresses:
 
     async def acquire(self) -> bool:
         """Add the addresses with their lifetime."""
-        _, refused = await self._in_thread(self._acquire)
+        self._wanted = True
+        _, refused = await self._in_thread(lambda netlink: self._kept(netlink, self._acquire))
         return self._tell("address_not_acquired", refused)
 
     async def release(self) -> bool:
         """Remove the addresses."""
+        self._wanted = False
         _, refused = await self._in_thread(self._release)
         return self._tell("address_not_released", refused)
 
     async def refresh(self) -> bool:
         """Renew the lifetime; add and announce what someone else removed."""
-        restored, refused = await self._in_thread(self._refresh)
+        self._wanted = True
+        restored, refused = await self._in_thread(
+            lambda netlink: self._kept(netlink, self._refresh)
+        )
         if restored:
             self.counters.add("address_restored", len(restored))
             self._log.warning(
@@ -215,6 +223,11 @@ class NetlinkAddresses:
             for frame in self._announce_repeat
             * frames(one.interface, one.address.packed, self._mac)
         ]
+
+    def _kept(self, netlink: AddressSocket, operation: _Operation) -> _Outcome:
+        """Carry out in the thread; a release that gave up waiting for it is made good here."""
+        outcome = operation(netlink)
+        return outcome if self._wanted else self._release(netlink)
 
     def _acquire(self, netlink: AddressSocket) -> _Outcome:
         claim, self._claim, self._announced = self._claim, None, False
@@ -259,13 +272,13 @@ class NetlinkAddresses:
             self._sender = open_sender()
         return self._sender
 
-    async def _in_thread(self, operation: Callable[[AddressSocket], _Outcome]) -> _Outcome:
+    async def _in_thread(self, operation: _Operation) -> _Outcome:
         # Whoever waits may give up waiting; the limiter still keeps the order.
         return await trio.to_thread.run_sync(
             self._carry_out, operation, abandon_on_cancel=True, limiter=self._limiter
         )
 
-    def _carry_out(self, operation: Callable[[AddressSocket], _Outcome]) -> _Outcome:
+    def _carry_out(self, operation: _Operation) -> _Outcome:
         try:
             if self._netlink is None:
                 self._netlink = AddressSocket()

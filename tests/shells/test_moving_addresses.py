@@ -10,7 +10,8 @@ import trio
 import trio.testing
 
 from lvsha.counters import Counters
-from lvsha.failover import routes
+from lvsha.failover import addresses, routes
+from lvsha.failover.addresses import InterfaceAddress, NetlinkAddresses
 from lvsha.failover.routes import TIME_MAX, MovingAddresses, NetlinkRoutes, Route
 
 
@@ -121,6 +122,36 @@ def test_slow_routes_hold_up_neither_the_announcement_nor_the_addresses() -> Non
         at, what = diary.done[-1]
         assert what == last
         assert at <= TIME_MAX
+
+
+def test_what_a_slow_kernel_renews_after_its_release_was_given_up_goes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel, released = threading.Event(), threading.Event()
+    nothing: tuple[tuple[()], tuple[()]] = ((), ())
+
+    def hold(*_arguments: object) -> object:
+        kernel.wait(10)
+        return nothing
+
+    def remove(*_arguments: object) -> object:
+        released.set()
+        return nothing
+
+    async def run() -> None:
+        made = NetlinkAddresses([InterfaceAddress("lo", ipaddress.ip_interface("10.9.0.1/32"))])
+        for operation in (made.refresh, made.release):
+            with trio.move_on_after(0.05) as limit:
+                await operation()
+            assert limit.cancelled_caught
+        assert not released.is_set()
+        kernel.set()
+        assert await trio.to_thread.run_sync(released.wait, 10)
+
+    monkeypatch.setattr(addresses, "AddressSocket", object)
+    monkeypatch.setattr(addresses, "_hold", hold)
+    monkeypatch.setattr(addresses, "_remove", remove)
+    trio.run(run)
 
 
 def test_what_a_slow_kernel_adds_after_its_removal_was_given_up_goes_again(

@@ -44,10 +44,10 @@ class Loop:
 Scenario = Callable[[Vigil, Manager, Loop, list[str | None]], Awaitable[None]]
 
 
-def play(scenario: Scenario) -> None:
+def play(scenario: Scenario, down: float = DOWN) -> None:
     async def run() -> None:
         manager, loop, faults = Manager(), Loop(), list[str | None]()
-        vigil = Vigil(loop.beat, manager, DOWN, lambda: faults.append(vigil.fault))
+        vigil = Vigil(loop.beat, manager, down, lambda: faults.append(vigil.fault))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(vigil.watch, lambda: "web MASTER")
             await scenario(vigil, manager, loop, faults)
@@ -69,6 +69,16 @@ def test_a_loop_that_goes_round_feeds_the_watchdog_in_time() -> None:
         assert [told["STATUS"] for _, told in manager.told if "STATUS" in told] == ["web MASTER"]
 
     play(scenario)
+
+
+def test_rare_advertisements_do_not_starve_the_watchdog() -> None:
+    async def scenario(
+        vigil: Vigil, manager: Manager, loop: Loop, faults: list[str | None]
+    ) -> None:
+        await trio.sleep(60)
+        assert max(b - a for a, b in itertools.pairwise(manager.signs())) < WATCHDOG / 2
+
+    play(scenario, down=120.0)
 
 
 def test_a_hung_loop_is_a_fault_and_starves_the_watchdog_until_it_answers() -> None:
