@@ -128,8 +128,8 @@ class Director:
             except (OSError, trio.BrokenResourceError):
                 return  # it has just ended, or has not begun to listen
 
-    async def hand_over(self) -> None:
-        """Have it hand its virtual router over, as ``lvsha handover`` does.
+    async def hand_over(self, router: str) -> None:
+        """Have it hand a virtual router over, as ``lvsha handover`` does.
 
         Raises:
             HostError: it did not; with what it said.
@@ -137,7 +137,7 @@ class Director:
         answer = b""
         for path in self._runtime.glob("control-*.sock"):
             with trio.move_on_after(HANDOVER_TIME_MAX):
-                answer = await _ask(path, "handover")
+                answer = await _ask(path, "handover", router=router)
         if not answer.startswith(b'{"result"'):
             said = answer.decode("utf-8", "replace").strip() or "nothing"
             raise HostError(f"{self.name} did not hand over; it said {said}")
@@ -170,12 +170,13 @@ class Director:
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
 
-async def _ask(path: Path, command: str) -> bytes:
+async def _ask(path: Path, command: str, **arguments: str) -> bytes:
     """What the control socket answers to a command; empty if it does not."""
     answer = bytearray()
     try:
         async with await trio.open_unix_socket(path) as stream:
-            await stream.send_all(json.dumps({"command": command}).encode() + b"\n")
+            request = {"command": command, "arguments": arguments}
+            await stream.send_all(json.dumps(request).encode() + b"\n")
             async for part in stream:
                 answer += part
                 if b"\n" in part or len(answer) > STATUS_BYTES_MAX:

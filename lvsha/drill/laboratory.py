@@ -232,6 +232,9 @@ class Plan:
         yield f"advert_interval = {advert_interval}"
         if virtual_mac:
             yield "virtual_mac = true"
+        if self.mutual:
+            # Each goes home when it is handed over.
+            yield "preempt = false"
         yield ""
 
     def _service_lines(self, router: Router) -> Iterable[str]:

@@ -72,6 +72,7 @@ ACT_TITLES: Final = {
     "partition": "no VRRP message of {node} or the other arrives any more",
     "heal": "VRRP messages arrive again",
     "link": "the outside cable of {node} is pulled",
+    "home": "{node} comes back and is handed its virtual router",
     "return": "{node} comes back with the higher priority",
     "wake": "{node} wakes up (SIGCONT)",
     "plug": "the cable of {node} is plugged in again",
@@ -242,6 +243,18 @@ class Rehearsal:
         for director in self._directors.values():
             await director.start()
             nursery.start_soon(self._watch, director)
+        if self._plan.mutual:
+            await self._wait(
+                lambda: all(
+                    any(self._state(node, router.name) == "MASTER" for node in DIRECTORS)
+                    for router in self._plan.routers
+                ),
+                ROLES_TIME_MAX,
+                "each virtual router has a MASTER",
+            )
+            for router in self._plan.routers:
+                if self._state(router.home, router.name) != "MASTER":
+                    await self._hand_back(self._directors[router.home], router.name)
         await self._wait(
             lambda: all(
                 self._state(node, router.name) == ("MASTER" if node == router.home else "BACKUP")
@@ -372,9 +385,7 @@ class Rehearsal:
             (other,) = (name for name in DIRECTORS if name != router.home)
             acts += [
                 await self._act(client, "crash", home, other, self._kill, router.name),
-                await self._act(
-                    client, "return", home, router.home, self._start_again, router.name
-                ),
+                await self._act(client, "home", home, router.home, self._return_home, router.name),
             ]
         return acts
 
@@ -428,15 +439,21 @@ class Rehearsal:
         self._saw_all(director.name, DOWN)
 
     async def _hand_over(self, director: Director) -> None:
-        await director.hand_over()
+        await director.hand_over(ROUTER)
 
-    async def _hand_back(self, director: Director) -> None:
+    async def _return_home(self, director: Director) -> None:
+        """Start a director again, and have its own virtual router handed over to it."""
+        await director.start()
+        (router,) = (one.name for one in self._plan.routers if one.home == director.name)
+        await self._hand_back(director, router)
+
+    async def _hand_back(self, director: Director, router: str = ROUTER) -> None:
         """Have the other one hand over to a director, once that has all connections again."""
         other = next(each for each in self._directors.values() if each is not director)
         deadline = trio.current_time() + ROLES_TIME_MAX
         while True:
             try:
-                await other.hand_over()
+                await other.hand_over(router)
             except HostError:
                 if trio.current_time() > deadline:
                     raise

@@ -43,6 +43,7 @@ def act_title(act: ActFigures) -> str:
         "partition": "Partition: no VRRP message arrived any more",
         "heal": "Heal: VRRP messages arrived again",
         "link": f"Link: the outside cable of {node} was pulled",
+        "home": f"Home: {node} was started again and was handed its virtual router",
         "return": f"Return: {node} was started again and took its place back",
         "wake": f"Wake-up: {node} went on (SIGCONT)",
         "plug": f"Link back: the cable of {node} was plugged in again",

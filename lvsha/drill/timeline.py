@@ -48,6 +48,9 @@ CHANGE: Final = 0.25
 DATAGRAM_LATE: Final = 1.0
 """An answer that takes longer counts as none: no user of UDP waits for it."""
 
+PLANNED: Final = frozenset({"handover", "back", "home", "stop"})
+"""Acts in which no new connection may fail either: an operator chose their moment."""
+
 MASTER: Final = "MASTER"
 TWO_MASTERS_MIN: Final = 0.05
 """One says that it is MASTER, and the other hears of it: shorter overlaps are nothing but that."""
@@ -136,11 +139,18 @@ class Verdict:
         return sum(act.broken for act in self.acts)
 
     @property
+    def refused(self) -> int:
+        """New connections that failed while nothing but what was planned happened."""
+        planned = [act for act in self.acts if act.act.name in PLANNED]
+        return sum(act.handshakes.failed + act.attempts.failed for act in planned)
+
+    @property
     def passed(self) -> bool:
         """Whether nothing was lost and the drill was what it was meant to be."""
         return (
             bool(self.acts)
             and self.broken == 0
+            and self.refused == 0
             and self.never_opened == 0
             and all(act.recovered and act.takeover_ms is not None for act in self.acts)
         )
@@ -150,6 +160,8 @@ class Verdict:
         """The verdict in words."""
         if self.broken:
             return f"{_count(self.broken, 'established connection')} lost"
+        if self.refused:
+            return f"{_count(self.refused, 'new connection')} failed during what was planned"
         if self.never_opened:
             return f"{_count(self.never_opened, 'connection')} could not even be opened"
         if not all(act.recovered for act in self.acts):

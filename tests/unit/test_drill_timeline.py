@@ -74,6 +74,15 @@ def test_outage_is_the_longest_time_between_answers_around_the_act() -> None:
     assert back.lost_datagrams == 0
 
 
+def test_in_what_was_planned_no_new_connection_may_fail() -> None:
+    failed = load(short=(short(10.5, None, 11.0, "refused"),))
+    crash = judge(recording(failed, (CRASH,)))
+    assert crash.passed
+    handover = judge(recording(failed, (replace(CRASH, name="handover"),)))
+    assert not handover.passed
+    assert handover.sentence == "1 new connection failed during what was planned"
+
+
 def test_the_gap_at_the_change_is_told_apart_from_the_longest() -> None:
     crash, back = judge(recording(load())).acts
     assert crash.change_ms == pytest.approx(crash.outage_ms)
