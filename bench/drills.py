@@ -2,8 +2,7 @@
 
 Each is ``lvsha drill`` as a person runs it, in a process of its own. One during which the machine
 itself stood still for long is carried out again, as its times say nothing; what it lost counts
-nevertheless. Exit codes: 0 no
-established connection was lost in any; 1 one was; 3 a drill could not be carried out.
+nevertheless. Exit codes: 0 all drills passed; 1 one did not; 3 one could not be carried out.
 """
 
 import json
@@ -21,6 +20,8 @@ from lvsha.drill.options import FAILURES, METHODS
 
 DRILL_TIME_MAX: Final = 300.0
 EXIT_IMPOSSIBLE: Final = 3
+DRAINED: Final = ("return",)
+"""Those that are carried out with one server drained, too."""
 STANDSTILL_MAX_MS: Final = 10.0
 """A machine that never stands still for less is rare."""
 
@@ -57,11 +58,14 @@ def drills(
         "longest wait ms",
     )
     worst = EXIT_KEPT
-    for each in failure or FAILURES:
+    plain: list[tuple[str, list[str]]] = [(each, []) for each in failure or FAILURES]
+    drained = [(each, ["--drain"]) for each in failure or FAILURES if each in DRAINED]
+    for each, more in plain + drained:
+        title = " ".join([each, *more])
         for how in method or METHODS:
-            console.print(f"{each}, {how}", style="dim")
-            place = directory / f"{each}-{how}"
-            options = ["--failure", each, "--method", how, "--directory", str(place)]
+            console.print(f"{title}, {how}", style="dim")
+            place = directory / f"{title.replace(' --', '-')}-{how}"
+            options = ["--failure", each, "--method", how, *more, "--directory", str(place)]
             options += ["--advert-interval", str(advert_interval)]
             options += ["--probe-interval", str(probe_interval)]
             code = _drill(options)
@@ -72,9 +76,9 @@ def drills(
                 code = _drill(options)
             worst = max(worst, code if code in {EXIT_KEPT, EXIT_LOST} else EXIT_IMPOSSIBLE)
             if code in {EXIT_KEPT, EXIT_LOST}:
-                _add(table, f"{each}, {how}", json.loads((place / "report.json").read_text()))
+                _add(table, f"{title}, {how}", json.loads((place / "report.json").read_text()))
             else:
-                table.add_row(f"{each}, {how}", "could not be carried out")
+                table.add_row(f"{title}, {how}", "could not be carried out")
     console.print(table)
     raise typer.Exit(worst)
 
