@@ -3,7 +3,7 @@
 Times are seconds.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -40,7 +40,8 @@ class VirtualRouter(Table):
     """A VRRP virtual router: addresses that move together (RFC 9568, RFC 3768).
 
     ``peers`` are the addresses of all its speakers, so that one list serves every node: each
-    finds its own in it, and sends to the others instead of to the group.
+    finds its own in it, and sends to the others instead of to the group. ``speakers`` are the
+    same where the group is used: others are not heard.
     """
 
     name: Name
@@ -63,6 +64,7 @@ class VirtualRouter(Table):
     announce_repeat: Annotated[int, Field(ge=1, le=ANNOUNCEMENTS_MAX)] = 1
     checksum: Literal["auto", "rfc9568", "keepalived"] = "auto"
     peers: Annotated[tuple[IpAddress, ...], Field(max_length=PEERS_MAX)] = ()
+    speakers: Annotated[tuple[IpAddress, ...], Field(max_length=PEERS_MAX)] = ()
     virtual_mac: bool = False
     hop_limit_min: Annotated[int, Field(ge=1, le=HOP_LIMIT)] = HOP_LIMIT
     sync_id: SyncId
@@ -121,18 +123,22 @@ class VirtualRouter(Table):
             yield 'checksum: expected none or "auto" with version 2, which has but one'
 
     def _problems_of_peers(self) -> Iterable[str]:
+        if not self.peers and "hop_limit_min" in self.model_fields_set:
+            yield "hop_limit_min: expected only with peers"
+        if self.peers and self.speakers:
+            yield "speakers: expected only without peers, who are the speakers"
+        for key, listed in (("peers", self.peers), ("speakers", self.speakers)):
+            yield from self._problems_of_speakers(key, listed)
+
+    def _problems_of_speakers(self, key: str, listed: Sequence[IpAddress]) -> Iterable[str]:
         virtual = {placed.address.ip for placed in self.addresses}
-        if not self.peers:
-            if "hop_limit_min" in self.model_fields_set:
-                yield "hop_limit_min: expected only with peers"
-            return
-        if len(set(self.peers)) < max(2, len(self.peers)):
-            yield "peers: expected at least two different addresses, one of them this node's"
-        for peer in self.peers:
-            if peer.version != self.family or peer.is_multicast or peer.is_unspecified:
-                yield f"peers: expected IPv{self.family} addresses of speakers, not {peer}"
-            elif peer in virtual:
-                yield f"peers: expected no virtual address, not {peer}"
+        if listed and len(set(listed)) < max(2, len(listed)):
+            yield f"{key}: expected at least two different addresses, one of them this node's"
+        for one in listed:
+            if one.version != self.family or one.is_multicast or one.is_unspecified:
+                yield f"{key}: expected IPv{self.family} addresses of speakers, not {one}"
+            elif one in virtual:
+                yield f"{key}: expected no virtual address, not {one}"
 
     @property
     def roles(self) -> dict[str, str]:

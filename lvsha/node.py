@@ -317,6 +317,7 @@ class Node:
                 ],
                 pseudo_header=PSEUDO_HEADERS[router.checksum],
                 hop_limit_min=router.hop_limit_min,
+                speakers=[one.packed for one in router.speakers],
                 on_change=self._state_changed,
                 on_due=self.second_path.due,
                 on_rival=self._two_masters,

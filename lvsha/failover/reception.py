@@ -93,6 +93,7 @@ class Reception:
         destinations: Sequence[bytes],
         addresses: Collection[bytes],
         hop_limit_min: int = vrrp.HOP_LIMIT,
+        speakers: Collection[bytes] = (),
     ) -> None:
         """Describe what is expected.
 
@@ -104,6 +105,7 @@ class Reception:
             destinations: where own messages go: the group, or the peers.
             addresses: the virtual ones of the family.
             hop_limit_min: what a message of a peer must have left at least.
+            speakers: who alone is heard on the group; empty for everybody.
         """
         multicast = any(map(is_multicast, destinations))
         assert not multicast or len(destinations) == 1
@@ -113,7 +115,8 @@ class Reception:
         self._interval_cs = interval_cs
         self._source = source
         self._destination = destinations[0] if multicast else source
-        self._peers = None if multicast else frozenset(destinations)
+        known = speakers if multicast else destinations
+        self._known = frozenset(known) if known else None
         self._addresses = frozenset(addresses)
         self._hop_limit_min = hop_limit_min
 
@@ -145,7 +148,7 @@ class Reception:
         if received.source == self._source:
             # A loop in the network sends our own words back to us.
             return Refused("refused_own")
-        if self._peers is not None and received.source not in self._peers:
+        if self._known is not None and received.source not in self._known:
             return Refused("refused_stranger")
         if received.destination != self._destination:
             theirs = format_address(received.destination)

@@ -21,7 +21,7 @@ Queues: see `_Jobs` and `CHANGES_MAX`.
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -176,6 +176,7 @@ class Speaker:
         virtual_addresses: Sequence[bytes],
         pseudo_header: bool | None,
         hop_limit_min: int = vrrp.HOP_LIMIT,
+        speakers: Collection[bytes] = (),
         on_change: Callable[[RouterStateChanged], None] | None = None,
         on_due: Callable[[str], None] | None = None,
         on_rival: Callable[[str, str, int], None] | None = None,
@@ -195,6 +196,7 @@ class Speaker:
             pseudo_header: whether the IPv4 checksum of version 3 includes it, as
                 keepalived's does; None to do as the peer does that was heard last.
             hop_limit_min: what messages of unicast peers must have left at least.
+            speakers: who alone is heard on the group; empty for everybody.
             on_change: called with each state change in the step that makes it, for what
                 must follow at once; it neither waits nor calls this object.
             on_due: called with the name when the election wants a `consent`, which may be
@@ -220,6 +222,7 @@ class Speaker:
             destinations=transport.destinations,
             addresses=self._virtual,
             hop_limit_min=hop_limit_min,
+            speakers=speakers,
         )
         self._last_refused: LastRefused | None = None
         self._log = (log or structlog.get_logger()).bind(router=name, vrid=election.vrid)

@@ -70,6 +70,13 @@ def test_what_is_right_is_accepted(more: str) -> None:
         ('peers = ["10.0.0.1", "fe80::1"]', "peers", "IPv4 addresses of speakers, not fe80::1"),
         ('peers = ["10.0.0.1", "224.0.0.18"]', "peers", "not 224.0.0.18"),
         ('peers = ["10.0.0.1", "192.0.2.1"]', "peers", "no virtual address, not 192.0.2.1"),
+        ('speakers = ["10.0.0.1"]', "speakers", "at least two different addresses"),
+        ('speakers = ["10.0.0.1", "fe80::1"]', "speakers", "IPv4 addresses of speakers"),
+        (
+            'peers = ["10.0.0.1", "10.0.0.2"]\nspeakers = ["10.0.0.1", "10.0.0.2"]',
+            "speakers",
+            "only without peers",
+        ),
         ('peers = ["10.0.0.1", "east"]', "peers[1]", "an IP address"),
         ("hop_limit_min = 254", "hop_limit_min", "only with peers"),
         ("preempt_delay = -1", "preempt_delay", "greater than or equal to 0"),

@@ -22,7 +22,12 @@ VIRTUAL6 = parse_address("2001:db8::10")
 VRID = 7
 
 
-def reception(version: int = 3, peers: tuple[bytes, ...] = (), hop_limit: int = 255) -> Reception:
+def reception(
+    version: int = 3,
+    peers: tuple[bytes, ...] = (),
+    hop_limit: int = 255,
+    speakers: tuple[bytes, ...] = (),
+) -> Reception:
     return Reception(
         version=version,
         vrid=VRID,
@@ -31,6 +36,7 @@ def reception(version: int = 3, peers: tuple[bytes, ...] = (), hop_limit: int = 
         destinations=peers or (vrrp.GROUP_IPv4,),
         addresses=(VIRTUAL,),
         hop_limit_min=hop_limit,
+        speakers=speakers,
     )
 
 
@@ -142,6 +148,15 @@ def test_peers_are_heard_and_strangers_and_the_group_are_not() -> None:
         refused = unicast.judge(received)
         assert isinstance(refused, Refused)
         assert refused.counter == counter
+
+
+def test_on_the_group_only_speakers_are_heard_if_they_are_listed() -> None:
+    assert isinstance(reception().judge(came(message(), source=STRANGER)), Heard)
+    listed = reception(speakers=(OWN, PEER))
+    assert isinstance(listed.judge(came(message())), Heard)
+    refused = listed.judge(came(message(), source=STRANGER))
+    assert isinstance(refused, Refused)
+    assert refused.counter == "refused_stranger"
 
 
 def test_peers_behind_routers_may_have_fewer_hops_left() -> None:
