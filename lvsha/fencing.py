@@ -1,10 +1,23 @@
 """Run the operator's fencing program, and remember for whom it has worked.
 
 A peer is fenced by one program at a time, whoever asks for it; so the virtual routers that it
-held share one run. What a run has found holds until the peer is heard again. A run that
-failed is repeated after `FENCE_AGAIN`, as long as somebody asks.
+held share one run. A run that failed is repeated as long as somebody asks. No run begins
+sooner than `FENCE_AGAIN` after the end of the one before, whatever became of that.
+
+What a run has found is true at its end, whatever was heard while it ran. It holds for a
+virtual router until the peer is heard later than that:
+
+* by an advertisement of the virtual router: the peer is on the network of the clients;
+* on the sync link, if that is another episode: the peer began later than the end to say what
+  it says (after a pause, or after it said that it is no MASTER), or this node has not been a
+  backup ever since.
+
+Heartbeats that just go on mean nothing. A peer whose port was closed on the network of the
+clients says for ever that it is MASTER; one whose power is off has words on their way; one that
+was off and is back is silent first, and then says that it is a backup.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -19,16 +32,47 @@ from lvsha.notifications import RunProgram
 from lvsha.programs import Outcome
 
 FENCE_AGAIN: Final = 10.0
+"""Between the end of a run and the next for the same peer."""
 
 _log = structlog.get_logger()
 
 
 class Standing(Enum):
-    """How far the fencing of a peer is."""
+    """How far the fencing of a peer is; WAITING if what was found holds no more."""
 
     RUNNING = "running"
     FENCED = "fenced"
     FAILED = "failed"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class LastHeard:
+    """When a peer was heard last, for one virtual router; on Trio's clock, or minus infinity.
+
+    Attributes:
+        advertised_at: the newest advertisement of the virtual router.
+        said_at: the newest words on the sync link.
+        spell_began_at: the oldest words since which there was no pause, and which said the
+            same: that the peer is MASTER, or that it is not.
+        backup_since: since when this node has been a backup.
+        on_the_way: seconds that words on the sync link may take.
+    """
+
+    advertised_at: float = -math.inf
+    said_at: float = -math.inf
+    spell_began_at: float = -math.inf
+    backup_since: float = -math.inf
+    on_the_way: float = 0.0
+
+    def is_after(self, end: float) -> bool:
+        """Whether what a run of the program has found at its end holds no more."""
+        arrived = end + self.on_the_way
+        return (
+            self.advertised_at > end
+            or self.spell_began_at > arrived
+            or (self.backup_since > end and self.said_at > arrived)
+        )
 
 
 @dataclass(slots=True)
@@ -40,6 +84,7 @@ class Attempt:
         began_at: Trio's clock.
         took: seconds; None while it runs.
         outcome: how it ended; None while it runs.
+        is_void: whether what it found holds no more, for who asked last.
     """
 
     peer: str
@@ -48,12 +93,20 @@ class Attempt:
     began_at: float
     took: float | None = None
     outcome: Outcome | None = None
+    is_void: bool = False
+
+    @property
+    def ended_at(self) -> float | None:
+        """Trio's clock; None while it runs."""
+        return None if self.took is None else self.began_at + self.took
 
     @property
     def standing(self) -> Standing:
         """What it has come to."""
         if self.outcome is None:
             return Standing.RUNNING
+        if self.is_void:
+            return Standing.WAITING
         return Standing.FENCED if self.outcome.code == 0 else Standing.FAILED
 
 
@@ -98,24 +151,23 @@ class Fencing:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
 
-    def fence(self, peer: str, router: str, reason: str, heard_at: float) -> Standing:
+    def fence(self, peer: str, router: str, reason: str, heard: LastHeard) -> Standing:
         """Have a peer fenced, unless it is; never waits.
 
         Args:
             peer: its name.
             router: whose addresses are to be taken.
             reason: why.
-            heard_at: when the peer was heard last; what was found before does not hold.
+            heard: when the peer was heard last.
         """
         now, attempt = trio.current_time(), self._attempts.get(peer)
         if attempt is not None:
-            standing = attempt.standing
-            if standing is Standing.RUNNING:
-                return standing
-            ended_at = attempt.began_at + (attempt.took or 0.0)
-            due = standing is Standing.FAILED and now >= ended_at + FENCE_AGAIN
-            if attempt.began_at >= heard_at and not due:
-                return standing
+            ended_at = attempt.ended_at
+            if ended_at is None:
+                return attempt.standing
+            attempt.is_void = heard.is_after(ended_at)
+            if attempt.standing is Standing.FENCED or now < ended_at + FENCE_AGAIN:
+                return attempt.standing
         attempt = self._attempts[peer] = Attempt(peer, router, reason, now)
         self._waiting.append(attempt)
         self._arrived.set()

@@ -20,12 +20,11 @@ from lvsha.failover.second_path import (
     ALIVE_INTERVALS,
     FRESH_INTERVALS,
     Ruling,
-    Said,
     SecondPath,
     Verdict,
 )
 from lvsha.failover.speaker import RouterStateChanged, Speaker
-from lvsha.fencing import Attempt, Fencing, Standing
+from lvsha.fencing import Attempt, Fencing, LastHeard, Standing
 from lvsha.host import Host
 from lvsha.model import VrrpState
 from lvsha.node_sync import NodeSync
@@ -207,15 +206,25 @@ class NodeSecondPath:
         if fencing is None:
             return True
         said = self._sync.said(self._routers[router].sync_id)
-        peer = self._speakers[router].election.peer
-        advertised_at = -math.inf if peer is None else peer.heard_at
         standings = [
-            fencing.fence(node, router, reason, max(advertised_at, _heard_at(node, said)))
+            fencing.fence(node, router, reason, self._last_heard(router, node))
             for node in path.suspects(self._others, said, trio.current_time())
         ]
-        if Standing.RUNNING in standings:
+        if {Standing.RUNNING, Standing.WAITING} & set(standings):
             return False
         return fencing.goes_on or Standing.FAILED not in standings
+
+    def _last_heard(self, router: str, node: str) -> LastHeard:
+        """When a peer was heard last on either path."""
+        election, path = self._speakers[router].election, self._paths[router]
+        peer, spell = election.peer, path.spells.get(node)
+        return LastHeard(
+            advertised_at=-math.inf if peer is None else peer.heard_at,
+            said_at=-math.inf if spell is None else spell.newest_at,
+            spell_began_at=-math.inf if spell is None else spell.began_at,
+            backup_since=-math.inf if election.since is None else election.since,
+            on_the_way=path.fresh,
+        )
 
     def _fencing_changed(self, attempt: Attempt) -> None:
         state, outcome = attempt.standing, attempt.outcome
@@ -275,7 +284,3 @@ class NodeSecondPath:
             "master_heard": table.master_heard,
             "fencing": None if self._fencing is None else self._fencing.status(),
         }
-
-
-def _heard_at(node: str, said: list[Said]) -> float:
-    return max((one.at for one in said if one.node == node), default=-math.inf)

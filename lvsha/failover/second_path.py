@@ -35,6 +35,9 @@ FRESH_INTERVALS: Final = 1.75
 """Three heartbeats in a row may be lost. A master that dies was heard on either path at times
 that differ by up to an interval, and is missed on the first after three of them."""
 
+PAUSE_MIN: Final = 1.0
+"""A peer that is silent for less was late, or this node was; no machine is back so soon."""
+
 
 class Verdict(Enum):
     """What a node shall do."""
@@ -54,6 +57,20 @@ class Said:
     witness: Witness
     at: float
     priority: int = 0
+
+
+@dataclass(slots=True)
+class Spell:
+    """Words of a peer without a pause between them that all say the same.
+
+    Attributes:
+        is_master: whether they say that it is MASTER.
+        began_at, newest_at: when the first and the newest of them came.
+    """
+
+    is_master: bool
+    began_at: float
+    newest_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +221,7 @@ class SecondPath:
     Attributes:
         ruling: the newest; None while nothing is to be judged.
         master: the peer that said last that it is MASTER; None before any did.
+        spells: the newest of each peer. A peer that was off begins another when it is back.
         counters: rulings by verdict, each counted when it is another than before.
     """
 
@@ -219,9 +237,11 @@ class SecondPath:
         assert master_heard in {Verdict.STAY, Verdict.TAKE_OVER}
         self.ruling: Ruling | None = None
         self.master: str | None = None
+        self.spells: dict[str, Spell] = {}
         self.counters = Counters()
         self._node = node
         self.fresh = FRESH_INTERVALS * interval
+        self._pause = max(self.fresh, PAUSE_MIN)
         self._settle = settle
         self._master_heard = master_heard
         self._failed_both = False
@@ -234,7 +254,11 @@ class SecondPath:
         Returns:
             What is fresh of it, the most important first.
         """
-        fresh = [one for one in said if now < one.at + self.fresh]
+        fresh = []
+        for one in said:
+            self._follow(one)
+            if now < one.at + self.fresh:
+                fresh.append(one)
         fresh.sort(key=_importance)
         if fresh and fresh[0].state is VrrpState.MASTER:
             self.master = fresh[0].node
@@ -243,6 +267,14 @@ class SecondPath:
         elif own is Witness.UNREACHABLE and any(one.witness is own for one in fresh):
             self._failed_both = True
         return fresh
+
+    def _follow(self, said: Said) -> None:
+        spell, is_master = self.spells.get(said.node), said.state is VrrpState.MASTER
+        goes_on = spell is not None and said.at <= spell.newest_at + self._pause
+        if spell is not None and goes_on and spell.is_master is is_master:
+            spell.newest_at = said.at
+        else:
+            self.spells[said.node] = Spell(is_master, said.at, said.at)
 
     def judge(
         self,

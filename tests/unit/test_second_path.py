@@ -8,6 +8,7 @@ from lvsha.failover.election import DOWN_ADVERTISEMENTS
 from lvsha.failover.second_path import (
     ALIVE_INTERVALS,
     FRESH_INTERVALS,
+    PAUSE_MIN,
     TABLE,
     Said,
     SecondPath,
@@ -230,3 +231,32 @@ def test_the_last_master_is_suspected_unless_it_denies_it() -> None:
     assert made.suspects(others, [east(MASTER)], 9.0) == ["east"]
     assert made.suspects(others, [east(BACKUP, at=9.0)], 9.1) == []
     assert made.suspects(others, [east(FAULT, at=9.0)], 9.0 + FRESH) == ["east"]
+
+
+# Since when a peer says what it says
+
+
+def test_words_that_go_on_are_one_spell_and_others_begin_another() -> None:
+    seen = path()
+    for at, state, spell in (
+        (10.0, MASTER, (10.0, 10.0)),
+        (10.5, MASTER, (10.0, 10.5)),
+        (10.5, MASTER, (10.0, 10.5)),
+        # No later than words count, and no machine is back so soon.
+        (10.5 + max(FRESH, PAUSE_MIN), MASTER, (10.0, 10.5 + FRESH)),
+        (13.0, FAULT, (13.0, 13.0)),
+        (13.5, BACKUP, (13.0, 13.5)),
+        (14.0, MASTER, (14.0, 14.0)),
+        (14.1 + FRESH, MASTER, (14.1 + FRESH, 14.1 + FRESH)),
+    ):
+        seen.note(NONE, [Said("east", state, NONE, at)], at)
+        found = seen.spells["east"]
+        assert (found.began_at, found.newest_at) == spell
+    assert "north" not in seen.spells
+
+
+def test_a_stall_of_this_node_is_no_pause_of_its_peer() -> None:
+    quick = SecondPath(node="west", interval=0.01, settle=SETTLE, master_heard=STAY)
+    quick.note(NONE, [Said("east", MASTER, NONE, 5.0)], 5.0)
+    quick.note(NONE, [Said("east", MASTER, NONE, 5.5)], 5.5)
+    assert quick.spells["east"].began_at == 5.0
