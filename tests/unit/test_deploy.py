@@ -7,12 +7,22 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from annotated_types import Le
+from pydantic import BaseModel
 
 from lvsha import cli
+from lvsha.config import Limits, Node
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "deploy" / "lvsha.service"
+DROP_INS = {
+    path.name.removeprefix("lvsha.service.d-").removesuffix(".conf"): path
+    for path in sorted((ROOT / "deploy").glob("lvsha.service.d-*.conf"))
+}
 SETTINGS = sorted((ROOT / "deploy").glob("sysctl.d-*.conf"))
+FILES_OF_A_SCRIPT = 3
+"""That the director has open while one runs; `tests/shells/test_programs.py` counts them."""
+FILES_FOR_ALL_ELSE = 10_000
 EXPOSURE_MAX = 20
 """Tenths, as ``systemd-analyze security`` counts; docs/operating.md names the figure."""
 
@@ -21,10 +31,10 @@ systemd = pytest.mark.skipif(
 )
 
 
-def unit() -> dict[str, list[str]]:
-    """The values of each key of the unit, of all sections."""
+def unit(path: Path = UNIT) -> dict[str, list[str]]:
+    """The values of each key of the unit or of a drop-in, of all sections."""
     values: dict[str, list[str]] = {}
-    for line in UNIT.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         key, separator, value = line.partition("=")
         if separator and not line.startswith("#"):
             values.setdefault(key, []).append(value)
@@ -70,6 +80,23 @@ def test_unit_is_told_how_the_director_is() -> None:
     assert unit()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
 
 
+def greatest(table: type[BaseModel], key: str) -> int:
+    """The greatest value that the pair file may have."""
+    (bound,) = (one.le for one in table.model_fields[key].metadata if isinstance(one, Le))
+    assert isinstance(bound, int)
+    return bound
+
+
+def test_unit_has_files_for_as_many_scripts_as_there_may_be() -> None:
+    (number,) = unit()["LimitNOFILE"]
+    assert int(number) >= FILES_OF_A_SCRIPT * greatest(Limits, "probes") + FILES_FOR_ALL_ELSE
+
+
+def test_drop_in_permits_every_real_time_priority() -> None:
+    (number,) = unit(DROP_INS["realtime"])["LimitRTPRIO"]
+    assert int(number) == greatest(Node, "realtime_priority")
+
+
 @systemd
 def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
     # The program is not installed where tests run, so another one stands for it.
@@ -89,13 +116,14 @@ def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
 
 
 @systemd
-def test_systemd_understands_the_drop_in_for_programs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DROP_INS)
+def test_systemd_understands_the_drop_ins(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "lvsha.service"
     text = UNIT.read_text(encoding="utf-8").replace("/opt/lvsha/bin/lvsha", "/bin/true")
     copy.write_text(text, encoding="utf-8")
-    drop_in = tmp_path / "lvsha.service.d" / "programs.conf"
+    drop_in = tmp_path / "lvsha.service.d" / f"{name}.conf"
     drop_in.parent.mkdir()
-    shutil.copy(ROOT / "deploy" / "lvsha.service.d-programs.conf", drop_in)
+    shutil.copy(DROP_INS[name], drop_in)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(copy)],
         capture_output=True,
@@ -103,7 +131,7 @@ def test_systemd_understands_the_drop_in_for_programs(tmp_path: Path) -> None:
         check=False,
         timeout=60,
     )
-    assert "programs.conf" not in done.stderr
+    assert drop_in.name not in done.stderr
     assert done.returncode == 0
 
 
