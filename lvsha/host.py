@@ -42,7 +42,7 @@ from lvsha.failover.transport import (
 from lvsha.health.prober import NetworkProber, Prober
 from lvsha.metrics_server import MetricsServer, Page
 from lvsha.model import VirtualMac
-from lvsha.programs import Outcome, check_user, run_program
+from lvsha.programs import Outcome, Programs
 from lvsha.service_manager import ServiceManager, Systemd
 from lvsha.settings import Settings
 from lvsha.state_file import StateFile, StateStore
@@ -165,7 +165,7 @@ class Host(Protocol):
         """What looks at a tracker's gateway, program, file or processes."""
         ...
 
-    def check_user(self, user: str | None) -> None:
+    async def check_user(self, user: str | None) -> None:
         """Make sure that programs can be run as a user; None is the director's own."""
         ...
 
@@ -209,6 +209,9 @@ class Host(Protocol):
 
 class LinuxHost:
     """This machine."""
+
+    def __init__(self) -> None:
+        self._programs = Programs()
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Take the lock of the network namespace."""
@@ -309,11 +312,11 @@ class LinuxHost:
 
     def probe(self, tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
         """Sockets, programs, files and processes."""
-        return make_probe(tracker, interface, virtual)
+        return make_probe(tracker, interface, virtual, self.run_program)
 
-    def check_user(self, user: str | None) -> None:
+    async def check_user(self, user: str | None) -> None:
         """By the user database and the capabilities of this process."""
-        check_user(user)
+        await self._programs.check_user(user)
 
     async def run_program(
         self,
@@ -324,7 +327,7 @@ class LinuxHost:
         environment: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Run it in a session of its own."""
-        return await run_program(
+        return await self._programs.run(
             command, user=user, seconds_max=seconds_max, environment=environment
         )
 

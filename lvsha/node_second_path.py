@@ -110,7 +110,7 @@ class NodeSecondPath:
                 _log.warning("the second path is on the network of the first", router=router)
         quickest = min(router.advert_interval for router in self._routers.values())
         if self._fencing is not None:
-            self._host.check_user(self._fencing.user)
+            await self._host.check_user(self._fencing.user)
         async with trio.open_nursery() as nursery:
             if self._fencing is not None:
                 nursery.start_soon(self._fencing.run)

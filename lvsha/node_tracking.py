@@ -201,8 +201,9 @@ class NodeTracking:
         """
         self._settled_at = trio.current_time() + FIRST_READINGS_MAX
         self._core.start(trio.current_time())
-        for user in self.notifications.users:
-            self._host.check_user(user)
+        scripts = {one.user for one in self._pair.trackers if one.kind == "script"}
+        for user in self.notifications.users | scripts:
+            await self._host.check_user(user)
         events = self._pair.events
         if events.socket:
             await nursery.start(self._host.serve_events, self.events, events.socket_group)

@@ -76,7 +76,7 @@ class Receiver:
 
 
 class RunProgram(Protocol):
-    """Runs a program; see `lvsha.programs.run_program`."""
+    """Runs a program; see `lvsha.programs.Programs.run`."""
 
     def __call__(
         self,

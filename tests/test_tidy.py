@@ -81,6 +81,7 @@ LEVELS = (
     ("lvsha.tracking.tables", 2),
     ("lvsha.tracking.*", 3),
     ("lvsha.programs", 3),
+    ("lvsha.process_table", 3),
     ("lvsha.turns", 3),
     ("lvsha.events", 3),
     ("lvsha.notifications", 3),

@@ -5,12 +5,11 @@ the check's time-out and has closed what it opened. Certificates and users are l
 in `prepare`, because either may take tens of milliseconds.
 """
 
-import errno
 import math
 import os
 import ssl
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol, assert_never
+from typing import Protocol, assert_never
 
 import h11
 import trio
@@ -23,9 +22,8 @@ from lvsha.health.script import identity, probe_script
 from lvsha.health.streams import probe_http, probe_smtp, probe_tcp
 from lvsha.health.target import Target
 from lvsha.health.tls import Tls
-from lvsha.programs import carry_out
-
-_OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+from lvsha.process_table import OWN_FAULTS
+from lvsha.programs import Programs
 
 
 class Prober(Protocol):
@@ -57,6 +55,7 @@ class NetworkProber:
         self._contexts: dict[tuple[bool, str], ssl.SSLContext] = {}
         self._identities: dict[str | None, tuple[str, ...]] = {}
         self._turns = trio.Lock()
+        self._programs = Programs()
 
     async def prepare(self, checks: Iterable[Check], users: Iterable[str | None]) -> None:
         """Read certificates and look up users, in a thread."""
@@ -111,6 +110,7 @@ class NetworkProber:
                 return await probe_smtp(check, target)
             case "script":
                 return await probe_script(
+                    self._programs,
                     self._identities[check.user],
                     check.command or (),
                     {"LVSHA_ADDRESS": target.address, "LVSHA_PORT": str(target.port)},
@@ -124,11 +124,11 @@ class NetworkProber:
     ) -> str | None:
         """Run a command as a user that was prepared."""
         try:
-            words = [*self._identities[user], *command]
-            outcome = await carry_out(words, math.inf, environment)
+            words = self._identities[user]
+            outcome = await self._programs.carry_out(words, command, math.inf, environment)
         except OSError as error:
             return _of_system(error)
-        return str(outcome) if outcome.code else None
+        return None if outcome.code == 0 else str(outcome)
 
 
 def _trust(check: Check) -> tuple[bool, str]:
@@ -154,7 +154,7 @@ def _of_tls(error: ssl.SSLError) -> str:
 
 def _of_system(error: OSError) -> str:
     text = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in _OWN_FAULTS:
+    if error.errno in OWN_FAULTS:
         return f"this node could not check: {text}"
     return text
 

@@ -1,8 +1,7 @@
 """Checks by a program, and as whom it runs.
 
-How it is run and ended is in `lvsha.programs`. Beside the user ``setpriv`` takes away the
-(ambient) capabilities that a director without root has for itself and would leave to its
-children, and the way to new ones.
+How it is started, run and ended is in `lvsha.programs`. Here it also loses the way to new
+capabilities, and without a user of its own it is run by nobody.
 """
 
 import math
@@ -13,12 +12,12 @@ from typing import Final
 
 from lvsha.errors import ConfigError
 from lvsha.health.opinions import Finding
-from lvsha.programs import carry_out
+from lvsha.programs import WITHOUT_CAPABILITIES, Programs, becoming, starter
 
 NOBODY: Final = "nobody"
 DYNAMIC_OFFSET: Final = 2
 """keepalived's MISC_CHECK: exit status 2 to 255 is the weight and 2."""
-_WITHOUT_CAPABILITIES: Final = ("setpriv", "--ambient-caps=-all", "--no-new-privs", "--")
+_NO_MORE: Final = "--no-new-privs"
 
 
 def identity(user: str | None) -> tuple[str, ...]:
@@ -33,39 +32,44 @@ def identity(user: str | None) -> tuple[str, ...]:
     """
     own = os.geteuid()
     if user is None and own:
-        return _WITHOUT_CAPABILITIES
+        return starter(WITHOUT_CAPABILITIES, _NO_MORE)
     name = user or NOBODY
     try:
         entry = pwd.getpwnam(name)
     except KeyError as error:
         raise ConfigError(f"user: expected one of this machine, not {name!r}") from error
     if entry.pw_uid == own:
-        return _WITHOUT_CAPABILITIES if own else ()
+        return starter(WITHOUT_CAPABILITIES, _NO_MORE) if own else starter()
     if own:
         raise ConfigError(f"user: expected none, not {name!r}, because root does not run this")
-    return (
-        "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups",
-        "--no-new-privs", "--",
-    )  # fmt: skip
+    return starter(*becoming(entry), _NO_MORE)
 
 
 async def probe_script(
-    prefix: Sequence[str], command: Sequence[str], environment: Mapping[str, str], *, dynamic: bool
+    programs: Programs,
+    words: Sequence[str],
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    dynamic: bool,
 ) -> Finding:
     """Run a check: exit status 0 is good, and others are as `DYNAMIC_OFFSET` says.
 
     Args:
-        prefix: from `identity`.
+        programs: runs it.
+        words: from `identity`.
         command: the program and its arguments.
         environment: what it is told.
         dynamic: whether an exit status may ask for a weight.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: nothing can be started.
     """
     # Who probes sets the time limit; the program does not outlive it.
-    status = (await carry_out([*prefix, *command], math.inf, environment)).code
-    assert status is not None, "its time is not limited"
+    outcome = await programs.carry_out(words, command, math.inf, environment)
+    status = outcome.code
+    if status is None:
+        return Finding(passed=False, reason=outcome.trouble)
     if not status:
         return Finding(passed=True, reason="exit status 0")
     if status < 0:

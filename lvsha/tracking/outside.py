@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from lvsha.config_tracking import Tracker
 from lvsha.failover.tracking import Reading
-from lvsha.programs import check_user
+from lvsha.notifications import RunProgram
 from lvsha.tracking.gateways import Gateway
 from lvsha.tracking.probes import (
     InThread,
@@ -16,16 +16,19 @@ from lvsha.tracking.probes import (
 )
 
 
-def make_probe(tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
+def make_probe(
+    tracker: Tracker,
+    interface: str | None,
+    virtual: Collection[bytes],
+    run_program: RunProgram,
+) -> Probe:
     """The probe of a tracker that looks outside the director.
 
     Args:
         tracker: of the pair file.
         interface: what its role is on this machine.
         virtual: addresses of virtual routers, from which no gateway is asked.
-
-    Raises:
-        HostError: a script's user is missing.
+        run_program: runs scripts.
     """
     seconds_max = tracker.seconds_at_most
     match tracker.kind:
@@ -34,8 +37,7 @@ def make_probe(tracker: Tracker, interface: str | None, virtual: Collection[byte
             return Gateway(tracker.address.packed, interface, tracker.method, seconds_max, virtual)
         case "script":
             assert tracker.command is not None
-            check_user(tracker.user)
-            return Script(tracker.name, tracker.command, tracker.user, seconds_max)
+            return Script(tracker.name, tracker.command, tracker.user, seconds_max, run_program)
         case "file":
             return _file(tracker)
         case "process":

@@ -15,13 +15,13 @@ from typing import Final, Protocol
 import trio
 
 from lvsha.failover.tracking import Reading
-from lvsha.programs import run_program
+from lvsha.notifications import RunProgram
+from lvsha.process_table import list_processes, read_of_process, state_and_parent
 
 _FILE_BYTES_MAX: Final = 4096
 _NUMBER_MAX: Final = 2**31 - 1
 _NAME_BYTES_MAX: Final = 15
 """The kernel cuts the name of a process to this (TASK_COMM_LEN)."""
-_PROC: Final = Path("/proc")
 
 
 class Probe(Protocol):
@@ -40,19 +40,26 @@ class Script:
         command: the program and its arguments.
         user: as whom it runs; None for the director's own.
         seconds_max: after which it is ended, and counts as failed.
+        run_program: runs it.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], user: str | None, seconds_max: float
+        self,
+        name: str,
+        command: Sequence[str],
+        user: str | None,
+        seconds_max: float,
+        run_program: RunProgram,
     ) -> None:
         self._name = name
+        self._run_program = run_program
         self._command = tuple(command)
         self._user = user
         self._seconds_max = seconds_max
 
     async def look(self) -> Reading:
         """Run it."""
-        outcome = await run_program(
+        outcome = await self._run_program(
             self._command,
             user=self._user,
             seconds_max=self._seconds_max,
@@ -146,19 +153,10 @@ def read_processes(
         quorum_max: and how many at most; None for any number.
     """
     wanted = process.encode() if full_command else process.encode()[:_NAME_BYTES_MAX]
-    file = "cmdline" if full_command else "comm"
-    count = 0
-    for entry in _PROC.iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            text = (entry / file).read_bytes()
-            found = text.rstrip(b"\0").replace(b"\0", b" ") if full_command else text.rstrip(b"\n")
-            if found == wanted and not _is_dead(entry):
-                count += 1
-        except OSError:
-            # It has ended meanwhile.
-            continue
+    try:
+        count = sum(_is_called(pid, wanted, full_command) for pid in list_processes())
+    except OSError as error:
+        return Reading(up=False, detail=f"the processes cannot be read: {error.strerror}")
     if count < quorum:
         return Reading(up=False, detail=f"{count} processes {process}, needs {quorum}")
     if quorum_max is not None and count > quorum_max:
@@ -166,9 +164,16 @@ def read_processes(
     return Reading(up=True)
 
 
-def _is_dead(entry: Path) -> bool:
-    """Whether a process is a zombie; it has a name all the same."""
-    return (entry / "stat").read_bytes().rpartition(b")")[2].split()[:1] == [b"Z"]
+def _is_called(pid: int, wanted: bytes, full_command: bool) -> bool:
+    """Whether a process has this name or command line, and lives; a zombie has a name, too."""
+    if full_command:
+        found = read_of_process(pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ")
+    else:
+        found = read_of_process(pid, "comm").rstrip(b"\n")
+    if found != wanted:
+        return False
+    known = state_and_parent(pid)
+    return known is not None and known[0] != b"Z"
 
 
 def _first_line(path: Path) -> bytes:

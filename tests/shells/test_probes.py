@@ -668,9 +668,26 @@ def test_a_script_is_told_about_the_server_and_nothing_else() -> None:
 
 def test_a_script_that_is_not_there_or_ends_by_a_signal_is_a_failure() -> None:
     assert run_script("", command=["/no/such/program"]) == Finding(
-        False, "No such file or directory"
+        False, "cannot be run: No such file or directory"
     )
     assert run_script("kill -9 $$") == Finding(False, "ended by signal 9")
+
+
+@pytest.mark.parametrize("user", [None, "root"])
+def test_a_script_that_is_not_there_asks_for_no_weight(user: str | None) -> None:
+    if user is not None and os.geteuid():
+        pytest.skip("needs root")
+    finding = run_script("", command=["/no/such/program"], dynamic=True, user=user)
+    assert (finding.passed, finding.weight) == (False, None)
+
+
+def test_a_command_that_is_not_there_did_not_go_well() -> None:
+    async def run() -> str | None:
+        prober = NetworkProber()
+        await prober.prepare([], [None])
+        return await prober.run(None, ["/no/such/program"], {})
+
+    assert trio.run(run) == "cannot be run: No such file or directory"
 
 
 def is_alive(pid: int) -> bool:

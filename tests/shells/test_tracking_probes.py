@@ -12,9 +12,11 @@ import trio
 
 from lvsha.config_tracking import Tracker
 from lvsha.failover.tracking import Reading
+from lvsha.programs import Programs
 from lvsha.tracking.gateways import Gateway
 from lvsha.tracking.outside import make_probe
 from lvsha.tracking.probes import InThread, NumberInFile, read_existence, read_processes
+from tests.shells.test_programs import no_files_left
 
 UP = Reading(up=True)
 
@@ -106,6 +108,16 @@ def test_processes_are_counted_by_name() -> None:
     assert not read_processes(long, full_command=False, quorum=1, quorum_max=None).up
 
 
+def test_without_a_file_left_processes_cannot_be_read_and_that_is_no_reading_of_them() -> None:
+    own = Path("/proc/self/comm").read_text().strip()
+    for quorum, quorum_max in ((1, None), (0, 0)):
+        with no_files_left():
+            found = read_processes(own, full_command=False, quorum=quorum, quorum_max=quorum_max)
+        assert found == Reading(
+            up=False, detail="the processes cannot be read: Too many open files"
+        )
+
+
 def test_a_reading_that_hangs_is_given_up_and_not_started_again() -> None:
     go_on = threading.Event()
     started: list[int] = []
@@ -130,7 +142,7 @@ def test_a_reading_that_hangs_is_given_up_and_not_started_again() -> None:
 
 def look(tracker: Tracker, interface: str | None = None) -> Reading:
     async def main() -> Reading:
-        return await make_probe(tracker, interface, frozenset()).look()
+        return await make_probe(tracker, interface, frozenset(), Programs().run).look()
 
     return trio.run(main)
 

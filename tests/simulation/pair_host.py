@@ -154,7 +154,7 @@ class SimulatedHost:
     def probe(self, tracker: Tracker, interface: str | None, virtual: Collection[bytes]) -> Probe:
         return self.machine.probes[tracker.name]
 
-    def check_user(self, user: str | None) -> None:
+    async def check_user(self, user: str | None) -> None:
         """Everybody is known here."""
 
     async def run_program(
