@@ -14,11 +14,15 @@ from typing import Annotated, Final, Literal, Self
 import dns.exception
 import dns.name
 import dns.rcode
+import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 import regex
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from lvsha.config_fields import AbsolutePath, FirewallMark, IpAddress, Name, Port, Table, refuse
+from lvsha.errors import WireError
+from lvsha.wire.dns_response import canonical
 
 CheckType = Literal["tcp", "http", "https", "dns", "udp", "ping", "smtp", "script"]
 
@@ -45,6 +49,8 @@ _NOT_FOR_SCRIPTS: Final = ("interface", "sources", "mark")
 _METHOD: Final = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}$"
 _WITHOUT_BLANKS: Final = r"^[\x21-\x7e]{1,2048}$"
 _LINE: Final = r"^[^\x00-\x1f\x7f]{1,1024}$"
+_RCODE_MAX: Final = 15
+"""Larger ones need EDNS, which the question has not."""
 
 
 def _status(value: object) -> object:
@@ -187,10 +193,28 @@ class Check(Table):
             dns.rdatatype.from_text(self.record)
         except (dns.exception.DNSException, ValueError):
             yield 'record: expected a type of records such as "A"'
+        else:
+            try:
+                _ = self.answer_octets
+            except (dns.exception.DNSException, ValueError, WireError):
+                yield f"answer: expected the data of a record of type {self.record}"
         try:
-            dns.rcode.from_text(self.rcode)
+            is_plain = dns.rcode.from_text(self.rcode) <= _RCODE_MAX
         except (dns.exception.DNSException, ValueError):
+            is_plain = False
+        if not is_plain:
             yield 'rcode: expected a response code such as "NOERROR"'
+
+    @property
+    def answer_octets(self) -> bytes | None:
+        """The data of the record that must stand in the answer of DNS, as `canonical` has them."""
+        if self.answer is None:
+            return None
+        kind = dns.rdatatype.from_text(self.record)
+        record = dns.rdata.from_text(dns.rdataclass.IN, kind, self.answer, origin=dns.name.root)
+        data = record.to_wire(origin=dns.name.root)
+        assert data is not None, "there is no file to write to"
+        return canonical(kind, data)
 
     @property
     def payload_octets(self) -> bytes:

@@ -8,12 +8,14 @@ most: who sends more is not well. The time limit is the caller's.
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from typing import Final
 
 import dns.exception
-import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 import trio
 
@@ -21,11 +23,18 @@ from lvsha.config_health import Check
 from lvsha.errors import WireError
 from lvsha.health.opinions import Finding, quoted
 from lvsha.health.target import Target, a_socket, connect
+from lvsha.wire.dns_response import Response
 from lvsha.wire.echo import Echo, without_ip_header
 
 STRAYS_MAX: Final = 64
 DATAGRAM_BYTES_MAX: Final = 65_535
 ECHO_BYTES: Final = 32
+DNS_UDP_BYTES_MAX: Final = 4_096
+"""A server that keeps to RFC 1035 cuts at 512 what is not asked for with EDNS."""
+DNS_TCP_BYTES_MAX: Final = 16_384
+_SHOWN_RECORDS_MAX: Final = 8
+_SHOWN_BYTES_MAX: Final = 128
+"""Of the data of records; what these read takes up to a millisecond to write."""
 _LENGTH_BYTES: Final = 2
 
 # A flood of strays must not keep the loop: each read below waits in Trio, which lets others
@@ -54,32 +63,37 @@ def passes_silently(check: Check) -> bool:
 
 async def probe_dns(check: Check, target: Target) -> Finding:
     """Ask a question, by TCP if the answer is cut short."""
-    query = dns.message.make_query(check.query, check.record)
+    query = dns.message.make_query(check.query, check.record).to_wire()
     with a_socket(target, socket.SOCK_DGRAM) as opened:
         await connect(opened, target)
-        await opened.send(query.to_wire())
+        await opened.send(query)
         for _ in range(STRAYS_MAX):
-            answer = _parsed(await opened.recv(DATAGRAM_BYTES_MAX))
-            if answer is not None and query.is_response(answer):
+            data = await opened.recv(DNS_UDP_BYTES_MAX + 1)
+            response = Response.parse(data, query)
+            if response is not None:
                 break
         else:
             return Finding(passed=False, reason="only answers that nobody asked for")
-    if answer.flags & dns.flags.TC:
+    if len(data) > DNS_UDP_BYTES_MAX:
+        return Finding(passed=False, reason=f"an answer of more than {DNS_UDP_BYTES_MAX} bytes")
+    if response.is_truncated:
         return await _ask_by_tcp(check, target, query)
-    return _judged(check, answer)
+    return _judged(check, response)
 
 
-async def _ask_by_tcp(check: Check, target: Target, query: dns.message.Message) -> Finding:
-    data = query.to_wire()
+async def _ask_by_tcp(check: Check, target: Target, query: bytes) -> Finding:
     with a_socket(target, socket.SOCK_STREAM) as opened:
         await connect(opened, target)
         stream = trio.SocketStream(opened)
-        await stream.send_all(len(data).to_bytes(_LENGTH_BYTES) + data)
+        await stream.send_all(len(query).to_bytes(_LENGTH_BYTES) + query)
         length = int.from_bytes(await _exactly(stream, _LENGTH_BYTES))
-        answer = _parsed(await _exactly(stream, length))
-    if answer is None or not query.is_response(answer):
+        if length > DNS_TCP_BYTES_MAX:
+            reason = f"an answer of {length} bytes, more than {DNS_TCP_BYTES_MAX}"
+            return Finding(passed=False, reason=reason)
+        response = Response.parse(await _exactly(stream, length), query)
+    if response is None:
         return Finding(passed=False, reason="the answer by TCP is no DNS answer to the question")
-    return _judged(check, answer)
+    return _judged(check, response)
 
 
 async def _exactly(stream: trio.SocketStream, length: int) -> bytes:
@@ -97,29 +111,35 @@ async def _exactly(stream: trio.SocketStream, length: int) -> bytes:
     return bytes(data)
 
 
-def _parsed(data: bytes) -> dns.message.Message | None:
-    try:
-        return dns.message.from_wire(data)
-    except (dns.exception.DNSException, ValueError):
-        return None
-
-
-def _judged(check: Check, answer: dns.message.Message) -> Finding:
-    rcode = dns.rcode.to_text(answer.rcode())
+def _judged(check: Check, response: Response) -> Finding:
+    rcode = dns.rcode.to_text(dns.rcode.Rcode(response.rcode))
     if rcode != check.rcode:
         return Finding(passed=False, reason=f"rcode {rcode}, expected {check.rcode}")
     if check.answer is None:
         return Finding(passed=True, reason=f"rcode {rcode}")
-    texts = [
-        rdata.to_text()
-        for rrset in answer.answer
-        if rrset.rdtype == dns.rdatatype.from_text(check.record)
-        for rdata in rrset
-    ]
-    if check.answer in texts:
+    kind = dns.rdatatype.from_text(check.record)
+    try:
+        records = response.records(kind)
+    except WireError as error:
+        return Finding(passed=False, reason=f"the answer cannot be read: {error}")
+    if check.answer_octets in records:
         return Finding(passed=True, reason=f"answered {check.answer}")
-    shown = quoted(", ".join(texts)) or "nothing"
+    shown = quoted(", ".join(_shown(kind, records))) or "nothing"
     return Finding(passed=False, reason=f"answered {shown}, expected {check.answer}")
+
+
+def _shown(kind: dns.rdatatype.RdataType, records: list[bytes]) -> Iterator[str]:
+    """The first of some records, as people write them."""
+    left = _SHOWN_BYTES_MAX
+    for data in records[:_SHOWN_RECORDS_MAX]:
+        left -= len(data)
+        if left < 0:
+            yield f"a record of {len(data)} bytes"
+            return
+        try:
+            yield dns.rdata.from_wire(dns.rdataclass.IN, kind, data, 0, len(data)).to_text()
+        except (dns.exception.DNSException, ValueError):
+            yield "a record that cannot be read"
 
 
 async def probe_ping(target: Target) -> Finding:

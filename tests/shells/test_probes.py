@@ -10,6 +10,7 @@ import ipaddress
 import os
 import socket
 import ssl
+import struct
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lvsha.config_health import Check
 from lvsha.errors import ConfigError
+from lvsha.health.datagrams import DNS_TCP_BYTES_MAX, DNS_UDP_BYTES_MAX
 from lvsha.health.opinions import Finding
 from lvsha.health.prober import NetworkProber
 from lvsha.health.target import Target
@@ -590,6 +592,63 @@ def test_dns_passes_over_what_nobody_asked_for_but_not_for_ever() -> None:
     assert ask_datagrams(few, check("dns", **NAME, answer="192.0.2.1")).passed
     many = ask_datagrams(lambda _: [b"nonsense"] * 100, check("dns", **NAME))
     assert many == Finding(False, "only answers that nobody asked for")
+
+
+def pointing_dns_answer(query: bytes, records: int) -> bytes:
+    """Names that all point at one of 126 labels, which takes dnspython seconds."""
+    long = b"\1a" * 126 + b"\0"
+    first = b"\0" + struct.pack("!HHIH", 2, 1, 0, len(long)) + long
+    where = struct.pack("!H", 0xC000 | (len(query) + 11))
+    others = (where + struct.pack("!HHIH", 2, 1, n, 2) + where for n in range(records - 1))
+    header = query[:2] + struct.pack("!HHHHH", 0x8180, 1, records, 0, 0)
+    return header + query[12:] + first + b"".join(others)
+
+
+NAMES = {"query": "www.example.org", "record": "NS", "answer": "ns.example.org."}
+
+
+def test_dns_reads_no_answer_that_is_longer_than_the_limit() -> None:
+    def serve(query: bytes) -> list[bytes]:
+        return [pointing_dns_answer(query, 4_000)]
+
+    assert ask_datagrams(serve, check("dns", **NAMES)) == Finding(
+        False, f"an answer of more than {DNS_UDP_BYTES_MAX} bytes"
+    )
+
+    async def by_tcp(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await flood(stream, b"\xff\xff", b"x" * 65_535)
+
+    finding = ask_datagrams(
+        lambda query: [dns_answer(query, cut=True)], check("dns", **NAME), by_tcp
+    )
+    assert finding == Finding(False, f"an answer of 65535 bytes, more than {DNS_TCP_BYTES_MAX}")
+
+
+@pytest.mark.parametrize("by_tcp", [False, True])
+def test_dns_does_not_follow_all_names_of_a_hostile_answer(by_tcp: bool) -> None:
+    def serve(query: bytes) -> list[bytes]:
+        return [dns_answer(query, cut=True) if by_tcp else pointing_dns_answer(query, 200)]
+
+    async def serve_stream(stream: trio.SocketStream) -> None:
+        answer = pointing_dns_answer(bytes(await stream.receive_some(1000))[2:], 250)
+        await stream.send_all(len(answer).to_bytes(2) + answer)
+
+    finding = ask_datagrams(serve, check("dns", **NAMES), serve_stream)
+    assert finding == Finding(False, "the answer cannot be read: more than 4096 labels")
+
+
+def test_dns_takes_an_answer_however_it_is_written() -> None:
+    def serve(query: bytes) -> list[bytes]:
+        response = dns.message.make_response(dns.message.from_wire(query))
+        name = "WWW.example.org."
+        response.answer.append(dns.rrset.from_text(name, 60, "IN", "NS", "NS.example.org."))
+        return [response.to_wire().replace(b"\3www", b"\3WwW", 1)]
+
+    assert ask_datagrams(serve, check("dns", **NAMES)).passed
+    assert ask_datagrams(serve, check("dns", **{**NAMES, "answer": "other.example.org"})) == (
+        Finding(False, "answered ns.example.org., expected other.example.org")
+    )
 
 
 def test_udp_looks_for_what_is_expected_and_takes_silence_where_nothing_is() -> None:

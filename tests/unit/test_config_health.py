@@ -3,6 +3,7 @@
 import pytest
 
 from lvsha.config import Pair, parse_pair
+from lvsha.config_health import Check
 from lvsha.errors import ConfigError
 
 NODES = """
@@ -92,6 +93,10 @@ def test_the_digest_covers_the_checks() -> None:
         ('type = "dns", query = "a..b"', "query: expected a domain name"),
         ('type = "dns", record = "NONE1"', "record: expected a type of records"),
         ('type = "dns", rcode = "PERFECT"', "rcode: expected a response code"),
+        ('type = "dns", rcode = "BADVERS"', "rcode: expected a response code"),
+        ('type = "dns", record = "A", answer = "::1"', "answer: expected the data of a record of"),
+        ('type = "dns", record = "MX", answer = "a."', "answer: expected the data of a record of"),
+        ('type = "dns", record = "ANY", answer = "a"', "answer: expected the data of a record of"),
         ('type = "smtp", helo = "a\\nb"', "helo: expected"),
     ],
 )
@@ -99,6 +104,16 @@ def test_mistakes_of_a_check_name_the_key(keys: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(f"checks = [{{ {keys} }}]")
     assert problem in str(caught.value)
+
+
+def test_an_answer_is_one_whatever_way_it_is_written() -> None:
+    def octets(record: str, answer: str) -> bytes | None:
+        keys = {"type": "dns", "record": record, "answer": answer}
+        return Check.model_validate(keys).answer_octets
+
+    assert octets("AAAA", "2001:DB8::0:1") == octets("AAAA", "2001:db8::1")
+    assert octets("MX", "10 Mail.example.org") == octets("MX", "10 mail.example.org.")
+    assert octets("TXT", '"Hello"') != octets("TXT", '"hello"')
 
 
 @pytest.mark.parametrize(
