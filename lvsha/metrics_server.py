@@ -13,7 +13,8 @@ import trio
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lvsha.counters import Counters
-from lvsha.errors import HostError
+from lvsha.errors import HostError, WireError
+from lvsha.wire.http_lines import HeldLines
 
 CLIENTS_MAX: Final = 8
 """Further ones are turned away."""
@@ -79,12 +80,19 @@ class MetricsServer:
 
     async def _answer(self, stream: trio.SocketStream) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+        held = HeldLines()
         try:
             while (event := http.next_event()) is h11.NEED_DATA:
-                http.receive_data(await stream.receive_some(_READ_BYTES))
+                data = bytes(await stream.receive_some(_READ_BYTES))
+                held.add(data)
+                http.receive_data(data)
         except h11.RemoteProtocolError as error:
             self.counters.add("requests_malformed")
             await _send(stream, http, error.error_status_hint, b"This is no request of HTTP.\n")
+            return
+        except WireError:
+            self.counters.add("requests_malformed")
+            await _send(stream, http, 431, b"That is more than is looked at.\n")
             return
         if not isinstance(event, h11.Request):
             return

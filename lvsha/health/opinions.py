@@ -32,7 +32,9 @@ class Finding:
 
 def quoted(text: bytes | str) -> str:
     """What a stranger sent, in a form that fits a reason: short, and nothing but print."""
+    # Four bytes are one character at most; of a long text no more is looked at than is shown.
+    text = text[: 4 * REASON_CHARACTERS_MAX]
     if isinstance(text, bytes):
-        text = text[: 4 * REASON_CHARACTERS_MAX].decode("utf-8", "replace")
+        text = text.decode("utf-8", "replace")
     text = "".join(letter if letter.isprintable() else "." for letter in text.strip())
     return text if len(text) <= REASON_CHARACTERS_MAX else text[: REASON_CHARACTERS_MAX - 3] + "..."

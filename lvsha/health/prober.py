@@ -15,7 +15,7 @@ import h11
 import trio
 
 from lvsha.config_health import Check
-from lvsha.errors import ConfigError
+from lvsha.errors import ConfigError, WireError
 from lvsha.health.datagrams import passes_silently, probe_dns, probe_ping, probe_udp
 from lvsha.health.opinions import Finding, quoted
 from lvsha.health.script import identity, probe_script
@@ -81,7 +81,7 @@ class NetworkProber:
                 return Finding(False, _of_system(error))
             except trio.BrokenResourceError as error:
                 return Finding(False, _of_stream(error))
-            except h11.RemoteProtocolError as error:
+            except (h11.RemoteProtocolError, WireError) as error:
                 return Finding(False, f"not HTTP: {quoted(str(error))}")
             except EOFError:
                 return Finding(False, "closed before the end")

@@ -16,6 +16,7 @@ from lvsha.config_health import Check
 from lvsha.health.opinions import Finding, quoted
 from lvsha.health.target import Target, a_socket, connect
 from lvsha.health.tls import SecuredStream, Tls
+from lvsha.wire.http_lines import HeldLines, first_piece
 
 READ_BYTES: Final = 4_096
 HEAD_BYTES_MAX: Final = 16_384
@@ -140,6 +141,9 @@ class _Exchange:
         self._body = bytearray()
         self._left = HEAD_BYTES_MAX + check.body_max
         self._events = 0
+        # What h11 was given last, and what it will be given.
+        self._given = self._waiting = b""
+        self._held = HeldLines()
 
     async def run(self, host: str) -> Finding:
         check = self._check
@@ -203,6 +207,7 @@ class _Exchange:
 
         Raises:
             h11.RemoteProtocolError: it is none, or longer than the limit.
+            WireError: it holds lines that h11 is not to look at.
         """
         while True:
             self._events += 1
@@ -210,12 +215,18 @@ class _Exchange:
                 await trio.lowlevel.checkpoint()
             event = self._http.next_event()
             if event is not h11.NEED_DATA:
+                self._held.clear()
+                self._given = b""
                 return event
-            data = await self._stream.receive_some(READ_BYTES)
-            self._left -= len(data)
-            if self._left < 0:
-                raise h11.RemoteProtocolError("the response is longer than the limit")
-            self._http.receive_data(bytes(data))
+            self._held.add(self._given)
+            if not self._waiting:
+                self._waiting = bytes(await self._stream.receive_some(READ_BYTES))
+                self._left -= len(self._waiting)
+                if self._left < 0:
+                    raise h11.RemoteProtocolError("the response is longer than the limit")
+            length = first_piece(self._waiting)
+            self._given, self._waiting = self._waiting[:length], self._waiting[length:]
+            self._http.receive_data(self._given)
 
 
 async def _matches(pattern: str, body: bytes) -> bool:

@@ -161,3 +161,12 @@ def test_an_address_that_is_taken_is_named() -> None:
 
     with pytest.raises(HostError, match=r"\[metrics\] address 127.0.0.1, port \d+: cannot listen"):
         trio.run(main)
+
+
+@pytest.mark.parametrize("line", [b"X:" + b" " * 4000 + b"\0\r\n", b"X:\r\n" * 1000])
+def test_a_head_that_would_take_long_is_not_looked_at(line: bytes) -> None:
+    async def test(port: int, server: MetricsServer) -> None:
+        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n"
+        assert (await ask(port, request))[0] == 431
+
+    assert served(test) == {"requests_malformed": 1}

@@ -157,6 +157,8 @@ def endlessly(head: bytes, endless: bytes) -> Serve:
 
 
 STREAMS = ("http", "https", "smtp")
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -215,6 +217,20 @@ def test_a_body_that_trickles_is_left_when_the_time_is_up() -> None:
         ),
         ("https", {}, endlessly(b"", b"\x16\x03\x03\x40\x00" + b"x" * 16_384), "TLS: "),
         ("https", {}, endlessly(b"", b"HTTP/1.1 200 OK\r\n\r\n" * 1000), "TLS: "),
+        ("http", {}, endlessly(HEAD, b"a:\r\n" * 4_000), "not HTTP: more than 128 lines"),
+        ("http", {}, endlessly(HEAD + b"a:", b" " * 16_000 + b"\0\r\n\r\n"), "64 blanks in a row"),
+        (
+            "http",
+            {"body": "y"},
+            endlessly(HEAD + CHUNKED + b"5;", b" " * 16_000 + b"\nx\r\n"),
+            "not HTTP: more than 64 blanks in a row",
+        ),
+        (
+            "http",
+            {"body": "y"},
+            endlessly(HEAD + CHUNKED + b"0\r\n", b"a:\r\n" * 4_000),
+            "not HTTP: more than 128 lines",
+        ),
         ("smtp", {}, endlessly(b"220", b"-x\r\n220" * 10_000), "more than a reply holds"),
         ("smtp", {}, endlessly(b"220 ", b"x" * 65_536), "more than a reply holds"),
     ],
@@ -278,6 +294,12 @@ AS_EXPECTED = Finding(True, "status 200, body as expected")
         ({"body": "ll"}, page(b"all well"), AS_EXPECTED),
         ({"body_regex": "^all\\s+w"}, page(b"all  well"), AS_EXPECTED),
         ({"body": "x"}, b"HTTP/1.0 200 OK\r\n\r\nabx", AS_EXPECTED),
+        ({"body": "x"}, page(b" " * 9_000 + b"\n" * 9_000 + b"x"), AS_EXPECTED),
+        (
+            {"body": "x"},
+            HEAD + CHUNKED + b"800\r\n" + b" " * 2_048 + b"\r\n1\r\nx\r\n0\r\n\r\n",
+            AS_EXPECTED,
+        ),
         (
             {"body": "x"},
             page(b"all well"),
