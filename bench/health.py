@@ -31,6 +31,7 @@ from lvsha.health.opinions import Finding
 from lvsha.health.prober import NetworkProber
 from lvsha.health.runner import STARTS_PER_SECOND, Assignment, Runner
 from lvsha.health.target import Target
+from lvsha.process import let_threads_in
 
 HOST: Final = "127.0.0.1"
 PROBES_MAX: Final = 256
@@ -179,6 +180,7 @@ def main(
     if as_server:
         serve(certificate)
         return
+    let_threads_in()  # as a director does
     sys.stdout.write(
         "| type | checks | passed a second | failed | longest step, ms of the processor "
         "| by the clock | 99.9 % | processor |\n"

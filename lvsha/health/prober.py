@@ -21,7 +21,7 @@ from lvsha.health.opinions import Finding, quoted
 from lvsha.health.script import identity, probe_script
 from lvsha.health.streams import probe_http, probe_smtp, probe_tcp
 from lvsha.health.target import Target
-from lvsha.health.tls import Tls
+from lvsha.health.tls import THREADS_MAX, Tls
 from lvsha.process_table import OWN_FAULTS
 from lvsha.programs import Programs
 
@@ -56,6 +56,7 @@ class NetworkProber:
         self._identities: dict[str | None, tuple[str, ...]] = {}
         self._turns = trio.Lock()
         self._programs = Programs()
+        self._threads = trio.CapacityLimiter(THREADS_MAX)
 
     async def prepare(self, checks: Iterable[Check], users: Iterable[str | None]) -> None:
         """Read certificates and look up users, in a thread."""
@@ -90,7 +91,7 @@ class NetworkProber:
         return Finding(False, f"no answer within {check.timeout:g} s")
 
     def _tls(self, check: Check) -> Tls:
-        return Tls(self._contexts[_trust(check)], self._turns)
+        return Tls(self._contexts[_trust(check)], self._turns, self._threads)
 
     async def _probe(self, check: Check, target: Target) -> Finding:
         match check.type:

@@ -5,9 +5,12 @@ collector would have to find a hundred thousand such objects in ten minutes of a
 checks, and while a director's connection table is large it is not let look
 (`lvsha.datapath.garbage`).
 
-What TLS makes of a piece of a handshake takes up to some milliseconds of the processor. When
-the answers of fifty servers come together, others must have their turn in between: whoever
-works holds a lock, and takes it in a pass of the loop of its own.
+What a server sends decides how long TLS works on it: about a millisecond for most handshakes,
+tens of them for a long chain of certificates, hundreds for a large Diffie-Hellman group. So
+that is done in threads, `THREADS_MAX` at once. OpenSSL does not hold the interpreter's lock
+meanwhile, and the loop goes on. When the answers of fifty servers come together, others must
+have their turn in between: whoever works, or has a thread work, holds a lock before that, and
+takes it in a pass of the loop of its own.
 
 Nobody says goodbye: a probe has what it wanted, and closes. A server may close without
 goodbye as well, as many do.
@@ -21,7 +24,13 @@ from typing import Final, TypeVar
 
 import trio
 
-READ_BYTES: Final = 4_096
+READ_BYTES: Final = 16_384
+"""As much as a record holds."""
+THREADS_MAX: Final = 2
+"""So that one server with a slow handshake does not keep the others waiting."""
+LIGHT_BYTES_MAX: Final = 1_024
+"""Of version 1.3, once keys are agreed on: so much takes a millisecond even if all of it asks
+for new keys. A thread costs the loop 0.05 ms. Before 1.3 a server may begin a new handshake."""
 OVERHEAD_BYTES_MAX: Final = 262_144
 """Of handshake, certificates and framing, beside what the caller reads."""
 
@@ -34,11 +43,13 @@ class Tls:
 
     Attributes:
         context: whom they trust.
-        turns: who holds it may work.
+        turns: who holds it may begin to work.
+        threads: how many of them may work.
     """
 
     context: ssl.SSLContext
     turns: trio.Lock
+    threads: trio.CapacityLimiter
 
 
 class SecuredStream:
@@ -53,7 +64,8 @@ class SecuredStream:
 
     def __init__(self, stream: trio.SocketStream, tls: Tls, name: str, bytes_max: int) -> None:
         self._stream = stream
-        self._turns = tls.turns
+        self._turns, self._threads = tls.turns, tls.threads
+        self._agreed = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._secured = tls.context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         self._left = bytes_max + OVERHEAD_BYTES_MAX
@@ -65,6 +77,7 @@ class SecuredStream:
             ssl.SSLError: that failed.
         """
         await self._drive(self._secured.do_handshake)
+        self._agreed = True
 
     async def send_all(self, data: bytes) -> None:
         """Send; what is sent here is small.
@@ -85,14 +98,30 @@ class SecuredStream:
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return b""
 
+    @property
+    def _is_light(self) -> bool:
+        """Whether what is to be done now takes little time, whatever the server has sent."""
+        pending = self._incoming.pending
+        is_new = self._secured.version() == "TLSv1.3"
+        return self._agreed and (not pending or (is_new and pending <= LIGHT_BYTES_MAX))
+
     async def _drive(self, work: Callable[[], _Result]) -> _Result:
         """Work until there is a result, and carry bytes to and fro meanwhile."""
+
+        def attempt() -> list[_Result]:
+            with suppress(ssl.SSLWantReadError):
+                return [work()]
+            return []
+
         while True:
             async with self._turns:
                 await trio.lowlevel.checkpoint()
-            result: list[_Result] = []
-            with suppress(ssl.SSLWantReadError):
-                result.append(work())
+            if self._is_light:
+                result = attempt()
+            else:
+                result = await trio.to_thread.run_sync(
+                    attempt, abandon_on_cancel=True, limiter=self._threads
+                )
             if self._outgoing.pending:
                 await self._stream.send_all(self._outgoing.read())
             if result:

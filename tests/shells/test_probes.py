@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import struct
+import threading
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -476,11 +477,47 @@ def test_https_checks_the_certificate_for_the_name_that_it_asks_for(
     assert (finding.passed, names) == (passed, [name])
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_handshakes_are_worked_on_in_threads(certificate: Path, version: ssl.TLSVersion) -> None:
+    """What a server may make them cost is not for the loop; before 1.3 any answer may be one."""
+    threads: list[tuple[str, int]] = []
+
+    class NotedObject(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            threads.append(("handshake", threading.get_ident()))
+            super().do_handshake()
+
+        def read(self, length: int = 1024) -> bytes:  # type: ignore[override]
+            threads.append(("read", threading.get_ident()))
+            return super().read(length)
+
+    async def work(target: Target) -> None:
+        context = ssl.create_default_context(cafile=str(certificate))
+        context.sslobject_class = NotedObject
+        context.maximum_version = version
+        stream = await trio.open_tcp_stream(*target.end)
+        tls = Tls(context, trio.Lock(), trio.CapacityLimiter(1))
+        secured = SecuredStream(stream, tls, "www.example.org", 100_000)
+        await secured.do_handshake()
+        await secured.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        assert b"all well" in await secured.receive_some(10_000)
+        await stream.aclose()
+
+    at_a_server(over_tls(certificate, []), work)
+    own = threading.get_ident()
+    elsewhere = {what for what, thread in threads if thread != own}
+    assert elsewhere == (
+        {"handshake"} if version is ssl.TLSVersion.TLSv1_3 else {"handshake", "read"}
+    )
+    # What reads little is done here.
+    assert {what for what, thread in threads if thread == own} == {"read"}
+
+
 def test_tls_reads_no_more_than_its_limit(certificate: Path) -> None:
     """The server's certificate alone is longer than what is left here."""
 
     async def work(target: Target) -> None:
-        tls = Tls(ssl.create_default_context(), trio.Lock())
+        tls = Tls(ssl.create_default_context(), trio.Lock(), trio.CapacityLimiter(1))
         stream = await trio.open_tcp_stream(*target.end)
         secured = SecuredStream(stream, tls, "www.example.org", 100 - OVERHEAD_BYTES_MAX)
         with pytest.raises(ssl.SSLError, match="more than the limit"):
