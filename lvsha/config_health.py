@@ -7,6 +7,7 @@ the findings.
 All times are seconds.
 """
 
+import ipaddress
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
@@ -49,6 +50,9 @@ _NOT_FOR_SCRIPTS: Final = ("interface", "sources", "mark")
 _METHOD: Final = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}$"
 _WITHOUT_BLANKS: Final = r"^[\x21-\x7e]{1,2048}$"
 _LINE: Final = r"^[^\x00-\x1f\x7f]{1,1024}$"
+_HOST: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::[0-9]{0,5})?")
+"""A name or an address, and perhaps a port (RFC 9110, section 7.2)."""
+_HOST_NAME_MAX: Final = 253
 _RCODE_MAX: Final = 15
 """Larger ones need EDNS, which the question has not."""
 
@@ -94,6 +98,29 @@ Command = Annotated[
 ]
 """A program, as an absolute path, and its arguments; no shell looks at them."""
 UserName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$")]
+
+
+def _is_host_name(name: str) -> bool:
+    """Whether ``ssl`` takes a name for SNI: it refuses others when a probe begins."""
+    try:
+        encoded = name.encode("idna")
+    except UnicodeError:
+        return False
+    return 0 < len(encoded) <= _HOST_NAME_MAX and not encoded.startswith(b".")
+
+
+def _is_host(host: str) -> bool:
+    """Whether a Host field has a name or an address."""
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    if found["v6"] is None:
+        return _is_host_name(found["name"])
+    try:
+        ipaddress.IPv6Address(found["v6"])
+    except ValueError:
+        return False
+    return True
 
 
 def command_problem(key: str, command: Sequence[str]) -> Iterator[str]:
@@ -171,6 +198,15 @@ class Check(Table):
                 yield f"body_regex: expected a regular expression: {error}"
         if self.body is not None and self.body_regex is not None:
             yield "body_regex: expected none, because there is a body to look for"
+        if self.host is not None and not _is_host(self.host):
+            yield (
+                'host: expected a name such as "www.example.org", with labels of 1 to 63 '
+                "characters, or an address; and perhaps a port"
+            )
+        if self.sni is not None and not _is_host_name(self.sni):
+            yield (
+                'sni: expected a name such as "www.example.org", with labels of 1 to 63 characters'
+            )
         if not self.path.startswith("/"):
             yield 'path: expected a path that begins with "/"'
         if self.ca_file is not None and not self.verify:
@@ -204,6 +240,14 @@ class Check(Table):
             is_plain = False
         if not is_plain:
             yield 'rcode: expected a response code such as "NOERROR"'
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that TLS asks for and looks for in the certificate; None for the address."""
+        if self.sni is not None or self.host is None:
+            return self.sni
+        found = _HOST.fullmatch(self.host)
+        return None if found is None else found["name"]
 
     @property
     def answer_octets(self) -> bytes | None:

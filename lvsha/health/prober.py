@@ -1,7 +1,8 @@
 """Try checks on real servers: the seam between the runner and the network.
 
 `NetworkProber` is the real thing. Whatever a server does, `probe` returns a `Finding` within
-the check's time-out and has closed what it opened. Certificates and users are looked up once,
+the check's time-out and has closed what it opened; an exception that nobody thought of is one
+too, and a line in the log, a few a minute. Certificates and users are looked up once,
 in `prepare`, because either may take tens of milliseconds.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, assert_never
 
 import h11
+import structlog
 import trio
 
 from lvsha.config_health import Check
@@ -22,6 +24,7 @@ from lvsha.health.script import identity, probe_script
 from lvsha.health.streams import probe_http, probe_smtp, probe_tcp
 from lvsha.health.target import Target
 from lvsha.health.tls import THREADS_MAX, Tls
+from lvsha.log import LimitedLog
 from lvsha.process_table import OWN_FAULTS
 from lvsha.programs import Programs
 
@@ -54,6 +57,7 @@ class NetworkProber:
     def __init__(self) -> None:
         self._contexts: dict[tuple[bool, str], ssl.SSLContext] = {}
         self._identities: dict[str | None, tuple[str, ...]] = {}
+        self._log = LimitedLog(structlog.get_logger("health"))
         self._turns = trio.Lock()
         self._programs = Programs()
         self._threads = trio.CapacityLimiter(THREADS_MAX)
@@ -70,6 +74,22 @@ class NetworkProber:
 
     async def probe(self, check: Check, target: Target) -> Finding:
         """Try a check once, for its time-out at most."""
+        try:
+            return await self._in_time(check, target)
+        except Exception as error:  # noqa: BLE001 - logged, and the finding tells it
+            # The peer tries the same server next, and must not die of it either.
+            self._log.warning(
+                "a probe raised an exception",
+                trio.current_time(),
+                type=check.type,
+                address=target.address,
+                port=target.port,
+                exc_info=error,
+            )
+            reason = f"this node could not check: {type(error).__name__}: {quoted(str(error))}"
+            return Finding(False, reason)
+
+    async def _in_time(self, check: Check, target: Target) -> Finding:
         with trio.move_on_after(check.timeout):
             try:
                 return await self._probe(check, target)

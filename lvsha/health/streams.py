@@ -106,17 +106,10 @@ async def probe_http(check: Check, target: Target, tls: Tls | None) -> Finding:
         stream = trio.SocketStream(opened)
         if tls is None:
             return await _Exchange(check, stream).run(_host(check, target))
-        name = check.sni or _host_name(check) or target.address
+        name = check.server_name or target.address
         secured = SecuredStream(stream, tls, name, HEAD_BYTES_MAX + check.body_max)
         await secured.do_handshake()
         return await _Exchange(check, secured).run(_host(check, target))
-
-
-def _host_name(check: Check) -> str | None:
-    """The name in ``host``, without a port."""
-    if check.host is None or check.host.startswith("["):
-        return None
-    return check.host.partition(":")[0]
 
 
 def _host(check: Check, target: Target) -> str:

@@ -22,6 +22,7 @@ import dns.flags
 import dns.message
 import dns.rrset
 import pytest
+import structlog.testing
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -566,6 +567,33 @@ def test_probes_leave_no_cycles_for_the_collector(certificate: Path, kind: str) 
         assert left == []
 
     at_a_server(serve, work)
+
+
+def test_an_exception_that_nobody_thought_of_is_a_finding() -> None:
+    """Here from a name that the pair file would not let in; the node must not die of it."""
+    what = check("https").model_copy(update={"sni": "a..b"})
+    with structlog.testing.capture_logs() as lines:
+        finding = probe(closing, what)
+    assert not finding.passed
+    assert finding.reason.startswith("this node could not check: UnicodeError: ")
+    (line,) = lines
+    assert line["event"] == "a probe raised an exception"
+    assert line["type"] == "https"
+    assert isinstance(line["exc_info"], UnicodeError)
+
+
+def test_an_exception_is_a_finding_when_the_time_is_up_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(_: Target) -> Finding:
+        try:
+            return await trio.sleep_forever()
+        finally:
+            raise RecursionError("too deep")
+
+    monkeypatch.setattr("lvsha.health.prober.probe_tcp", fail)
+    finding = probe(hanging, check("tcp", timeout=TIMEOUT))
+    assert finding == Finding(False, "this node could not check: RecursionError: too deep")
 
 
 def test_https_does_not_trust_strangers(certificate: Path) -> None:

@@ -76,6 +76,19 @@ def test_the_digest_covers_the_checks() -> None:
         ('type = "http", path = "index"', "path: expected a path that begins with"),
         ('type = "http", path = "/a b"', "path: expected"),
         ('type = "http", host = "a\\r\\nb"', "host: expected"),
+        ('type = "http", host = "a..b"', "host: expected a name"),
+        ('type = "https", host = ".b:443"', "host: expected a name"),
+        ('type = "https", host = ":443"', "host: expected a name"),
+        ('type = "http", host = "b:http"', "host: expected a name"),
+        ('type = "http", host = "::1"', "host: expected a name"),
+        ('type = "http", host = "[::1"', "host: expected a name"),
+        ('type = "http", host = "[::x]:80"', "host: expected a name"),
+        (f'type = "https", host = "{"a" * 64}.b"', "host: expected a name"),
+        (f'type = "https", host = "{"a." * 127}b"', "host: expected a name"),
+        ('type = "https", sni = "a..b"', "checks[0].sni: expected a name"),
+        ('type = "https", sni = ".b"', "sni: expected a name"),
+        ('type = "https", sni = "."', "sni: expected a name"),
+        (f'type = "https", sni = "{"a" * 64}"', "sni: expected a name"),
         ('type = "http", body_regex = "("', "body_regex: expected a regular"),
         ('type = "http", body = "a", body_regex = "b"', "body_regex: expected none"),
         ('type = "https", verify = false, ca_file = "/x"', "ca_file: expected none"),
@@ -104,6 +117,24 @@ def test_mistakes_of_a_check_name_the_key(keys: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(f"checks = [{{ {keys} }}]")
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("www.example.org", "www.example.org"),
+        ("www.example.org:8443", "www.example.org"),
+        ("www.example.org.", "www.example.org."),
+        ("under_score:", "under_score"),
+        ("192.0.2.1:80", "192.0.2.1"),
+        ("[2001:db8::1]:80", None),
+        ("a" * 63, "a" * 63),
+    ],
+)
+def test_the_name_for_tls_is_that_of_the_host_field(host: str, name: str | None) -> None:
+    check = Check.model_validate({"type": "https", "host": host})
+    assert check.server_name == name
+    assert Check.model_validate({"type": "https", "host": host, "sni": "b"}).server_name == "b"
 
 
 def test_an_answer_is_one_whatever_way_it_is_written() -> None:
