@@ -266,7 +266,8 @@ class Handover:
         self._sync.hand_over(sync_id, successor)
         try:
             with trio.move_on_after(HAND_OVER_TIME):
-                while self._masters_among(names):
+                # The others of a group go in the same step, but are noticed one after the other.
+                while self._masters_among(moving):
                     await self._left.wait()
         finally:
             self._sync.hand_over(sync_id, "")

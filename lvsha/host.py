@@ -36,6 +36,7 @@ from lvsha.failover.routes import NetlinkRoutes, Route, Routes, Rule, remove_lef
 from lvsha.failover.transport import (
     AdvertisementTransport,
     RawTransport,
+    Speakers,
     own_address,
     split_speakers,
 )
@@ -284,11 +285,15 @@ class LinuxHost:
         self, interface: str, router: VirtualRouter, virtual: Collection[bytes]
     ) -> AbstractContextManager[AdvertisementTransport]:
         """A raw socket for protocol 112."""
-        if not router.peers:
-            own = own_address(interface, router.family, virtual)
-            return RawTransport(interface, own, mac=router.mac)
-        speakers = [address.packed for address in router.peers]
-        return RawTransport(interface, *split_speakers(interface, speakers))
+
+        def find_speakers(present: bytes) -> Speakers:
+            listed = [address.packed for address in router.peers or router.speakers]
+            if not listed:
+                return own_address(interface, router.family, virtual, present), ()
+            own, others = split_speakers(interface, listed)
+            return own, (others if router.peers else ())
+
+        return RawTransport(interface, find_speakers, mac=router.mac)
 
     def addresses(
         self,

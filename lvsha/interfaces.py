@@ -1,6 +1,6 @@
 """Ask the machine for the addresses of an interface by its name.
 
-A thin, typed cover over the ``netifaces`` module and one system call. Nothing is cached: an
+A thin, typed cover over the ``netifaces`` module, a system call and a file. Nothing is cached: an
 answer is what was true when it was asked for. What is missing becomes a `HostError` that
 names the interface.
 """
@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Collection
+from pathlib import Path
 from typing import Final
 
 import netifaces
@@ -19,6 +20,10 @@ from lvsha.model import parse_address
 
 _SIOCGIFMTU: Final = 0x8921  # linux/sockios.h
 _NAME_BYTES: Final = 16
+_IPv6_ADDRESSES: Final = Path("/proc/net/if_inet6")
+# linux/if_addr.h
+_IFA_F_OPTIMISTIC: Final = 0x04
+_IFA_F_TENTATIVE: Final = 0x40
 
 
 def primary_ipv4(interface: str, excluding: Collection[bytes] = ()) -> bytes:
@@ -66,6 +71,23 @@ def addresses(interface: str, family: int) -> list[bytes]:
         HostError: no such interface.
     """
     return _addresses(interface, netifaces.AF_INET if family == 4 else netifaces.AF_INET6)
+
+
+def is_tentative(interface: str, address: bytes) -> bool:
+    """Whether an IPv6 address may be a duplicate, so that nothing can be sent from it.
+
+    RFC 4862, section 5.4; it stays so if it is one.
+    """
+    try:
+        lines = _IPv6_ADDRESSES.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        # Address, number of the interface, prefix length, scope, flags, name.
+        words = line.split()
+        if words[0] == address.hex() and words[-1] == interface:
+            return int(words[4], 16) & (_IFA_F_TENTATIVE | _IFA_F_OPTIMISTIC) == _IFA_F_TENTATIVE
+    return False
 
 
 def mac_address(interface: str) -> bytes:

@@ -5,7 +5,8 @@ faults to the speakers, lets the routers of a group follow each other in the ste
 of them changes, and passes events to programs and readers.
 
 The interfaces that a virtual router needs are tracked whether the pair file says so or not: a
-link that is down means FAULT.
+link that is down means FAULT. So does one where the speaker can hear and tell nobody, and one that
+was replaced by another of its name.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ import trio
 from lvsha.config import Pair, VirtualRouter
 from lvsha.config_tracking import Notify, Track, Tracker
 from lvsha.datapath.director import Director
+from lvsha.errors import HostError
 from lvsha.events import EventStream
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.failover.tracking import (
@@ -45,6 +47,8 @@ FINISH_MAX: Final = 3.0
 _POLL: Final = 0.02
 _NODE: Final = "the node"
 """A tracker of every virtual router, for what `NodeTracking.declare` is told."""
+RETRY_INTERVAL: Final = 0.5
+"""Between two attempts to speak on an interface that does not change."""
 _REST_MIN: Final = 0.01
 """Between two looks, where one took as long as the interval."""
 
@@ -82,6 +86,13 @@ class NodeTracking:
         self._group_states = dict.fromkeys((group.name for group in self._groups), "INIT")
         self._needs = {router.name: self._needed(router) for router in pair.virtual_routers}
         self._settled_at = 0.0
+        # By virtual router: where it speaks, and what that was when it was looked at last (the
+        # number and the own addresses). Some cannot be heard there.
+        self._speaks_on = {
+            router.name: self._interfaces[router.interface] for router in pair.virtual_routers
+        }
+        self._places: dict[str, tuple[int, frozenset[bytes]] | None] = {}
+        self._silent: set[str] = set()
         # Of virtual routers that may be given up because this node is cut off.
         self._path_trackers = {
             router.name: f"second path of {router.name}"
@@ -110,6 +121,7 @@ class NodeTracking:
             [
                 TrackerRule(_NODE),
                 *(TrackerRule(_link_tracker(name)) for name in needed),
+                *(TrackerRule(_speech_tracker(router.name)) for router in pair.virtual_routers),
                 *(TrackerRule(name) for name in self._path_trackers.values()),
                 *(
                     TrackerRule(one.name, one.rise, one.fall, one.init_fail, one.numeric)
@@ -123,6 +135,7 @@ class NodeTracking:
                     (
                         Tracked(_NODE),
                         *(Tracked(_link_tracker(name)) for name in self._needs[router.name]),
+                        Tracked(_speech_tracker(router.name)),
                         *map(Tracked, self._path_tracker_of(router.name)),
                         *map(_tracked, router.track),
                         *map(_tracked, group_tracks.get(router.name, ())),
@@ -211,6 +224,8 @@ class NodeTracking:
         self.declare(None)
         for router in self._path_trackers:
             self.give_up(router, None)
+        for router in self._speaks_on:
+            self._report(_speech_tracker(router), Reading(up=True))
         for name, read in self._reads.items():
             self._report(name, read())
         for tracker in self._pair.trackers:
@@ -221,6 +236,7 @@ class NodeTracking:
             elif tracker.kind == "quorum" or max(tracker.rise, tracker.fall) > 1:
                 nursery.start_soon(self._keep_reading, tracker, own)
         nursery.start_soon(self._follow_network, forwarder)
+        nursery.start_soon(self._speak_again)
 
     async def settle(self, stop: trio.Event) -> None:
         """Wait until something is known of every tracker, for a bounded time."""
@@ -244,6 +260,7 @@ class NodeTracking:
                 others = (one.election for one in members if one is not member)
                 member.election.companions = tuple(others)
         self._perform(self._core.standing(router))
+        self._follow_interface(router)
 
     def declare(self, fault: str | None) -> None:
         """Say what keeps the whole node from holding any address; None for nothing."""
@@ -288,9 +305,50 @@ class NodeTracking:
 
     async def _follow_network(self, forwarder: FrameForwarder) -> None:
         while True:
-            for name, read in self._reads.items():
-                self._report(name, read(), in_turn=False)
+            # Without any link the mirror is just being read anew, and says nothing.
+            if self._director.network.links:
+                # These first: a link that is back ends a fault, and they must hear by then.
+                for router in self._speakers:
+                    self._follow_interface(router)
+                for name, read in self._reads.items():
+                    self._report(name, read(), in_turn=False)
             await forwarder.network_changed()
+
+    async def _speak_again(self) -> None:
+        while True:
+            await trio.sleep(RETRY_INTERVAL)
+            if self._director.network.links:
+                for router in list(self._silent):
+                    self._follow_interface(router, again=True)
+
+    def _follow_interface(self, router: str, *, again: bool = False) -> None:
+        """Let a speaker follow its interface; as long as it cannot, that is a fault."""
+        speaker, name = self._running(router), self._speaks_on[router]
+        if speaker is None:
+            return
+        network = self._director.network
+        link = network.link_named(name)
+        if link is not None and not link.up:
+            # That is a fault anyway. What it has is looked at anew when it is up.
+            self._places.pop(router, None)
+            return
+        own = frozenset(network.addresses(link.index)) - self._virtual if link else frozenset()
+        place = None if link is None else (link.index, own)
+        if not again and router in self._places and self._places[router] == place:
+            return
+        self._places[router] = place
+        tracker = _speech_tracker(router)
+        try:
+            replaced = speaker.refresh()
+        except HostError as error:
+            self._silent.add(router)
+            self._report(tracker, Reading(up=False, detail=str(error)))
+            return
+        self._silent.discard(router)
+        if replaced:
+            # It was removed in between, and what was held and said there is lost.
+            self._report(tracker, Reading(up=False, detail=f"interface {name} was replaced"))
+        self._report(tracker, Reading(up=True))
 
     def _report(self, tracker: str, reading: Reading, *, in_turn: bool = True) -> None:
         self._perform(self._core.report(tracker, reading, trio.current_time(), in_turn=in_turn))
@@ -417,6 +475,7 @@ class NodeTracking:
     def status(self) -> dict[str, object]:
         """Trackers, groups and events, as JSON-able values."""
         kinds: dict[str, str] = dict.fromkeys(self._path_trackers.values(), "second_path")
+        kinds |= dict.fromkeys(map(_speech_tracker, self._speaks_on), "advertisements")
         kinds |= {tracker.name: tracker.kind for tracker in self._pair.trackers}
         return {
             "trackers": {
@@ -441,6 +500,10 @@ class NodeTracking:
 def _link_tracker(interface: str) -> str:
     """The name of a tracker that no pair file can give."""
     return f"interface {interface}"
+
+
+def _speech_tracker(router: str) -> str:
+    return f"advertisements of {router}"
 
 
 def _tracked(track: Track) -> Tracked:

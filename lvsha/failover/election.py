@@ -123,7 +123,7 @@ class Election:
             interval: between own advertisements.
             preempt: whether a master of lower priority may be displaced at all.
             address: the own primary address, which decides between equal priorities
-                (RFC 9568, section 6.4.3).
+                (RFC 9568, section 6.4.3); it may be set anew.
             version: of the protocol, which tells the skew.
             preempt_delay: how long a master of lower priority is let go on.
             startup_delay: how long nothing is taken after `start`.

@@ -107,18 +107,23 @@ class Reception:
             hop_limit_min: what a message of a peer must have left at least.
             speakers: who alone is heard on the group; empty for everybody.
         """
-        multicast = any(map(is_multicast, destinations))
-        assert not multicast or len(destinations) == 1
-        assert not multicast or hop_limit_min == vrrp.HOP_LIMIT
         self._version = version
         self._vrid = vrid
         self._interval_cs = interval_cs
-        self._source = source
-        self._destination = destinations[0] if multicast else source
-        known = speakers if multicast else destinations
-        self._known = frozenset(known) if known else None
+        self._speakers = speakers
         self._addresses = frozenset(addresses)
         self._hop_limit_min = hop_limit_min
+        self.follow(source, destinations)
+
+    def follow(self, source: bytes, destinations: Sequence[bytes]) -> None:
+        """Take note of another own address, or of where own messages go now."""
+        multicast = any(map(is_multicast, destinations))
+        assert not multicast or len(destinations) == 1
+        assert not multicast or self._hop_limit_min == vrrp.HOP_LIMIT
+        self._source = source
+        self._destination = destinations[0] if multicast else source
+        known = self._speakers if multicast else destinations
+        self._known = frozenset(known) if known else None
 
     def judge(self, received: ReceivedMessage) -> Heard | Refused | OtherRouter:
         """Say what a message is worth."""

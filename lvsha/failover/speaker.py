@@ -5,9 +5,9 @@ core, and carries out what the core returns. It decides nothing.
 
 Two orders matter:
 
-* Messages that have arrived are read before the deadline is looked at. A program that was
-  held up finds the master's advertisements in the socket and must not take over because
-  it read them late.
+* Messages that have arrived are read before the deadline is looked at, all that the socket
+  holds. A program that was held up finds the master's advertisements there, maybe behind many
+  of other virtual routers, and must not take over because it read them late.
 * Advertisements leave at once. Whatever the kernel has to do (adding, removing, announcing
   and renewing addresses) goes through a bounded queue to a task of its own, in order, and
   so does a resignation, which must not leave before the addresses are gone.
@@ -49,7 +49,7 @@ from lvsha.failover.reception import (
     Reception,
     Refused,
 )
-from lvsha.failover.transport import AdvertisementTransport
+from lvsha.failover.transport import BATCH_MAX, AdvertisementTransport
 from lvsha.log import LimitedLog
 from lvsha.model import IPv4_BYTES, VrrpState, format_address
 from lvsha.wire import vrrp, vrrp_versions
@@ -63,6 +63,9 @@ PREPARE_INTERVAL: Final = 10.0
 # the longest that the end may be held up by all of them.
 OPERATION_TIME_MAX: Final = 2.0
 STOP_TIME_MAX: Final = 3.0
+# Batches read before the deadline is looked at: more messages than wait in a socket
+# (transport.RECEIVE_BUFFER_BYTES), and few enough that a flood holds nothing up for long.
+BATCHES_MAX: Final = 8
 # Unread state changes that are kept. With more, the oldest are forgotten: the reader needs
 # the newest, and one that is so far behind can look at `status`.
 CHANGES_MAX: Final = 64
@@ -296,6 +299,16 @@ class Speaker:
         """A better master is there, though its advertisements do not come."""
         self._perform(self.election.give_way(trio.current_time()))
 
+    def refresh(self) -> bool:
+        """Follow changes of the interface; see `AdvertisementTransport.refresh`."""
+        transport, before = self._transport, self._transport.source
+        replaced = transport.refresh()
+        if transport.source != before:
+            self._log.info("own_address_changed", address=format_address(transport.source))
+        self.election.address = transport.source
+        self._reception.follow(transport.source, transport.destinations)
+        return replaced
+
     def announce(self) -> None:
         """Announce the addresses once more, as far as they are held."""
         self._jobs.put(AnnounceAddresses())
@@ -394,11 +407,19 @@ class Speaker:
                 await self._transport.wait_readable()
             self._waiting = None
             now = trio.current_time()
-            for received in self._transport.receive():
-                self._hear(received, now)
+            self._hear_all(now)
             self._perform(self.election.expire(now))
             if now >= self._look_at:
                 self._look_after_addresses(now)
+
+    def _hear_all(self, now: float) -> None:
+        """Read what has arrived; of a flood as much as a socket holds."""
+        for _ in range(BATCHES_MAX):
+            batch = self._transport.receive()
+            for received in batch:
+                self._hear(received, now)
+            if len(batch) < BATCH_MAX:
+                return
 
     def _look_after_addresses(self, now: float) -> None:
         if self.election.state is VrrpState.MASTER:

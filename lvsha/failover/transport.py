@@ -10,12 +10,18 @@ and never from a virtual one; own messages are not looped back; neither `send` n
 `receive` waits. Trouble of the network (interface down, no route, no buffers) is counted,
 logged at a limited rate and survived, because a router that dies of it could not come back
 with its interface.
+
+A transport outlives its interface and its own address. A socket stays bound to an interface
+that is gone, and deaf, though another has its name: `refresh`, called when the network has
+changed, opens it anew, and says if nobody can be heard or told.
 """
 
+import contextlib
 import errno
+import os
 import socket
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -27,6 +33,7 @@ from structlog.typing import FilteringBoundLogger
 from lvsha import interfaces
 from lvsha.counters import Counters
 from lvsha.errors import HostError
+from lvsha.failover.announcements import open_sender
 from lvsha.failover.reception import ReceivedMessage
 from lvsha.log import LimitedLog
 from lvsha.model import IPv4_BYTES, IPv6_BYTES, format_address, parse_address
@@ -34,15 +41,23 @@ from lvsha.model import Protocol as IpProtocol
 from lvsha.wire import ipv4, ipv6
 from lvsha.wire.vrrp import HOP_LIMIT, GROUP_IPv4, GROUP_IPv6
 
+Speakers = tuple[bytes, tuple[bytes, ...]]
+"""The own address to speak from and those of the peers; without any, to the group."""
+
 # Messages taken per turn: far more than the routers of a link send at once, and few enough
 # that a flood does not keep the rest of the program from running.
 BATCH_MAX: Final = 64
+# Of what waits to be read. The kernel doubles it, and counts 576 bytes or more for a message, so
+# that it is full with 370 at most, whatever the system's default is.
+RECEIVE_BUFFER_BYTES: Final = 106_496
 _DATAGRAM_MAX: Final = 2048
 _ANCILLARY_MAX: Final = 256
 # How long a socket in trouble is left alone, so that an error cannot become a busy loop.
 _ERROR_PAUSE: Final = 0.1
 # CS6, internetwork control: what a queue should drop last.
 _NETWORK_CONTROL: Final = 0xC0
+# RFC 863.
+_DISCARD_PORT: Final = 9
 # linux/in.h; the socket module does not have it.
 _IP_PKTINFO: Final = 8
 
@@ -78,6 +93,19 @@ class AdvertisementTransport(Protocol):
         """Send to one of `destinations`; never waits, never raises for the network's trouble."""
         ...
 
+    def refresh(self) -> bool:
+        """Follow changes of the interface and of its addresses.
+
+        `source` and `destinations` may be others afterwards.
+
+        Returns:
+            Whether the interface was replaced by another one of its name.
+
+        Raises:
+            HostError: nobody can be heard or told there now; ask again.
+        """
+        ...
+
 
 class RawTransport:
     """The real thing: a raw socket on one interface. Use it as a context manager.
@@ -89,8 +117,7 @@ class RawTransport:
     def __init__(
         self,
         interface: str,
-        source: bytes,
-        peers: Sequence[bytes] = (),
+        find_speakers: Callable[[bytes], Speakers],
         *,
         mac: bytes | None = None,
         log: FilteringBoundLogger | None = None,
@@ -99,8 +126,9 @@ class RawTransport:
 
         Args:
             interface: its name.
-            source: its own address to send from (see `own_address`); tells the family.
-            peers: to whom messages are sent, instead of the group.
+            find_speakers: finds the addresses to send from and to, of one family; it is given
+                the own one so far, which is empty at first (see `own_address` and
+                `split_speakers`), and raises HostError without one.
             mac: the virtual MAC address that messages to the group come from (RFC 9568,
                 section 7.2), so that switches know where it is; None for the interface's.
             log: where trouble is told, at a limited rate.
@@ -110,21 +138,17 @@ class RawTransport:
         """
         self.counters = Counters()
         self._interface = interface
-        self._source = source
-        group = GROUP_IPv4 if len(source) == IPv4_BYTES else GROUP_IPv6
-        self._destinations = tuple(peers) or (group,)
+        self._find_speakers = find_speakers
         self._mac = mac
         self._log = LimitedLog(log or structlog.get_logger())
         self._paused = False
-        try:
-            with ExitStack() as opened:
-                self._socket = opened.enter_context(_open(interface, source, join=not peers))
-                self._frames = None if mac is None or peers else _open_frames()
-                opened.pop_all()
-        except PermissionError as error:
-            raise HostError("VRRP needs raw sockets (the capability CAP_NET_RAW)") from error
-        except OSError as error:
-            raise HostError(f"VRRP cannot use interface {interface}: {error}") from error
+        self._index = 0
+        self._socket: socket.socket | None = None
+        self._frames: socket.socket | None = None
+        self._opened = trio.Event()
+        self._uncalled: Sequence[bytes] = ()
+        self._source, self._peers = find_speakers(b"")
+        self._open()
 
     @property
     def source(self) -> bytes:
@@ -134,7 +158,8 @@ class RawTransport:
     @property
     def destinations(self) -> Sequence[bytes]:
         """The group of the family, or the peers."""
-        return self._destinations
+        group = GROUP_IPv4 if len(self._source) == IPv4_BYTES else GROUP_IPv6
+        return self._peers or (group,)
 
     def __enter__(self) -> Self:
         return self
@@ -148,24 +173,52 @@ class RawTransport:
         self.close()
 
     def close(self) -> None:
-        """Close the socket, and with it leave the group."""
-        self._socket.close()
+        """Close the sockets, and with one leave the group."""
+        self._leave()
         if self._frames is not None:
             self._frames.close()
+            self._frames = None
+
+    def refresh(self) -> bool:
+        """See `AdvertisementTransport.refresh`."""
+        try:
+            index = _index(self._interface)
+            replaced = self._socket is not None and index != self._index
+            speakers = self._find_speakers(self._source)
+            _check_usable(self._interface, speakers[0])
+            if self._socket is None or replaced or speakers != (self._source, self._peers):
+                self._leave()
+                self._source, self._peers = speakers
+                self._open()
+                self._uncalled = self._peers
+        except HostError:
+            self._leave()
+            raise
+        self._call_peers()
+        return replaced
 
     async def wait_readable(self) -> None:
         """Return when there may be a message."""
         if self._paused:
             self._paused = False
             await trio.sleep(_ERROR_PAUSE)
-        await trio.lowlevel.wait_readable(self._socket)
+        while True:
+            await self._opened.wait()
+            if self._socket is not None:
+                # Closed by `refresh`: wait for the socket that replaces it.
+                with contextlib.suppress(trio.ClosedResourceError):
+                    await trio.lowlevel.wait_readable(self._socket)
+                    return
 
     def receive(self) -> Sequence[ReceivedMessage]:
         """Take what has arrived, without waiting."""
         messages: list[ReceivedMessage] = []
+        opened = self._socket
+        if opened is None:
+            return messages
         for _ in range(BATCH_MAX):
             try:
-                data, ancillary, _, sender = self._socket.recvmsg(_DATAGRAM_MAX, _ANCILLARY_MAX)
+                data, ancillary, _, sender = opened.recvmsg(_DATAGRAM_MAX, _ANCILLARY_MAX)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -187,6 +240,9 @@ class RawTransport:
         # The source is given with each message. To bind the socket to it would fail for
         # the second or two in which the kernel still checks a new link-local address.
         address = format_address(destination)
+        if self._socket is None:
+            self._trouble("send_failed", OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
+            return
         try:
             if self._frames is not None and self._mac is not None:
                 frame = frame_to_group(self._mac, self._source, destination, message)
@@ -197,12 +253,58 @@ class RawTransport:
                 ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, chosen)]
                 self._socket.sendmsg([message], ancillary, 0, (address, 0))
             else:
-                index = socket.if_nametoindex(self._interface)
-                chosen = struct.pack("@16sI", self._source, index)
+                chosen = struct.pack("@16sI", self._source, self._index)
                 ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, chosen)]
-                self._socket.sendmsg([message], ancillary, 0, (address, 0, 0, index))
+                self._socket.sendmsg([message], ancillary, 0, (address, 0, 0, self._index))
         except OSError as error:
             self._trouble("send_failed", error)
+
+    def _open(self) -> None:
+        try:
+            with ExitStack() as opened:
+                index = socket.if_nametoindex(self._interface)
+                made = _open_messages(self._interface, index, self._source, join=not self._peers)
+                opened.enter_context(made)
+                if self._frames is None and self._mac is not None and not self._peers:
+                    self._frames = open_sender()
+                opened.pop_all()
+        except PermissionError as error:
+            raise HostError("VRRP needs raw sockets (the capability CAP_NET_RAW)") from error
+        except OSError as error:
+            raise HostError(
+                f"VRRP cannot use interface {self._interface}: {error.strerror or error}"
+            ) from error
+        self._index, self._socket = index, made
+        self._opened.set()
+
+    def _leave(self) -> None:
+        if self._socket is not None:
+            if trio.lowlevel.in_trio_run():
+                trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+            self._socket = None
+            self._opened = trio.Event()
+
+    def _call_peers(self) -> None:
+        """Have the kernel ask where the peers are, so that they learn where this node is now.
+
+        Otherwise they go on sending to the MAC address of the interface that is gone.
+        """
+        if not self._uncalled:
+            return
+        family = socket.AF_INET if len(self._source) == IPv4_BYTES else socket.AF_INET6
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as calling:
+                name = self._interface.encode()
+                calling.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+                calling.bind((format_address(self._source), 0))
+                for peer in self._uncalled:
+                    calling.sendto(b"", (format_address(peer), _DISCARD_PORT))
+        except OSError:
+            # The link may not be up yet: `refresh` will be asked again.
+            self.counters.add("peers_not_called")
+        else:
+            self._uncalled = ()
 
     def _trouble(self, event: str, error: OSError) -> None:
         self.counters.add(event)
@@ -254,17 +356,22 @@ def frame_to_group(mac: bytes, source: bytes, group: bytes, message: bytes) -> b
     return destination + mac + ethertype.to_bytes(2) + header + message
 
 
-def own_address(interface: str, family: int, virtual: Collection[bytes]) -> bytes:
+def own_address(
+    interface: str, family: int, virtual: Collection[bytes], present: bytes = b""
+) -> bytes:
     """The address that VRRP speaks from on an interface (RFC 9568, sections 5.1.1.1, 5.1.2.1).
 
     Args:
         interface: its name.
         family: 4 or 6.
         virtual: addresses that do not count, because they may be held at the moment.
+        present: the one so far, which is kept as long as it is there.
 
     Raises:
         HostError: there is none.
     """
+    if present in interfaces.addresses(interface, family):
+        return present
     if family == 4:
         return interfaces.primary_ipv4(interface, virtual)
     return interfaces.link_local_ipv6(interface, virtual)
@@ -291,14 +398,34 @@ def split_speakers(interface: str, speakers: Sequence[bytes]) -> tuple[bytes, tu
     return own[0], tuple(address for address in speakers if address != own[0])
 
 
-def _open(interface: str, source: bytes, *, join: bool) -> socket.socket:
+def _index(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError as error:
+        raise HostError(f"interface {interface} is missing") from error
+
+
+def _check_usable(interface: str, source: bytes) -> None:
+    """Make sure that the kernel lets messages be sent from an address.
+
+    Raises:
+        HostError: it does not.
+    """
+    if len(source) == IPv6_BYTES and interfaces.is_tentative(interface, source):
+        raise HostError(
+            f"address {format_address(source)} of interface {interface} is being checked for "
+            "duplicates, or is one"
+        )
+
+
+def _open_messages(interface: str, index: int, source: bytes, *, join: bool) -> socket.socket:
     family = socket.AF_INET if len(source) == IPv4_BYTES else socket.AF_INET6
     opened = socket.socket(
         family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, IpProtocol.VRRP
     )
     try:
-        index = socket.if_nametoindex(interface)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         if family == socket.AF_INET:
             _prepare_ipv4(opened)
             if join:
@@ -310,13 +437,6 @@ def _open(interface: str, source: bytes, *, join: bool) -> socket.socket:
     except OSError:
         opened.close()
         raise
-    return opened
-
-
-def _open_frames() -> socket.socket:
-    """A socket for whole frames; protocol 0, so that it is never handed one."""
-    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-    opened.setblocking(False)
     return opened
 
 

@@ -448,7 +448,7 @@ async def speak(priority: int, family: int, checksum: str) -> None:
     )
     election.permit_preemption(True, trio.current_time())
     send, changes = trio.open_memory_channel[RouterStateChanged](64)
-    with RawTransport(INTERFACE, source) as transport:
+    with RawTransport(INTERFACE, lambda _: (source, ())) as transport:
         speaker = Speaker(
             election,
             transport,

@@ -58,6 +58,9 @@ class SilentTransport:
         arrived, self.arrived = self.arrived, []
         return arrived
 
+    def refresh(self) -> bool:
+        return False
+
     def send(self, message: bytes, destination: bytes) -> None:
         assert destination in self.destinations
         self.sent.append(message)

@@ -6,11 +6,13 @@ import pytest
 import trio
 
 from lvsha.config import Pair
+from lvsha.datapath.network import AddressChange
+from lvsha.errors import HostError
 from lvsha.failover.speaker import Speaker
 from lvsha.failover.tracking import Reading
 from lvsha.model import VrrpState
 from lvsha.node import READINESS_INTERVAL
-from lvsha.node_tracking import FINISH_MAX, FIRST_READINGS_MAX
+from lvsha.node_tracking import FINISH_MAX, FIRST_READINGS_MAX, RETRY_INTERVAL
 from tests.shells.test_node import (
     BOTH,
     DOWN,
@@ -24,6 +26,7 @@ from tests.shells.test_node import (
     start,
     state,
 )
+from tests.simulation.pair_host import SimulatedAdvertisementTransport
 from tests.simulation.pair_world import Machine, World
 
 MASTER, BACKUP, FAULT, INIT = VrrpState.MASTER, VrrpState.BACKUP, VrrpState.FAULT, VrrpState.INIT
@@ -317,6 +320,100 @@ def test_a_fault_of_the_whole_node_is_one_of_every_router() -> None:
         assert states(east) == (BACKUP, BACKUP)
         await trio.sleep(DOWN)
         assert states(west) == (MASTER, MASTER)
+
+    play(scenario, of('"check"'))
+
+
+def renumber(machine: Machine, present: bool) -> None:
+    """Give the interface to the outside another address, or take it away."""
+    link = machine.wire_on("outside").change().index
+    machine.tell(AddressChange(link, bytes((203, 0, 113, 9)), present=present))
+
+
+def test_where_nobody_can_be_told_there_is_no_master_until_somebody_can() -> None:
+    async def scenario(world: World) -> None:
+        east, west, _ = await started(world)
+        transport = living(east).host.messages[0]
+        transport.trouble = "interface eth0 has no IPv4 address of its own"
+        await trio.sleep(1.0)
+        # Nothing has changed, so nobody has looked.
+        assert state(east) is MASTER
+        renumber(east, present=True)
+        await trio.sleep(0.02)
+        assert states(east) == (FAULT, MASTER)
+        assert (await router(east))["fault"] == transport.trouble
+        trackers = living(east).node.tracking.status()["trackers"]
+        assert isinstance(trackers, dict)
+        tracker = trackers["advertisements of web"]
+        assert (tracker["kind"], tracker["state"]) == ("advertisements", "down")
+        await trio.sleep(INTERVAL + 0.05)
+        assert state(west) is MASTER
+        transport.trouble = ""
+        await trio.sleep(RETRY_INTERVAL)
+        assert state(east) is BACKUP
+        await trio.sleep(DOWN + 2.0)
+        assert (state(east), state(west)) == (MASTER, BACKUP)
+
+    play(scenario, of('"check"'))
+
+
+def test_a_node_that_starts_where_nobody_can_be_told_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trouble = "address fe80::1 of interface eth0 is being checked for duplicates, or is one"
+
+    def refuse(_: SimulatedAdvertisementTransport) -> bool:
+        raise HostError(trouble)
+
+    async def scenario(world: World) -> None:
+        east = world.machines["east"]
+        east.probes["check"] = Dial()
+        with monkeypatch.context() as patched:
+            patched.setattr(SimulatedAdvertisementTransport, "refresh", refuse)
+            await start(east)
+            assert states(east) == (FAULT, FAULT)
+            assert (await router(east))["fault"] == trouble
+        await trio.sleep(RETRY_INTERVAL + DOWN + 2.0)
+        assert states(east) == (MASTER, MASTER)
+
+    play(scenario, of('"check"'))
+
+
+def test_whoever_holds_addresses_on_an_interface_that_was_replaced_begins_anew() -> None:
+    async def scenario(world: World) -> None:
+        east, west, _ = await started(world)
+        before = transitions(east)
+        living(east).host.messages[0].replaced = True
+        renumber(east, present=True)
+        await trio.sleep(0.02)
+        # Nobody has heard it for a while, and nobody can say how long.
+        assert states(east) == (BACKUP, MASTER)
+        after = transitions(east)
+        changed = {name: count for name, count in after.items() if count != before.get(name)}
+        assert changed == {"web fault": 1, "web recovered": 1}
+        await trio.sleep(INTERVAL)
+        assert state(west) is MASTER
+        # An address that comes or goes is no replacement.
+        renumber(east, present=False)
+        await trio.sleep(0.02)
+        assert transitions(east) == after
+
+    play(scenario, of('"check"'))
+
+
+def test_a_link_that_is_down_is_all_that_is_wrong() -> None:
+    async def scenario(world: World) -> None:
+        east, _, _ = await started(world)
+        transport = living(east).host.messages[0]
+        east.plug("outside", up=False)
+        await trio.sleep(0.02)
+        transport.trouble = "interface eth0 has no IPv4 address of its own"
+        renumber(east, present=True)
+        await trio.sleep(0.02)
+        assert (await router(east))["fault"] == "interface eth0 is down"
+        east.plug("outside", up=True)
+        await trio.sleep(0.02)
+        assert (await router(east))["fault"] == transport.trouble
 
     play(scenario, of('"check"'))
 

@@ -10,10 +10,18 @@ import trio
 import trio.testing
 
 from lvsha.counters import Counters
+from lvsha.errors import HostError
 from lvsha.failover.actions import AcquireAddresses, Advertise, AnnounceAddresses, ReleaseAddresses
 from lvsha.failover.election import Election
 from lvsha.failover.reception import ReceivedMessage
-from lvsha.failover.speaker import CHANGES_MAX, JOBS_MAX, RouterStateChanged, Speaker, _Jobs
+from lvsha.failover.speaker import (
+    BATCHES_MAX,
+    CHANGES_MAX,
+    JOBS_MAX,
+    RouterStateChanged,
+    Speaker,
+    _Jobs,
+)
 from lvsha.failover.transport import BATCH_MAX
 from lvsha.model import VrrpState
 from lvsha.wire import vrrp
@@ -43,6 +51,8 @@ class MemoryTransport:
     diary: list[str] = field(default_factory=list)
     destinations: tuple[bytes, ...] = (vrrp.GROUP_IPv4,)
     counters: Counters = field(default_factory=Counters)
+    renumbered: bytes = b""
+    trouble: str = ""
 
     async def wait_readable(self) -> None:
         await self.arrived.wait()
@@ -52,6 +62,12 @@ class MemoryTransport:
         if not self.inbox:
             self.arrived = trio.Event()
         return batch
+
+    def refresh(self) -> bool:
+        if self.trouble:
+            raise HostError(self.trouble)
+        self.source = self.renumbered or self.source
+        return False
 
     def deliver(self, received: ReceivedMessage) -> None:
         self.inbox.append(received)
@@ -413,6 +429,99 @@ def test_a_flood_does_not_keep_the_deadline_from_being_met() -> None:
             await node.speaker.stop()
 
     play(scenario)
+
+
+def test_a_master_that_is_heard_behind_many_others_is_not_succeeded() -> None:
+    async def scenario(clock: trio.testing.MockClock) -> None:
+        node = Node([], EAST)
+        async with trio.open_nursery() as nursery:
+            await start(nursery, node)
+            node.hear()
+            await trio.sleep(0.01)
+            # A freeze of some seconds, with a chatty virtual router on the link.
+            for _ in range(5 * BATCH_MAX):
+                node.hear(vrid=8)
+            node.hear()
+            clock.jump(5.0)
+            await trio.testing.wait_all_tasks_blocked()
+            assert node.state is VrrpState.BACKUP
+            assert node.speaker.counters["advertisements_received"] == 2
+            # It has fallen silent now.
+            await trio.sleep(DOWN + INTERVAL)
+            assert node.speaker.election.transitions["master_silent"] == 1
+            await node.speaker.stop()
+
+    play(scenario)
+
+
+def test_a_flood_without_end_does_not_keep_the_deadline_from_being_met() -> None:
+    async def scenario(clock: trio.testing.MockClock) -> None:
+        node = Node([], EAST)
+        others = ReceivedMessage(b"\x31\x08", WEST, vrrp.GROUP_IPv4, 255)
+        async with trio.open_nursery() as nursery:
+            await start(nursery, node)
+            node.transport.inbox = Endless([others] * BATCH_MAX)
+            node.transport.arrived.set()
+            clock.jump(DOWN + 0.001)
+            for _ in range(10):
+                await trio.lowlevel.checkpoint()
+            assert node.state is VrrpState.MASTER
+            assert node.speaker.counters["other_virtual_router"] % (BATCHES_MAX * BATCH_MAX) == 0
+            nursery.cancel_scope.cancel()
+
+    play(scenario)
+
+
+class Endless(list[ReceivedMessage]):
+    """An inbox that is never empty."""
+
+    def __getitem__(self, part: object) -> "Endless":  # type: ignore[override]
+        return self
+
+
+@pytest.mark.parametrize(("priority", "state"), [(200, VrrpState.MASTER), (50, VrrpState.BACKUP)])
+def test_a_speaker_follows_its_own_address(priority: int, state: VrrpState) -> None:
+    async def scenario(_clock: trio.testing.MockClock) -> None:
+        network: list[MemoryTransport] = []
+        node, other = Node(network, EAST, priority), Node(network, WEST)
+        async with trio.open_nursery() as nursery:
+            await start(nursery, node)
+            await start(nursery, other)
+            await trio.sleep(5)
+            assert node.state is state
+            assert node.speaker.refresh() is False
+            node.transport.renumbered = STRANGER
+            assert node.speaker.refresh() is False
+            assert node.speaker.status()["address"] == "10.0.0.66"
+            await trio.sleep(5)
+            assert node.state is state
+            if state is VrrpState.MASTER:
+                assert other.speaker.election.peer is not None
+                assert other.speaker.election.peer.address == STRANGER
+            node.transport.deliver(own_words(node, STRANGER))
+            # Of two masters with the same priority the one with the greater address stays.
+            node.transport.deliver(own_words(node, NORTH))
+            await trio.sleep(0.01)
+            assert node.speaker.counters["refused_own"] == 1
+            assert node.state is state
+            nursery.cancel_scope.cancel()
+
+    play(scenario)
+
+
+def own_words(node: Node, source: bytes) -> ReceivedMessage:
+    """What a node would say, from an address."""
+    said = vrrp.Advertisement(7, node.speaker.election.priority, 10, (VIRTUAL,))
+    message = vrrp.emit(said, source=source, destination=vrrp.GROUP_IPv4, pseudo_header=False)
+    return ReceivedMessage(message, source, vrrp.GROUP_IPv4, 255)
+
+
+def test_a_speaker_without_an_address_says_so_and_stays_what_it_is() -> None:
+    node = Node([], EAST)
+    node.transport.trouble = "interface eth0 is missing"
+    with pytest.raises(HostError, match="eth0 is missing"):
+        node.speaker.refresh()
+    assert node.speaker.election.address == EAST
 
 
 def test_fault_and_recovery_wake_the_loop() -> None:

@@ -24,6 +24,7 @@ from lvsha.datapath.flow import Frame
 from lvsha.datapath.forwarder import ANSWER_INTERVAL
 from lvsha.datapath.network import NetworkChange
 from lvsha.datapath.surprises import Surprises
+from lvsha.errors import HostError
 from lvsha.events import EventStream
 from lvsha.failover.addresses import InterfaceAddress
 from lvsha.failover.reception import ReceivedMessage
@@ -401,10 +402,17 @@ class SimulatedSyncTransport(LoopbackTransport):
 
 
 class SimulatedAdvertisementTransport:
-    """See `lvsha.failover.transport.AdvertisementTransport`."""
+    """See `lvsha.failover.transport.AdvertisementTransport`.
+
+    Attributes:
+        trouble: why nobody can be heard or told; empty for nothing.
+        replaced: whether the interface was, since `refresh`.
+    """
 
     def __init__(self, life: "Life", wire: "Wire") -> None:
         self.source = wire.address
+        self.trouble = ""
+        self.replaced = False
         self.destinations = (vrrp.GROUP_IPv4,)
         self.counters = Counters()
         self._life = life
@@ -424,6 +432,12 @@ class SimulatedAdvertisementTransport:
     def deliver(self, received: ReceivedMessage) -> None:
         self._waiting.append(received)
         self._arrived.set()
+
+    def refresh(self) -> bool:
+        if self.trouble:
+            raise HostError(self.trouble)
+        replaced, self.replaced = self.replaced, False
+        return replaced
 
     def send(self, message: bytes, destination: bytes) -> None:
         machine, segment = self._life.machine, self._wire.segment

@@ -1,11 +1,13 @@
 """Which address of an interface is its own, and what is said when there is none."""
 
+from pathlib import Path
+
 import netifaces
 import pytest
 
 from lvsha import interfaces
 from lvsha.errors import HostError
-from lvsha.failover.transport import split_speakers
+from lvsha.failover.transport import own_address, split_speakers
 from lvsha.model import parse_address
 
 Listing = dict[int, list[dict[str, str]]]
@@ -85,3 +87,28 @@ def test_a_node_that_is_no_speaker_or_two_of_them_is_told(
 ) -> None:
     with pytest.raises(HostError, match=r"eth0 has [02] of the addresses 192\.0\.2\."):
         split_speakers("eth0", [parse_address(one) for one in speakers])
+
+
+def test_an_own_address_stays_as_long_as_it_is_there(listing: Listing) -> None:
+    second = parse_address("192.0.2.1")
+    assert own_address("eth0", 4, (), second) == second
+    listing[netifaces.AF_INET] = [{"addr": "192.0.2.10"}]
+    assert own_address("eth0", 4, (), second) == parse_address("192.0.2.10")
+    assert own_address("eth0", 4, ()) == parse_address("192.0.2.10")
+
+
+def test_what_may_be_a_duplicate_is_told_by_its_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = tmp_path / "if_inet6"
+    monkeypatch.setattr(interfaces, "_IPv6_ADDRESSES", table)
+    address = parse_address("fe80::1")
+    assert not interfaces.is_tentative("eth0", address)
+    # Permanent; tentative; tentative and a duplicate; tentative but optimistic (RFC 4429).
+    for flags, tentative in (("80", False), ("c0", True), ("c8", True), ("44", False)):
+        table.write_text(
+            "fe800000000000000000000000000001 03 40 20 c0     eth1\n"
+            f"fe800000000000000000000000000001 02 40 20 {flags}     eth0\n"
+        )
+        assert interfaces.is_tentative("eth0", address) is tentative
+    assert not interfaces.is_tentative("eth0", parse_address("fe80::2"))
