@@ -13,6 +13,7 @@ import errno
 import ipaddress
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -82,6 +83,7 @@ class ServiceTable:
         self._tunnel_ends: Counter[tuple[bytes, TunnelType, int]] = Counter()
         self._trash: dict[_TrashKey, tuple[RealServer, float | None]] = {}
         self._trash_at: float | None = None
+        self._unheard: dict[VirtualService, list[RealServer]] | None = None
         self._retired = Statistics()
         self._zeroed = Statistics()
         self._sampled = Statistics()
@@ -285,8 +287,8 @@ class ServiceTable:
             server.change(options)
             server.last_weight = options.weight
             server.available = True
-        service.servers.insert(0, server)
-        _tell_scheduler(service)
+        service.enlist(server)
+        self._tell_scheduler(service)
         end = _nat_end(service.protocol, address, port)
         self._nat_ends.setdefault(end, []).append(server)
         self._count_tunnel(server, 1)
@@ -308,7 +310,7 @@ class ServiceTable:
         self._count_tunnel(server, -1)
         server.change(options)
         self._count_tunnel(server, 1)
-        _tell_scheduler(service)
+        self._tell_scheduler(service)
         return server
 
     def delete_server(self, identity: ServiceIdentity, address: bytes, port: int) -> None:
@@ -329,7 +331,7 @@ class ServiceTable:
 
     def _remove(self, server: RealServer) -> None:
         service = server.service
-        service.servers.remove(server)
+        service.strike(server)
         server.available = False
         service.retired.add(server.statistics)
         end = _nat_end(service.protocol, server.address, server.port)
@@ -340,7 +342,32 @@ class ServiceTable:
         self._count_tunnel(server, -1)
         self._trash[_trash_key(service, server.address, server.port)] = (server, None)
         self.removals += 1
-        _tell_scheduler(service, server)
+        self._tell_scheduler(service, server)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let each scheduler hear once of all that happens meanwhile; no packet must come.
+
+        Some take long to begin with another list of servers.
+        """
+        if self._unheard is not None:
+            yield
+            return
+        self._unheard = {}
+        try:
+            yield
+        finally:
+            unheard, self._unheard = self._unheard, None
+            for service, removed in unheard.items():
+                gone: list[RealServer | None] = [*removed]
+                for server in gone or [None]:
+                    self._tell_scheduler(service, server)
+
+    def _tell_scheduler(self, service: VirtualService, removed: RealServer | None = None) -> None:
+        if self._unheard is not None:
+            self._unheard.setdefault(service, []).extend([] if removed is None else [removed])
+        elif service.scheduler is not None:
+            service.scheduler.updated(removed)
 
     def _count_tunnel(self, server: RealServer, change: int) -> None:
         if server.method is not ForwardMethod.TUNNEL:
@@ -430,11 +457,6 @@ def describe(identity: ServiceIdentity) -> str:
     if identity.mark:
         return f"FWM {identity.mark}" + (" IPv6" if identity.family == 6 else "")
     return f"{Protocol(identity.protocol).name} {format_endpoint(identity.address, identity.port)}"
-
-
-def _tell_scheduler(service: VirtualService, removed: RealServer | None = None) -> None:
-    if service.scheduler is not None:
-        service.scheduler.updated(removed)
 
 
 def _key(identity: ServiceIdentity) -> _ServiceKey:

@@ -330,7 +330,7 @@ class VirtualService:
         name: as the operator calls it.
         identity, options: as it was added and last edited.
         policy: what is asked of it beside the options; an edit leaves it.
-        servers: newest first.
+        servers: newest first; `enlist` and `strike` change them.
         scheduler: None where the options name none.
         rates: what passes per second.
         bypass: stands for the destinations of packets that no server was found for and that
@@ -342,6 +342,7 @@ class VirtualService:
     """
 
     __slots__ = (
+        "_ends",
         "bypass",
         "identity",
         "name",
@@ -369,6 +370,7 @@ class VirtualService:
         self.options = options
         self.policy = policy or ServicePolicy()
         self.servers: list[RealServer] = []
+        self._ends: dict[tuple[bytes, int], RealServer] = {}
         self.scheduler: Scheduler | None = None
         self.bypass: RealServer | None = None
         self.scheduler_options = SchedulerOptions()
@@ -403,10 +405,17 @@ class VirtualService:
 
     def server(self, address: bytes, port: int) -> RealServer | None:
         """The listed server at this address and port."""
-        for server in self.servers:
-            if server.port == port and server.address == address:
-                return server
-        return None
+        return self._ends.get((address, port))
+
+    def enlist(self, server: RealServer) -> None:
+        """Put a server at the head of the list."""
+        self.servers.insert(0, server)
+        self._ends[server.address, server.port] = server
+
+    def strike(self, server: RealServer) -> None:
+        """Take one from the list."""
+        self.servers.remove(server)
+        del self._ends[server.address, server.port]
 
     @property
     def at_risk(self) -> int:
