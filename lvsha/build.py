@@ -6,10 +6,10 @@ its refusal becomes a `ConfigError` that names the service.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
-from lvsha.config import Pair, Server, Service, VirtualRouter
+from lvsha.config import Pair, Server, Service
 from lvsha.config_services import TunnelTable
 from lvsha.config_telling import Tell
 from lvsha.datapath.director import Director
@@ -21,20 +21,9 @@ from lvsha.datapath.service_table import NO_SCHEDULER
 from lvsha.datapath.services import ServerOptions, ServiceIdentity, ServiceOptions
 from lvsha.datapath.tunnels import Tunnel, TunnelChecksum, TunnelType
 from lvsha.errors import AdministrationError, ConfigError
-from lvsha.failover.routes import Route, Rule
-from lvsha.model import VirtualMac
 
 _FLAGS: Final = {1: "fallback", 2: "port"}
 """What the flags by number mean to the schedulers sh and mh."""
-
-
-def virtual_macs(pair: Pair) -> list[VirtualMac]:
-    """The virtual MAC addresses of a pair file, with what is behind each."""
-    return [
-        VirtualMac(router.mac, frozenset(one.address.ip.packed for one in router.addresses))
-        for router in pair.virtual_routers
-        if router.mac is not None
-    ]
 
 
 def build_director(pair: Pair, dice: Dice | None = None) -> Director:
@@ -196,36 +185,3 @@ def mark_rules(pair: Pair) -> Iterator[MarkRule]:
     for mark in pair.marks:
         for number, destination, source, protocol, ports in mark.rules():
             yield MarkRule(number, destination, source, protocol, ports)
-
-
-def place_routes(router: VirtualRouter, interfaces: Mapping[str, str]) -> list[Route]:
-    """The routes of a virtual router on a node, whose interfaces have these roles."""
-    return [
-        Route(
-            prefix=route.to,
-            gateway=route.via,
-            interface=None if route.dev is None else interfaces[route.dev],
-            table=route.table,
-            metric=route.metric,
-            source=route.src,
-            onlink=route.onlink,
-            type=route.type,
-        )
-        for route in router.routes
-    ]
-
-
-def place_rules(router: VirtualRouter, interfaces: Mapping[str, str]) -> list[Rule]:
-    """The rules of a virtual router on a node, whose interfaces have these roles."""
-    return [
-        Rule(
-            family=rule.family,
-            table=rule.table,
-            priority=rule.priority,
-            source=rule.source,
-            destination=rule.to,
-            interface=None if rule.iif is None else interfaces[rule.iif],
-            mark=rule.fwmark,
-        )
-        for rule in router.rules
-    ]

@@ -1,7 +1,7 @@
 """The ``lvsha`` command.
 
-Exit codes: 0 done; 1 a drill lost an established connection; 2 the configuration or the
-command line is wrong; 3 this machine lacks something.
+Exit codes: 0 done; 1 a drill lost an established connection, or not all of a reload was
+possible; 2 the configuration or the command line is wrong; 3 this machine lacks something.
 """
 
 import faulthandler
@@ -32,11 +32,11 @@ from lvsha.ipvsadm import client
 from lvsha.metrics import render as render_metrics
 from lvsha.model import parse_address
 from lvsha.node import Node
+from lvsha.node_reload import Outcome
 from lvsha.observe.command import GROUPS
 from lvsha.observe.command import observe as watch_link
 from lvsha.observe.display import render
 from lvsha.process import let_threads_in, run_in_real_time, stay_in_memory
-from lvsha.reload import compare
 from lvsha.replay import Summary
 from lvsha.replay import replay as replay_capture
 from lvsha.settings import NAMES, Settings
@@ -46,6 +46,7 @@ from lvsha.sync.seal import key_id
 from lvsha.view import show_receipts, show_status
 from lvsha.why import ask_why, explain
 
+EXIT_INCOMPLETE: Final = 1
 EXIT_CONFIGURATION: Final = 2
 EXIT_HOST: Final = 3
 
@@ -98,7 +99,7 @@ def run(
             run_in_real_time(pair.nodes[name].realtime_priority)
         let_threads_in()
         try:
-            trio.run(_run_until_told, director, file)
+            trio.run(_run_until_told, director)
         except BaseExceptionGroup as group:
             # Not except*: what that raises leaves it within a group in Python 3.11.2.
             explained, others = group.split((ConfigError, HostError))
@@ -226,6 +227,27 @@ def handover(
             show_receipts(receipts, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
 
     _explained(hand_over)
+
+
+@app.command()
+def reload(
+    as_json: Annotated[bool, typer.Option("--json", help="What was done, as JSON.")] = False,
+) -> None:
+    """Have the running director take its changed pair file over; no connection ends by it."""
+
+    def ask() -> bool:
+        done = control.ask("reload")
+        assert isinstance(done, dict)
+        if "refused" in done:
+            raise ConfigError(f"nothing has changed: {done['refused']}")
+        if as_json:
+            sys.stdout.write(json.dumps(done, indent=2) + "\n")
+        else:
+            sys.stdout.write(f"{Outcome(**done)}\n")
+        return not done["troubles"]
+
+    if not _explained(ask):
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @app.command(
@@ -454,8 +476,8 @@ def _advise(path: Path, ring: key_file.Ring) -> str:
     return f"{advice}."
 
 
-async def _run_until_told(node: Node, file: Path) -> None:
-    """Run a node; SIGTERM and SIGINT ask it to hand over and end, SIGHUP to look at its file."""
+async def _run_until_told(node: Node) -> None:
+    """Run a node; SIGTERM and SIGINT ask it to hand over and end, SIGHUP to reload."""
     stop = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
@@ -463,8 +485,7 @@ async def _run_until_told(node: Node, file: Path) -> None:
             async def listen() -> None:
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        node.vigil.reloading()
-                        node.vigil.ready(compare(node.pair, file))
+                        nursery.start_soon(node.reload.at_signal)
                     else:
                         stop.set()
 
@@ -488,7 +509,7 @@ def _node_name(pair: Pair, file: Path, given: str | None) -> str:
 
 def _make_node(pair: Pair, file: Path, name: str) -> Node:
     try:
-        return Node(pair, name, LinuxHost())
+        return Node(pair, name, LinuxHost(), file)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 

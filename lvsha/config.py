@@ -265,7 +265,7 @@ def parse_pair(text: str, source: str) -> Pair:
         raise ConfigError(f"{source}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(source, error))) from error
-    problems = [f"{source}: {problem}" for problem in _cross_check(pair)]
+    problems = [f"{source}: {problem}" for problem in cross_check(pair)]
     if problems:
         raise ConfigError("\n".join(problems))
     return pair
@@ -323,7 +323,7 @@ def _expectation(kind: str, message: str) -> str:
             return "expected " + message.removeprefix("Input should be ").removeprefix("expected ")
 
 
-def _cross_check(pair: Pair) -> Iterable[str]:
+def cross_check(pair: Pair) -> Iterable[str]:
     """Mistakes that only show when several keys are looked at together."""
     for kind, names in (
         ("virtual_routers", [router.name for router in pair.virtual_routers]),

@@ -47,12 +47,17 @@ class ConnectionStore:
         registry = director.registry
         for address, sync_id in sync_ids.items():
             registry.tallies[address] = self.tally(sync_id)
-        for mark, sync_id in (marks or {}).items():
-            registry.mark_tallies[mark] = self.tally(sync_id)
+        self.follow_marks(marks or {})
         self._generations: dict[tuple[int, int | None], int] = {}
         self._to_sweep: dict[int, int] = {}
         self._sweeping: set[int] = set()
         self._restored: dict[int, list[_Restored]] = {}
+
+    def follow_marks(self, marks: Mapping[int, int]) -> None:
+        """Have other sync ids of firewall marks, for what is opened from now on."""
+        tallies = self._director.registry.mark_tallies
+        tallies.clear()
+        tallies.update((mark, self.tally(sync_id)) for mark, sync_id in marks.items())
 
     def tally(self, sync_id: int) -> Tally:
         """The counts and sums of a sync id; always the same object."""

@@ -21,9 +21,9 @@ One nursery holds everything. A part that fails takes the node down, and the pee
 over.
 """
 
-import math
 from collections.abc import Collection
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -32,33 +32,35 @@ import trio
 import lvsha
 from lvsha import metrics
 from lvsha.administration import Administration
-from lvsha.build import (
-    build_director,
-    mark_sync_ids,
+from lvsha.build import build_director, mark_sync_ids, sync_ids
+from lvsha.build_failover import (
+    build_speaker,
+    place_addresses,
     place_routes,
     place_rules,
-    sync_ids,
+    traffic_interfaces,
     virtual_macs,
 )
 from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
 from lvsha.control import Handler, Lasting
 from lvsha.errors import ConfigError, HandoverError
-from lvsha.failover.addresses import Addresses, InterfaceAddress
-from lvsha.failover.election import DOWN_ADVERTISEMENTS, Election
+from lvsha.failover.addresses import Addresses
+from lvsha.failover.election import DOWN_ADVERTISEMENTS
 from lvsha.failover.routes import MovingAddresses
-from lvsha.failover.series import Series
-from lvsha.failover.speaker import PSEUDO_HEADERS, RouterStateChanged, Speaker
+from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.handover import Handover
 from lvsha.host import Host
 from lvsha.model import VrrpState, format_mac
 from lvsha.node_health import NodeHealth
+from lvsha.node_reload import NodeReload
 from lvsha.node_second_path import NodeSecondPath
 from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
 from lvsha.node_tracking import NodeTracking
 from lvsha.preemption import Preemption
 from lvsha.recorder import Recorder
+from lvsha.reload import Plan
 from lvsha.service_status import service_status
 from lvsha.sync_daemons import SyncDaemons
 from lvsha.takeover import Takeover
@@ -68,6 +70,7 @@ from lvsha.vigil import Vigil
 TRANSITION: Final = 2.0
 """Seconds after a change of master in which frames may still come to the old one, which
 goes on serving them; a successor announces at once and again after a second."""
+DEFAULT_FILE: Final = Path("/etc/lvsha/pair.toml")
 READINESS_INTERVAL: Final = 0.1
 STATE_CHANGES_MAX: Final = 64
 
@@ -81,12 +84,13 @@ class Node:
         pair: the pair file.
         name: which of its nodes this is.
         host: the machine it runs on.
+        file: where the pair file is read from when it has changed.
 
     Raises:
         ConfigError: the pair file has no such node, or names an unknown scheduler.
     """
 
-    def __init__(self, pair: Pair, name: str, host: Host) -> None:
+    def __init__(self, pair: Pair, name: str, host: Host, file: Path = DEFAULT_FILE) -> None:
         if name not in pair.nodes:
             known = ", ".join(pair.nodes)
             raise ConfigError(f"nodes: expected a node called {name!r}; the file has {known}")
@@ -108,14 +112,13 @@ class Node:
         self.sync = NodeSync(pair, name, self.director, self._store, host, self._take_over)
         self._forwarder = host.forwarder(
             self.director,
-            self._traffic_interfaces(),
+            traffic_interfaces(pair, self._own),
             self.sync.tell,
             self._stale_after(),
             virtual_macs(pair),
         )
         self.tracking = NodeTracking(pair, name, self.director, host)
         self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
-        self.sync.may_be_away = self.health.may_be_away
         self.sync.on_opinions = self.health.hear
         self.sync.on_alarm = self._alarm
         self.health.share = self.sync.share
@@ -125,6 +128,17 @@ class Node:
             self._stale_after(),
             lambda: self.tracking.declare(self.vigil.fault),
         )
+        self.reload = NodeReload(
+            pair,
+            file,
+            self.director,
+            self.health,
+            self.vigil,
+            self._follow_file,
+            self._servers_changed,
+        )
+        self.sync.may_be_away = self.reload.may_be_away
+        self.sync.is_leaving = self.reload.retirement.is_leaving
         self._recorder = Recorder(name)
         self.second_path = NodeSecondPath(
             pair, name, host, self.sync, self.tracking, self._recorder
@@ -158,13 +172,6 @@ class Node:
 
     # Configuration
 
-    def _traffic_interfaces(self) -> list[str]:
-        """All interfaces of the node, but for one that only sync uses."""
-        used = {router.interface for router in self.pair.virtual_routers}
-        used |= {role for router in self.pair.virtual_routers for role in router.roles}
-        sync = self.pair.sync.interface if self.pair.sync is not None else None
-        return [name for role, name in self._own.interfaces.items() if role != sync or role in used]
-
     def _stale_after(self) -> float:
         """A standstill after which a peer may have taken the quickest router over."""
         intervals = [router.advert_interval for router in self.pair.virtual_routers]
@@ -173,18 +180,11 @@ class Node:
     def _slowest_interval(self) -> float:
         return max(router.advert_interval for router in self.pair.virtual_routers)
 
-    def _interface_addresses(self, router: VirtualRouter) -> list[InterfaceAddress]:
-        """The addresses of a virtual router, placed on this node's interfaces."""
-        return [
-            InterfaceAddress(self._own.interfaces[placed.interface], placed.address)
-            for placed in router.addresses
-        ]
-
     def _addresses(self, router: VirtualRouter) -> Addresses:
         """What a speaker moves: addresses, and routes and rules with them."""
         recorder = self._recorder
         addresses = self._host.addresses(
-            self._interface_addresses(router),
+            place_addresses(router, self._own.interfaces),
             announce_repeat=router.announce_repeat,
             # Clients beyond a route that moves are answered once it is there.
             announce_at_once=not (router.routes or router.rules),
@@ -194,6 +194,15 @@ class Node:
             recorder.addresses(router.name, addresses),
             recorder.routes(router.name, self._routes[router.name]),
         )
+
+    def _follow_file(self, pair: Pair, plan: Plan) -> None:
+        """Go by what a reload has taken over."""
+        self.pair, self._own = pair, pair.nodes[self.name]
+        self._configuration = plan.digest.hex()
+        self._store.follow_marks(mark_sync_ids(pair))
+        self.tracking.follow(self._own)
+        self.sync.compare(plan.digests)
+        self._servers_changed()
 
     # Life
 
@@ -224,6 +233,7 @@ class Node:
                 nursery.start_soon(self._watch_readiness)
                 nursery.start_soon(self.vigil.watch, self._line)
                 nursery.start_soon(self._state.save_often)
+                nursery.start_soon(self.reload.retirement.run)
                 self.vigil.ready()
                 _log.info("director started", node=self.name, version=lvsha.__version__)
                 await stop.wait()
@@ -251,6 +261,7 @@ class Node:
             "status": Lasting(lambda _arguments: self.status()),
             "why": self._why,
             "handover": Lasting(self._handover.command),
+            "reload": Lasting(self.reload.command),
             **administration.commands(),
         }
 
@@ -270,7 +281,11 @@ class Node:
         """
         routers = self.pair.virtual_routers
         await self._host.clean(
-            [address for router in routers for address in self._interface_addresses(router)]
+            [
+                address
+                for router in routers
+                for address in place_addresses(router, self._own.interfaces)
+            ]
         )
 
     async def _let_a_backup_go_first(self, stop: trio.Event) -> None:
@@ -293,31 +308,12 @@ class Node:
                     self._own.interfaces[router.interface], router, self._all_virtual()
                 )
             )
-            election = Election(
-                vrid=router.vrid,
-                priority=self._own.priority_of(router.name),
-                interval=router.advert_interval,
-                preempt=router.preempt,
-                address=transport.source,
-                version=router.version,
-                preempt_delay=router.preempt_delay,
-                startup_delay=router.startup_delay,
-                series=Series(router.announce_again, router.announce_every or math.inf),
-            )
-            speaker = Speaker(
-                election,
+            speaker = build_speaker(
+                router,
+                self._own.priority_of(router.name),
                 transport,
                 self._addresses(router),
                 sender,
-                name=router.name,
-                virtual_addresses=[
-                    placed.address.ip.packed
-                    for placed in router.addresses
-                    if placed.interface == router.interface
-                ],
-                pseudo_header=PSEUDO_HEADERS[router.checksum],
-                hop_limit_min=router.hop_limit_min,
-                speakers=[one.packed for one in router.speakers],
                 on_change=self._state_changed,
                 on_due=self.second_path.due,
                 on_rival=self._two_masters,
@@ -334,7 +330,7 @@ class Node:
     def _takeover(self, speaker: Speaker, router: VirtualRouter, resources: ExitStack) -> Takeover:
         """What sees a takeover through, with its ears on every interface of the addresses."""
         on: dict[str, list[bytes]] = {}
-        for one in self._interface_addresses(router):
+        for one in place_addresses(router, self._own.interfaces):
             on.setdefault(one.interface, []).append(one.address.ip.packed)
         listeners = [
             resources.enter_context(self._host.rival_listener(interface, addresses))
@@ -535,7 +531,9 @@ class Node:
         """
         director, turns = self.director, Turns()
         services = {
-            service.name: await service_status(service, director, self.health, turns)
+            service.name: await service_status(
+                service, director, self.health, self.reload.retirement.leaving(service), turns
+            )
             for service in list(director.services)
         }
         return {
@@ -569,6 +567,7 @@ class Node:
                 "state": self._state.counters.snapshot(),
                 "sync": self.sync.counters(),
                 "health": self.health.counted(),
+                "reload": self.reload.counters.snapshot(),
             },
         }
 

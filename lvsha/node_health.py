@@ -1,10 +1,7 @@
 """A node's part in the health checks: what is checked, and what becomes of the findings.
 
 Here the pair file, the director and the health checks meet. Each service with checks has a
-`Keeper`, which carries out what its `ServiceHealth` decides: it gives weights through the
-same commands as ipvsadm does, and remembers what it gave. A weight that is another one was
-set by the operator, and is from then on the server's own: what it has while it is up. So the
-two never undo each other by turns.
+`Keeper`, which gives its servers the weights that its checks decide.
 
 Both nodes check, whoever is master, and tell each other what they find, so that people see
 where they disagree; each goes by what it finds itself.
@@ -12,37 +9,34 @@ where they disagree; each goes by what it finds itself.
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Final, assert_never
 
 import structlog
 import trio
 
-from lvsha.build import server_options, service_identity
+from lvsha.build import service_identity
 from lvsha.config import Node, Pair, Server, Service
 from lvsha.config_health import Check, Health
 from lvsha.counters import Counters
 from lvsha.datapath.director import Director
-from lvsha.datapath.services import RealServer, ServerOptions, VirtualService
+from lvsha.datapath.services import ServiceIdentity, VirtualService
 from lvsha.errors import AdministrationError
-from lvsha.health.judge import Counts, Rules
 from lvsha.health.opinions import Finding, Opinion
 from lvsha.health.peer_opinions import PeerOpinions
 from lvsha.health.peer_opinions import Server as CheckedServer
 from lvsha.health.prober import Prober
 from lvsha.health.runner import Assignment, Runner
 from lvsha.health.service_health import (
-    SORRY,
     Action,
     CheckFinding,
     OpinionChanged,
     Place,
     QuorumLost,
     QuorumReached,
-    ServiceHealth,
 )
 from lvsha.health.target import Target
+from lvsha.keeper import Endpoint, Keeper
 from lvsha.model import format_endpoint
 from lvsha.sync.messages import Opinions
 from lvsha.sync.opinions import OPINIONS_MAX, NotUp
@@ -51,134 +45,6 @@ EXCHANGE_INTERVAL: Final = 1.0
 """Seconds between two lists of what is found, which the nodes tell each other."""
 
 _log = structlog.get_logger("health")
-
-Endpoint = tuple[bytes, int]
-"""The address and port of a server, by which a service knows it."""
-
-
-class Keeper:
-    """One service whose servers are checked.
-
-    Attributes:
-        service: as the pair file has it.
-        core: decides.
-    """
-
-    def __init__(self, service: Service, director: Director) -> None:
-        self.service = service
-        self.core = ServiceHealth(
-            _rules(service.health),
-            [
-                (
-                    [Counts(each.rise, each.fall) for each in service.checks_of(server)],
-                    server.weight,
-                )
-                for server in service.servers
-            ],
-            None if service.sorry_server is None else service.sorry_server.weight,
-        )
-        self.identity = service_identity(service)
-        self._director = director
-        self._servers: dict[int, Server] = dict(enumerate(service.servers))
-        if service.sorry_server is not None:
-            self._servers[SORRY] = service.sorry_server
-        self.endpoints: dict[int, Endpoint] = {
-            number: (server.address.packed, service.port_of(server))
-            for number, server in self._servers.items()
-        }
-        self._given: dict[int, int | None] = {
-            number: None if number == SORRY else server.weight
-            for number, server in self._servers.items()
-        }
-        self._away: set[int] = set()
-
-    def _listed(self, number: int) -> RealServer | None:
-        service = self._director.services.get(self.identity)
-        return None if service is None else service.server(*self.endpoints[number])
-
-    def place(self, number: int, weight: int | None) -> bool:
-        """Give a server a weight, or remove it; whether the list of servers is another now."""
-        if number in self._away:
-            return False
-        self._given[number] = weight
-        listed, end = self._listed(number), self.endpoints[number]
-        services = self._director.services
-        if weight is None:
-            if listed is not None:
-                services.delete_server(self.identity, *end)
-            return listed is not None
-        if listed is not None:
-            options = replace(listed.options, weight=weight)
-            services.edit_server(self.identity, *end, options)
-            return False
-        services.add_server(self.identity, *end, self._options(number, weight))
-        return True
-
-    def _options(self, number: int, weight: int) -> ServerOptions:
-        return replace(server_options(self.service, self._servers[number]), weight=weight)
-
-    def look(self, now: float) -> Iterator[Action]:
-        """Find out what the operator has changed, and decide anew."""
-        for number in self._servers:
-            listed, given = self._listed(number), self._given[number]
-            weight = None if listed is None else listed.weight
-            if weight == given:
-                continue
-            self._given[number] = weight
-            if weight is None:
-                self._away.add(number)
-            else:
-                self._away.discard(number)
-            if number != SORRY:
-                yield from self.core.set_own_weight(number, weight or 0, now)
-
-    @property
-    def may_be_away(self) -> frozenset[Endpoint]:
-        """The servers that one node lists and another does not, by what they find."""
-        removes = self.service.health.on_failure == "remove"
-        return frozenset(
-            end for number, end in self.endpoints.items() if removes or number == SORRY
-        )
-
-    # Observation
-
-    def named(self, number: int) -> CheckedServer:
-        """A server as the nodes name it to each other."""
-        return (self.service.name, *self.endpoints[number])
-
-    def opinions(self) -> Iterator[tuple[CheckedServer, Opinion]]:
-        """What is thought of each server that is checked."""
-        for number, judge in enumerate(self.core.judges):
-            if judge is not None:
-                yield self.named(number), judge.opinion
-
-    def status(self) -> dict[str, object]:
-        """Of the service, as JSON values."""
-        core = self.core
-        known = {True: "reached", False: "lost", None: "unknown"}
-        return {
-            "quorum": known[core.quorum],
-            "quorum_weight": self.service.health.quorum,
-            "weight_up": core.weight_up(),
-            "sorry": core.sorry,
-        }
-
-    def servers(self, now: float) -> Iterator[tuple[int, str, dict[str, object]]]:
-        """Number, address and health of each server that is checked, as JSON values."""
-        for number, judge in enumerate(self.core.judges):
-            if judge is not None:
-                yield (
-                    number,
-                    format_endpoint(*self.endpoints[number]),
-                    {
-                        "opinion": judge.opinion.value,
-                        "reason": judge.reason,
-                        "since_seconds": now - judge.since,
-                        "own_weight": judge.own_weight,
-                        "away": number in self._away,
-                    },
-                )
-
 
 _Place = tuple[Keeper, int, int]
 """A service, and the numbers of a server and of a check."""
@@ -213,30 +79,43 @@ class NodeHealth:
         )
         self.peers = PeerOpinions()
         self.counters = Counters()
-        self._keepers = [Keeper(each, director) for each in pair.services if each.is_checked]
-        self._by_name = {keeper.service.name: keeper for keeper in self._keepers}
-        self._assignments = list(self._assign(pair.nodes[name], name))
+        self._keepers = {
+            service_identity(each): Keeper(each, director)
+            for each in pair.services
+            if each.is_checked
+        }
+        self._node = pair.nodes[name]
+        self._name = name
+        self._director = director
         self._prober = prober
         self._on_change = on_change
         self._runner = Runner(prober, self._report, pair.limits.probes, random.SystemRandom())
+        # In the order of the pair file, and what has come later after it.
         self._checked: dict[CheckedServer, int] = {}
+        self._numbers = count()
         self._not_up: dict[CheckedServer, Opinion] = {}
         self._timed: set[Keeper] = set()
         self._moved = trio.Event()
         self._started = False
-        self._commands: dict[Keeper, bool] = {}
-        self._told: dict[Keeper, bool] = {}
-        self._commanding: set[Keeper] = set()
+        # What is to be said of a quorum, what was said last, and of which it is being said.
+        self._commands: dict[ServiceIdentity, bool] = {}
+        self._told: dict[ServiceIdentity, bool] = {}
+        self._commanding: set[ServiceIdentity] = set()
         self._nursery: trio.Nursery | None = None
 
-    def _assign(self, node: Node, name: str) -> Iterator[Assignment[_Place]]:
-        for keeper in self._keepers:
-            service = keeper.service
-            for number, place, server, check in service.all_checks():
-                target = _target(service, server, check, node, name)
-                yield Assignment((keeper, number, place), check, target)
-
     # Life
+
+    async def prepare(self, services: Collection[Service]) -> None:
+        """Look up what the checks and commands of some services need on this machine.
+
+        Raises:
+            ConfigError: a certificate file or a user is not there.
+        """
+        checked = [service for service in services if service.is_checked]
+        checks = [check for service in checked for _, _, _, check in service.all_checks()]
+        users = {one.health.command_user for one in checked if _has_commands(one.health)}
+        if checks:
+            await self._prober.prepare(checks, users)
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Give all servers the weights they have before their first check, and begin.
@@ -244,26 +123,64 @@ class NodeHealth:
         Raises:
             ConfigError: a certificate file or a user is not there.
         """
-        if not self._keepers:
-            return
-        healths = [keeper.service.health for keeper in self._keepers]
-        users = {health.command_user for health in healths if _has_commands(health)}
-        await self._prober.prepare([each.check for each in self._assignments], users)
+        await self.prepare([keeper.service for keeper in self._keepers.values()])
         self._nursery = nursery
         self._started = True
         now = trio.current_time()
-        for keeper in self._keepers:
-            self._carry_out(keeper, keeper.core.start(now))
-            for server, opinion in keeper.opinions():
-                self._checked[server] = len(self._checked)
-                self._keep(server, opinion)
-        nursery.start_soon(self._runner.run, self._assignments)
+        checks = sum(map(_number_of_checks, self._keepers.values()))
+        for keeper in self._keepers.values():
+            self._begin(keeper, keeper.core.start(now), checks)
         nursery.start_soon(self._keep_time)
         nursery.start_soon(self._exchange)
+
+    def follow(self, old: Service | None, new: Service | None) -> None:
+        """Check a service as it is from now on; the director has it so already.
+
+        Args:
+            old: as it was, with the same identity; None if there was none.
+            new: as it is; None if there is none any more. If there is, `prepare` was told.
+        """
+        before = None if old is None else self._keepers.pop(service_identity(old), None)
+        if before is not None:
+            before.checking.cancel()
+            self._timed.discard(before)
+            for server, _ in before.opinions():
+                self._not_up.pop(server, None)
+                self._checked.pop(server, None)
+        if new is None or not new.is_checked:
+            if before is not None:
+                self._told.pop(before.identity, None)
+            return
+        keeper = Keeper(new, self._director)
+        self._keepers[keeper.identity] = keeper
+        in_use = frozenset() if old is None else frozenset(_endpoints(old))
+        actions = keeper.follow(before, in_use, trio.current_time())
+        self._begin(keeper, actions, _number_of_checks(keeper))
+
+    def _begin(self, keeper: Keeper, actions: Collection[Action], beginning: int) -> None:
+        """Carry out what is decided at first, and check; so many checks begin together."""
+        self._carry_out(keeper, actions)
+        for server, opinion in keeper.opinions():
+            self._checked[server] = next(self._numbers)
+            self._keep(server, opinion)
+        assert self._nursery is not None, "only what runs is checked"
+        self._nursery.start_soon(self._check, keeper, beginning)
+
+    async def _check(self, keeper: Keeper, beginning: int) -> None:
+        with keeper.checking:
+            await self._runner.run(list(self._assign(keeper)), beginning)
+
+    def _assign(self, keeper: Keeper) -> Iterator[Assignment[_Place]]:
+        service = keeper.service
+        for number, place, server, check in service.all_checks():
+            target = _target(service, server, check, self._node, self._name)
+            yield Assignment((keeper, number, place), check, target)
 
     def _report(self, assignment: Assignment[_Place], finding: Finding) -> bool:
         """Take a finding from the runner."""
         keeper, server, check = assignment.key
+        if keeper.checking.cancel_called:
+            return True
         found = CheckFinding(server, check, finding)
         self._carry_out(keeper, keeper.core.receive(found, trio.current_time()))
         return keeper.core.settled
@@ -272,7 +189,7 @@ class NodeHealth:
         """Take note that the operator may have changed services."""
         if not self._started:
             return
-        for keeper in self._keepers:
+        for keeper in self._keepers.values():
             self._carry_out(keeper, list(keeper.look(trio.current_time())))
 
     async def _keep_time(self) -> None:
@@ -287,29 +204,33 @@ class NodeHealth:
                     self._carry_out(keeper, keeper.core.expire(now))
 
     def _carry_out(self, keeper: Keeper, actions: Collection[Action]) -> None:
-        listed_changed = False
-        for action in actions:
-            match action:
-                case Place(server, weight):
-                    listed_changed |= self._place(keeper, server, weight)
-                case OpinionChanged():
-                    self._keep(keeper.named(action.server), action.new)
-                    self._tell(keeper, action)
-                case QuorumReached(weight):
-                    _log.info("quorum reached", service=keeper.service.name, weight=weight)
-                    self._command(keeper, reached=True)
-                case QuorumLost(weight):
-                    _log.error("quorum lost", service=keeper.service.name, weight=weight)
-                    self._command(keeper, reached=False)
-                case _:
-                    assert_never(action)
-        if listed_changed:
+        with self._director.services.at_once():
+            listed_changed = [self._perform(keeper, action) for action in actions]
+        if any(listed_changed):
             self._on_change()
         if keeper.core.deadline is not None:
             self._timed.add(keeper)
             self._moved.set()
         else:
             self._timed.discard(keeper)
+
+    def _perform(self, keeper: Keeper, action: Action) -> bool:
+        """Carry out one action; whether the list of servers is another now."""
+        match action:
+            case Place(server, weight):
+                return self._place(keeper, server, weight)
+            case OpinionChanged():
+                self._keep(keeper.named(action.server), action.new)
+                self._tell(keeper, action)
+            case QuorumReached(weight):
+                _log.info("quorum reached", service=keeper.service.name, weight=weight)
+                self._command(keeper, reached=True)
+            case QuorumLost(weight):
+                _log.error("quorum lost", service=keeper.service.name, weight=weight)
+                self._command(keeper, reached=False)
+            case _:
+                assert_never(action)
+        return False
 
     def _place(self, keeper: Keeper, server: int, weight: int | None) -> bool:
         try:
@@ -359,12 +280,13 @@ class NodeHealth:
         """Tell the peers what is found here, and people where that is not what a peer finds."""
         for number in count(1):
             await trio.sleep(EXCHANGE_INTERVAL)
-            # In the order of the pair file: of a list that is too long the end is not told.
+            # In this order: of a list that is too long the end is not told.
             not_up = [
                 (*server, int(self._not_up[server] is Opinion.DOWN))
                 for server in sorted(self._not_up, key=self._checked.__getitem__)[:OPINIONS_MAX]
             ]
-            self.share(number, len(self._checked), not_up)
+            if self._checked:
+                self.share(number, len(self._checked), not_up)
             for one in self.peers.compare(self._not_up, self._checked, trio.current_time()):
                 service, address, port = one.server
                 end = format_endpoint(address, port)
@@ -383,22 +305,25 @@ class NodeHealth:
 
         If that says what was said last, none is run.
         """
+        identity = keeper.identity
         if not _has_commands(keeper.service.health):
             return
-        self._commands[keeper] = reached
-        if keeper not in self._commanding:
+        self._commands[identity] = reached
+        if identity not in self._commanding:
             assert self._nursery is not None, "decisions come after the start"
-            self._commanding.add(keeper)
-            self._nursery.start_soon(self._run_commands, keeper)
+            self._commanding.add(identity)
+            self._nursery.start_soon(self._run_commands, identity)
 
-    async def _run_commands(self, keeper: Keeper) -> None:
-        health, name = keeper.service.health, keeper.service.name
-        while keeper in self._commands:
-            reached = self._commands.pop(keeper)
+    async def _run_commands(self, identity: ServiceIdentity) -> None:
+        while identity in self._commands:
+            reached, keeper = self._commands.pop(identity), self._keepers.get(identity)
+            if keeper is None:
+                break
+            health, name = keeper.service.health, keeper.service.name
             command = health.quorum_up if reached else health.quorum_down
-            if self._told.get(keeper) is reached or command is None:
+            if self._told.get(identity) is reached or command is None:
                 continue
-            self._told[keeper] = reached
+            self._told[identity] = reached
             told = {"LVSHA_SERVICE": name, "LVSHA_QUORUM": "up" if reached else "down"}
             trouble: str | None = f"not done within {health.command_timeout:g} s"
             with trio.move_on_after(health.command_timeout):
@@ -406,7 +331,7 @@ class NodeHealth:
             if trouble is not None:
                 self.counters.add("commands_failed")
                 _log.error("command failed", service=name, command=command[0], reason=trouble)
-        self._commanding.discard(keeper)
+        self._commanding.discard(identity)
 
     # Observation
 
@@ -416,17 +341,17 @@ class NodeHealth:
 
     def may_be_away(self, service: VirtualService) -> Collection[Endpoint]:
         """The servers of a service that one node may list and another not, by their checks."""
-        keeper = self._by_name.get(service.name)
+        keeper = self._keepers.get(service.identity)
         return keeper.may_be_away if keeper is not None else ()
 
     def status(self, service: VirtualService) -> dict[str, object] | None:
         """The health of a service, as JSON values; None if nothing is checked."""
-        keeper = self._by_name.get(service.name)
+        keeper = self._keepers.get(service.identity)
         return None if keeper is None or not self._started else keeper.status()
 
     def of_servers(self, service: VirtualService) -> Iterator[tuple[str, dict[str, object]]]:
         """Address and health of each server of a service that is checked, as JSON values."""
-        keeper = self._by_name.get(service.name)
+        keeper = self._keepers.get(service.identity)
         if keeper is None or not self._started:
             return
         now = trio.current_time()
@@ -438,15 +363,12 @@ class NodeHealth:
         return {node: opinion.value for node, opinion in opinions.items()}
 
 
-def _rules(health: Health) -> Rules:
-    return Rules(
-        unchecked_up=health.unchecked == "up",
-        remove=health.on_failure == "remove",
-        drain=health.drain,
-        slow_start=health.slow_start,
-        quorum=health.quorum,
-        hysteresis=health.hysteresis,
-    )
+def _number_of_checks(keeper: Keeper) -> int:
+    return sum(1 for _ in keeper.service.all_checks())
+
+
+def _endpoints(service: Service) -> Iterator[Endpoint]:
+    return ((server.address.packed, service.port_of(server)) for server in service.servers)
 
 
 def _has_commands(health: Health) -> bool:

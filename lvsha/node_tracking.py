@@ -15,7 +15,7 @@ from typing import Final, assert_never
 import structlog
 import trio
 
-from lvsha.config import Pair, VirtualRouter
+from lvsha.config import Node, Pair, VirtualRouter
 from lvsha.config_tracking import Notify, Track, Tracker
 from lvsha.datapath.director import Director
 from lvsha.errors import HostError
@@ -286,6 +286,11 @@ class NodeTracking:
         """The virtual routers that move with one, itself among them."""
         group = self._group_of.get(router)
         return (router,) if group is None else group.routers
+
+    def follow(self, node: Node) -> None:
+        """Take part with the priorities that the pair file gives this node now."""
+        for router in self._needs:
+            self._perform(self._core.configure(router, node.priority_of(router)))
 
     # Readings
 

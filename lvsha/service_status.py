@@ -1,17 +1,32 @@
 """What ``lvsha status`` shows of a virtual service and its real servers."""
 
+from collections.abc import Collection
+
 from lvsha.datapath.director import Director
 from lvsha.datapath.service_table import describe
 from lvsha.datapath.services import RealServer, VirtualService
+from lvsha.keeper import Endpoint
 from lvsha.model import Protocol, format_endpoint
 from lvsha.node_health import NodeHealth
 from lvsha.turns import Turns
 
 
 async def service_status(
-    service: VirtualService, director: Director, health: NodeHealth, turns: Turns
+    service: VirtualService,
+    director: Director,
+    health: NodeHealth,
+    leaving: Collection[Endpoint],
+    turns: Turns,
 ) -> dict[str, object]:
-    """A service as JSON-able values; its servers may change meanwhile."""
+    """A service as JSON-able values; its servers may change meanwhile.
+
+    Args:
+        service: which.
+        director: it runs there.
+        health: what its checks find.
+        leaving: the servers that go with their last connection.
+        turns: of the work that this is a part of.
+    """
     health_status = health.status(service)
     is_checked = health_status is not None
     return {
@@ -23,12 +38,15 @@ async def service_status(
         "unknown": service.policy.unknown.value,
         "at_risk": service.at_risk,
         "health": health_status,
-        "servers": await _servers(service, health if is_checked else None, turns),
+        "servers": await _servers(service, health if is_checked else None, leaving, turns),
     }
 
 
 async def _servers(
-    service: VirtualService, health: NodeHealth | None, turns: Turns
+    service: VirtualService,
+    health: NodeHealth | None,
+    leaving: Collection[Endpoint],
+    turns: Turns,
 ) -> list[dict[str, object]]:
     """Those that are listed, each with its health; then those that a check has removed."""
     found: dict[str, dict[str, object]] = {}
@@ -38,6 +56,7 @@ async def _servers(
     servers: list[dict[str, object]] = []
     for server in list(service.servers):
         status = _server_status(server)
+        status["leaving"] = (server.address, server.port) in leaving
         if health is not None:
             status["health"] = found.pop(str(server), None)
         servers.append(status)

@@ -216,10 +216,10 @@ def _services(services: list[tuple[str, object]]) -> Table:
             _add_row(
                 table,
                 *own,
-                *(
-                    _text(server, key)
-                    for key in ("address", "method", "weight", "active", "inactive", "connections")
-                ),
+                _text(server, "address"),
+                _text(server, "method"),
+                _text(server, "weight") + (", leaving" if _get(server, "leaving") else ""),
+                *(_text(server, key) for key in ("active", "inactive", "connections")),
                 *((_health(_get(server, "health")),) if checked else ()),
             )
             own = ("", "")

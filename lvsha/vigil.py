@@ -62,6 +62,7 @@ class Vigil:
         counters: questions that were not answered, and pauses of all tasks.
         lateness_max: of the loop of all tasks, the worst so far, in seconds.
         pauses: when such a lateness ended, and how long it was; the last `PAUSES_MAX`.
+        takes_part: the service manager was told that the node does.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Vigil:
         self.counters = Counters()
         self.lateness_max = 0.0
         self.pauses: deque[tuple[float, float]] = deque(maxlen=PAUSES_MAX)
+        self.takes_part = trio.Event()
         self._beat = beat
         self._manager = manager
         self._down_interval = down_interval
@@ -111,6 +113,7 @@ class Vigil:
 
     def ready(self, status: str = "listening") -> None:
         """The node takes part."""
+        self.takes_part.set()
         self._manager.tell(READY="1", STATUS=status)
 
     def reloading(self) -> None:

@@ -25,7 +25,7 @@ Times are seconds on a monotonic clock.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lvsha.wire.vrrp import PRIORITY_OWNER
@@ -184,6 +184,13 @@ class Tracking:
         """The priority of a virtual router and what keeps it from its addresses, as they are."""
         state = self._routers[router]
         return (PriorityChanged(router, state.priority), FaultChanged(router, state.fault))
+
+    def configure(self, router: str, priority: int) -> Actions:
+        """Give a virtual router another priority of its own."""
+        state = self._routers[router]
+        state.rule = replace(state.rule, priority=priority)
+        before, state.priority = state.priority, self._priority(state)
+        return () if before == state.priority else (PriorityChanged(router, state.priority),)
 
     def report(
         self, tracker: str, reading: Reading, now: float, *, in_turn: bool = True

@@ -13,6 +13,7 @@ since then. What always holds:
   that, so its checks start as passed.
 * A server that was down comes back with a weight that grows from 1 to its own over
   `Rules.slow_start`; one that was never seen down starts with all of it.
+* Where only rules or weights are others from now on (`follow`), what was found still counts.
 
 Times are seconds on a monotonic clock.
 """
@@ -92,18 +93,40 @@ class Judge:
         opinion: of the server.
         reason: why; of the finding that decided.
         since: when the opinion was formed.
+
+    Args:
+        rules: of the service.
+        checks: how many findings each of them takes.
+        own_weight: what the pair file or the operator gives it.
+        now: the time.
+        believed_up: it is in use already, whatever the rules say of one that was not checked.
     """
 
-    def __init__(self, rules: Rules, checks: Sequence[Counts], own_weight: int, now: float) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        checks: Sequence[Counts],
+        own_weight: int,
+        now: float,
+        *,
+        believed_up: bool = False,
+    ) -> None:
         assert checks, "a server without checks needs no judge"
         self.own_weight = own_weight
         self.reason = "not checked yet"
         self.since = now
         self._rules = rules
-        first = Opinion.UP if rules.unchecked_up else Opinion.UNKNOWN
+        first = Opinion.UP if rules.unchecked_up or believed_up else Opinion.UNKNOWN
         self._checks = [_CheckJudge(counts, first) for counts in checks]
         self.opinion = first
         self._growing_since: float | None = None
+
+    def follow(self, rules: Rules, own_weight: int) -> None:
+        """Go by other rules, and another weight, from now on; the checks are the same."""
+        self._rules = rules
+        self.own_weight = own_weight
+        if not rules.slow_start:
+            self._growing_since = None
 
     def receive(self, check: int, finding: Finding, now: float) -> bool:
         """Take note of what a probe found.

@@ -15,7 +15,7 @@ Times are seconds.
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -28,6 +28,8 @@ from lvsha.health.prober import Prober
 from lvsha.health.target import Target
 
 STARTS_PER_SECOND: Final = 500
+TASKS_AT_ONCE: Final = 20
+"""So many begin in one turn of the loop that forwards, too."""
 
 _Key = TypeVar("_Key")
 
@@ -46,7 +48,7 @@ class Assignment(Generic[_Key]):
 
 
 class Runner(Generic[_Key]):
-    """Tries checks until cancelled.
+    """Tries checks, each until its `run` is cancelled.
 
     Args:
         prober: what tries them.
@@ -68,19 +70,26 @@ class Runner(Generic[_Key]):
         self._report = report
         self._places = trio.Semaphore(probes_max)
         self._dice = dice
-        self._spread = 0.0
 
-    async def run(self, assignments: Iterable[Assignment[_Key]]) -> None:
-        """Try them."""
-        assignments = list(assignments)
-        self._spread = len(assignments) / STARTS_PER_SECOND
+    async def run(
+        self, assignments: Collection[Assignment[_Key]], beginning: int | None = None
+    ) -> None:
+        """Try them.
+
+        Args:
+            assignments: which.
+            beginning: so many begin now, others among them; by default these alone.
+        """
+        spread = (len(assignments) if beginning is None else beginning) / STARTS_PER_SECOND
         async with trio.open_nursery() as nursery:
-            for assignment in assignments:
-                nursery.start_soon(self._repeat, assignment)
+            for number, assignment in enumerate(assignments, 1):
+                nursery.start_soon(self._repeat, assignment, spread)
+                if not number % TASKS_AT_ONCE:
+                    await trio.lowlevel.checkpoint()
 
-    async def _repeat(self, assignment: Assignment[_Key]) -> None:
+    async def _repeat(self, assignment: Assignment[_Key], spread: float) -> None:
         check = assignment.check
-        await trio.sleep(self._dice.uniform(0, min(self._spread, check.interval)))
+        await trio.sleep(self._dice.uniform(0, min(spread, check.interval)))
         share: float | None = self._dice.uniform(0, 1)
         while True:
             began = trio.current_time()

@@ -18,7 +18,7 @@ Times are seconds on a monotonic clock.
 """
 
 import heapq
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,6 +73,25 @@ class CheckFinding:
     finding: Finding
 
 
+@dataclass(frozen=True, slots=True)
+class Heritage:
+    """What is known when the configuration of a service that runs becomes another.
+
+    Attributes:
+        judges: of servers whose checks are the same, by their number from now on.
+        believed_up: servers that are in use, whose checks are others.
+        placed: the weight that each server has now; None or not there: it is not listed.
+        quorum: whether it is reached.
+        regained_at: since when the sorry server is not needed, if it lingers.
+    """
+
+    judges: Mapping[int, Judge]
+    believed_up: Collection[int]
+    placed: Mapping[int, int | None]
+    quorum: bool | None
+    regained_at: float | None
+
+
 class ServiceHealth:
     """The servers of one service.
 
@@ -85,6 +104,9 @@ class ServiceHealth:
         judges: by server; None for one without checks.
         quorum: whether it is reached; None before that is known.
         settled: whether the last finding agreed with the opinion on its check.
+        regained_at: when it was reached again; None if it never was lost.
+        own_weights: of the servers, as the pair file or the operator gave them; before the
+            `start` others may be set.
     """
 
     def __init__(
@@ -97,23 +119,30 @@ class ServiceHealth:
         self.quorum: bool | None = None
         self.settled = True
         self._rules = rules
-        self._servers = servers
-        self._own_weights = [weight for _, weight in servers]
+        self._checks = [counts for counts, _ in servers]
+        self.own_weights = [weight for _, weight in servers]
         self._sorry_weight = sorry_weight
-        self._regained_at: float | None = None
+        self.regained_at: float | None = None
         self._placed: dict[int, int | None] = {SORRY: None}
         self._counted = [0] * len(servers)
         self._weight_up = 0
         self._unknown: set[int] = set()
         self._agenda = _Agenda()
 
-    def start(self, now: float) -> list[Action]:
-        """Begin: nobody has been checked."""
-        self.judges = [
-            Judge(self._rules, counts, weight, now) if counts else None
-            for counts, weight in self._servers
-        ]
-        self._placed.update(enumerate(self._own_weights))
+    def start(self, now: float, heritage: Heritage | None = None) -> list[Action]:
+        """Begin: nobody has been checked, or go on with what is known."""
+        if heritage is None:
+            heritage = Heritage({}, (), dict(enumerate(self.own_weights)), None, None)
+        self.quorum, self.regained_at = heritage.quorum, heritage.regained_at
+        self._placed.update(dict.fromkeys(range(len(self._checks))) | dict(heritage.placed))
+        for number, counts in enumerate(self._checks):
+            judge, weight = heritage.judges.get(number), self.own_weights[number]
+            if judge is not None:
+                judge.follow(self._rules, weight)
+            elif counts:
+                believed_up = number in heritage.believed_up
+                judge = Judge(self._rules, counts, weight, now, believed_up=believed_up)
+            self.judges.append(judge)
         return list(self._decide(range(len(self.judges)), now))
 
     def receive(self, found: CheckFinding, now: float) -> list[Action]:
@@ -132,7 +161,7 @@ class ServiceHealth:
 
         One that the operator has removed has 0, and counts nowhere.
         """
-        self._own_weights[server] = weight
+        self.own_weights[server] = weight
         judge = self.judges[server]
         if judge is not None:
             judge.own_weight = weight
@@ -176,7 +205,7 @@ class ServiceHealth:
         """Keep what the servers come to together."""
         if server == SORRY:
             return
-        judge, weight = self.judges[server], self._own_weights[server]
+        judge, weight = self.judges[server], self.own_weights[server]
         if judge is not None:
             weight = judge.full_weight if judge.opinion is Opinion.UP else 0
             is_unknown = judge.opinion is Opinion.UNKNOWN
@@ -192,7 +221,7 @@ class ServiceHealth:
                 yield QuorumLost(weight)
         elif weight >= self._rules.quorum + hysteresis:
             if self.quorum is False:
-                self._regained_at = now
+                self.regained_at = now
             self.quorum = True
             yield QuorumReached(weight)
         elif self.quorum is None and not self._unknown:
@@ -211,7 +240,7 @@ class ServiceHealth:
     def _wanted(self, server: int, now: float) -> int | None:
         judge = self.judges[server]
         if judge is None:
-            return 0 if self.sorry else self._own_weights[server]
+            return 0 if self.sorry else self.own_weights[server]
         if judge.opinion is Opinion.UP:
             return 0 if self.sorry else judge.weight(now)
         gone = judge.opinion is Opinion.DOWN and self._rules.remove
@@ -220,7 +249,7 @@ class ServiceHealth:
     def _sorry(self, now: float) -> int | None:
         if self.sorry:
             return self._sorry_weight
-        if self._regained_at is None or now >= self._regained_at + self._rules.drain:
+        if self.regained_at is None or now >= self.regained_at + self._rules.drain:
             return None
         return 0 if self._placed[SORRY] is not None else None
 
@@ -228,7 +257,7 @@ class ServiceHealth:
         """When something about a server is to be done again by itself; None for never."""
         if server == SORRY:
             lingers = not self.sorry and self._is_placed(SORRY)
-            since = self._regained_at if lingers else None
+            since = self.regained_at if lingers else None
             return None if since is None else since + self._rules.drain
         judge = self.judges[server]
         if judge is None:

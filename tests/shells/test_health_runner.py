@@ -40,8 +40,10 @@ def run_for(
     async def run() -> None:
         with trio.move_on_after(seconds):
             await runner.run(
-                Assignment(number, check, Target(f"10.{number >> 8}.{number & 255}.1", 80))
-                for number, check in enumerate(checks)
+                [
+                    Assignment(number, check, Target(f"10.{number >> 8}.{number & 255}.1", 80))
+                    for number, check in enumerate(checks)
+                ]
             )
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))

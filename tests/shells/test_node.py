@@ -986,7 +986,9 @@ def test_the_status_says_all_and_is_json() -> None:
         # Its SYN, and its first request, which is the ACK as well.
         assert sum(server["in_packets"] for server in service["servers"]) == 2
         assert said["drops"] == {}
-        assert set(said["counters"]) == {"forwarder", "records", "state", "sync", "health"}
+        assert set(said["counters"]) == {
+            *("forwarder", "records", "state", "sync", "health", "reload")
+        }
         assert client.server.startswith("server-")
 
     play(scenario)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lvsha.build import place_routes, place_rules
+from lvsha.build_failover import place_routes, place_rules
 from lvsha.config import Pair, parse_pair
 from lvsha.config_routes import RouteTable, RuleTable
 from lvsha.errors import ConfigError

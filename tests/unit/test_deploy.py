@@ -77,7 +77,7 @@ def test_unit_does_not_restart_what_a_wrong_pair_file_stopped() -> None:
 def test_unit_is_told_how_the_director_is() -> None:
     assert unit()["Type"] == ["notify"]
     assert int(unit()["WatchdogSec"][0]) >= 5  # the collector of cycles must not end a director
-    assert unit()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    assert unit()["ExecReload"] == ["/opt/lvsha/bin/lvsha reload"]
 
 
 def greatest(table: type[BaseModel], key: str) -> int:

@@ -108,6 +108,7 @@ def test_what_a_server_carries_is_told_under_its_name() -> None:
         "in_bytes": 7000,
         "out_bytes": 8000,
         "connections_per_second": rate,
+        "leaving": False,
     }
 
 
