@@ -46,7 +46,7 @@ from lvsha.connection_store import ConnectionStore
 from lvsha.control import Handler, Lasting
 from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import Addresses
-from lvsha.failover.election import DOWN_ADVERTISEMENTS
+from lvsha.failover.election import DOWN_ADVERTISEMENTS, SKEW_UNIT_OF_VERSION_2
 from lvsha.failover.routes import MovingAddresses
 from lvsha.failover.speaker import RouterStateChanged, Speaker
 from lvsha.handover import Handover
@@ -177,8 +177,12 @@ class Node:
         intervals = [router.advert_interval for router in self.pair.virtual_routers]
         return min(intervals, default=1.0) * DOWN_ADVERTISEMENTS
 
-    def _slowest_interval(self) -> float:
-        return max(router.advert_interval for router in self.pair.virtual_routers)
+    def _longest_skew(self) -> float:
+        """Seconds: the timers of two nodes for a master differ by no more (Skew_Time)."""
+        return max(
+            SKEW_UNIT_OF_VERSION_2 if router.version == 2 else router.advert_interval
+            for router in self.pair.virtual_routers
+        )
 
     def _addresses(self, router: VirtualRouter) -> Addresses:
         """What a speaker moves: addresses, and routes and rules with them."""
@@ -289,14 +293,13 @@ class Node:
         )
 
     async def _let_a_backup_go_first(self, stop: trio.Event) -> None:
-        """Listen for one interval before taking part in elections.
+        """Listen until a peer has noticed that this node was away.
 
-        Who comes back before its peer has noticed that it was away has lost its connections,
-        and the peer has a copy. The peer's timer is at most one interval longer than the own
-        one (Skew_Time of RFC 9568, section 6.1).
+        Who comes back before has lost its connections, and the peer has a copy; it takes over
+        if this node listens for longer than the peer's timer is longer than its own.
         """
         if self.sync.is_on:
-            with trio.move_on_after(self._slowest_interval()):
+            with trio.move_on_after(self._longest_skew()):
                 await stop.wait()
 
     async def _start_speakers(self, nursery: trio.Nursery, resources: ExitStack) -> None:
@@ -356,7 +359,7 @@ class Node:
             for speaker in self._speakers.values():
                 nursery.start_soon(speaker.stop)
         if was_master and len(self.pair.nodes) > 1:
-            await trio.sleep(self._slowest_interval() + TRANSITION)
+            await trio.sleep(self._longest_skew() + TRANSITION)
 
     # Connections
 

@@ -71,8 +71,8 @@ DOWN_ADVERTISEMENTS: Final = 3
 # virtual routers that move together; who is heard of for this much longer is alive.
 COMPANION_INTERVALS: Final = 2
 
-# Version 2 counts the skew in 256ths of a second whatever the interval (RFC 3768, section 6.1).
-_SKEW_UNIT_OF_VERSION_2: Final = 1.0
+SKEW_UNIT_OF_VERSION_2: Final = 1.0
+"""Seconds; version 2 counts the skew in 256ths of it whatever the interval (RFC 3768, 6.1)."""
 
 GAPS_MAX: Final = 64
 
@@ -187,7 +187,7 @@ class Election:
     @property
     def skew(self) -> float:
         """Skew_Time: the lower the priority, the later (RFC 9568, section 6.1)."""
-        unit = self._master_interval if self.version == VERSION else _SKEW_UNIT_OF_VERSION_2
+        unit = self._master_interval if self.version == VERSION else SKEW_UNIT_OF_VERSION_2
         return (256 - self.priority) * unit / 256
 
     @property

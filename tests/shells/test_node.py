@@ -395,6 +395,22 @@ def test_a_stopped_master_hands_over_and_serves_for_a_while_longer() -> None:
     play(scenario)
 
 
+def test_with_version_2_a_stop_does_not_take_as_long_as_an_interval() -> None:
+    slow = ROUTER.replace(f"= {INTERVAL}", "= 20\nversion = 2")
+
+    async def scenario(world: World) -> None:
+        east, west = world.machines.values()
+        life = await start(east, settle=70.0)
+        await start(west, settle=30.0)
+        begin = trio.current_time()
+        life.stop.set()
+        await life.ended.wait()
+        assert state(west) is VrrpState.MASTER
+        assert trio.current_time() - begin == pytest.approx(1.0 + TRANSITION, abs=0.5)
+
+    play(scenario, pair(slow, SERVICE, SYNC, BOTH))
+
+
 def test_a_stopped_backup_and_a_node_without_a_peer_end_at_once() -> None:
     async def backup(world: World) -> None:
         east, west = world.machines.values()
