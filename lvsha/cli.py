@@ -32,7 +32,7 @@ from lvsha.ipvsadm import client
 from lvsha.metrics import render as render_metrics
 from lvsha.model import parse_address
 from lvsha.node import Node
-from lvsha.node_reload import Outcome
+from lvsha.node_reload import RELOAD_SECONDS_MAX, Outcome
 from lvsha.observe.command import GROUPS
 from lvsha.observe.command import observe as watch_link
 from lvsha.observe.display import render
@@ -236,7 +236,7 @@ def reload(
     """Have the running director take its changed pair file over; no connection ends by it."""
 
     def ask() -> bool:
-        done = control.ask("reload")
+        done = control.ask("reload", seconds=RELOAD_SECONDS_MAX)
         assert isinstance(done, dict)
         if "refused" in done:
             raise ConfigError(f"nothing has changed: {done['refused']}")
@@ -485,7 +485,7 @@ async def _run_until_told(node: Node) -> None:
             async def listen() -> None:
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        nursery.start_soon(node.reload.at_signal)
+                        node.reload.ask()
                     else:
                         stop.set()
 

@@ -51,13 +51,15 @@ class WithArguments:
 
 @dataclass(frozen=True, slots=True)
 class Lasting:
-    """The handler of a command that takes a while, though less than `REQUEST_SECONDS_MAX`.
+    """The handler of a command that takes a while.
 
     Attributes:
         handle: gets the arguments, which are whatever JSON object was sent.
+        seconds: so long at most; who has asked waits as long (`ask`).
     """
 
     handle: Callable[[Mapping[str, object]], Awaitable[object]]
+    seconds: float = REQUEST_SECONDS_MAX
 
 
 Handler = Callable[[], object] | Lasting
@@ -152,8 +154,8 @@ class ControlServer:
     async def _serve(self, client: trio.socket.SocketType) -> None:
         stream = trio.SocketStream(client)
         try:
-            with trio.move_on_after(REQUEST_SECONDS_MAX):
-                answer = await self._answer(await _line(stream, REQUEST_BYTES_MAX))
+            with trio.move_on_after(REQUEST_SECONDS_MAX) as limit:
+                answer = await self._answer(await _line(stream, REQUEST_BYTES_MAX), limit)
                 await stream.send_all(await encoded(answer) + b"\n")
         except trio.BrokenResourceError:
             self.counters.add("clients_gone")
@@ -161,7 +163,7 @@ class ControlServer:
             self._places.release_on_behalf_of(client)
             client.close()
 
-    async def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answer(self, line: bytes, limit: trio.CancelScope) -> dict[str, object]:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -176,6 +178,7 @@ class ControlServer:
         arguments = given if isinstance(given, dict) else {}
         try:
             if isinstance(handler, Lasting):
+                limit.deadline += handler.seconds - REQUEST_SECONDS_MAX
                 return {"result": await handler.handle(arguments)}
             if isinstance(handler, WithArguments):
                 return {"result": handler.handle(arguments)}
@@ -224,7 +227,11 @@ async def _line(stream: trio.SocketStream, limit: int) -> bytes:
 
 
 def ask(
-    command: str, arguments: Mapping[str, object] | None = None, *, path: Path | None = None
+    command: str,
+    arguments: Mapping[str, object] | None = None,
+    *,
+    path: Path | None = None,
+    seconds: float = REQUEST_SECONDS_MAX,
 ) -> object:
     """Ask the director of this network namespace, or another.
 
@@ -232,6 +239,7 @@ def ask(
         command: what.
         arguments: of the command; must become JSON.
         path: of the control socket of another director.
+        seconds: to wait for the answer.
 
     Raises:
         HostError: none is running, it does not answer, or it says no.
@@ -242,7 +250,7 @@ def ask(
         request["arguments"] = arguments
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(REQUEST_SECONDS_MAX)
+            connection.settimeout(seconds)
             connection.connect(str(path))
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:

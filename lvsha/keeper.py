@@ -5,8 +5,8 @@ A weight that is another one was set by the operator, and is from then on the se
 it has while it is up. So the two never undo each other by turns.
 
 When the service of the pair file becomes another while the node runs, a new keeper follows the
-old one and goes on with what is known (`Keeper.follow`): a server that is down stays so, and
-one that is up is not taken out until its first check.
+old one and goes on with what is known (`Keeper.follow`): a server that is not up takes no
+connections before a check has passed, and one that is up is not taken out until one has failed.
 """
 
 from collections.abc import Collection, Iterator
@@ -38,6 +38,11 @@ class _Former:
     judge: Judge | None
     own_weight: int
     is_away: bool
+
+    def weight_in(self, server: Server) -> int:
+        """Its own weight by another file: as it was, if the file has not changed it."""
+        unchanged = self.server.weight == server.weight and not self.is_away
+        return self.own_weight if unchanged else server.weight
 
 
 class Keeper:
@@ -90,39 +95,59 @@ class Keeper:
             now: the time.
         """
         judges: dict[int, Judge] = {}
-        believed_up: set[int] = set()
+        others: dict[int, Judge] = {}
+        used: set[int] = set()
         placed: dict[int, int | None] = {}
         for number, server in self._servers.items():
             listed, end = self._listed(number), self.endpoints[number]
-            former = None if before is None else before.known(end)
-            if number == SORRY and (before is None or before.endpoints.get(SORRY) != end):
-                # If it is listed, then as what it was before, until its connections have ended.
-                listed = None
             placed[number] = self._given[number] = None if listed is None else listed.weight
             if number == SORRY:
                 continue
-            self.core.own_weights[number] = server.weight if listed is None else listed.weight
-            if former is not None:
-                self._inherit(number, former)
-            judge = None if former is None else former.judge
-            if former is not None and judge is not None and former.checks == self._checks(number):
-                judges[number] = judge
-            elif end in in_use and (judge is None or judge.opinion is Opinion.UP):
-                believed_up.add(number)
-        heritage = Heritage(judges, believed_up, placed, None, None)
+            former = None if before is None else before.known(end)
+            if former is None:
+                is_away = listed is None and end in in_use
+                own_weight = server.weight if listed is None else listed.weight
+                if listed is not None and end in in_use:
+                    used.add(number)
+            else:
+                is_away = listed is None and former.is_away
+                own_weight = former.weight_in(server)
+                if former.judge is not None and former.checks == self._checks(number):
+                    judges[number] = former.judge
+                elif former.judge is not None:
+                    others[number] = former.judge
+                elif listed is not None:
+                    used.add(number)
+            if is_away and (former is None or former.server == server):
+                self._away.add(number)
+                own_weight = 0
+            self.core.own_weights[number] = own_weight
+        heritage = Heritage(judges, others, used, placed, None, None)
         if before is not None:
             core = before.core
             heritage = replace(heritage, quorum=core.quorum, regained_at=core.regained_at)
         return self.core.start(now, heritage)
 
-    def _inherit(self, number: int, former: "_Former") -> None:
-        """Take over what the operator has done to a server that the file has not changed."""
-        server = self._servers[number]
-        unchanged = former.server.weight == server.weight and not former.is_away
-        self.core.own_weights[number] = former.own_weight if unchanged else server.weight
-        if former.is_away and former.server == server and self._listed(number) is None:
-            self.core.own_weights[number] = 0
-            self._away.add(number)
+    def give_back(self, service: Service) -> None:
+        """Nothing of the service is checked from now on: give each server its own weight.
+
+        Raises:
+            AdministrationError: the operator has changed the service so that one does not fit.
+        """
+        services = self._director.services
+        for server in service.servers:
+            end = (server.address.packed, service.port_of(server))
+            former = self.known(end)
+            if former is None or (former.is_away and former.server == server):
+                continue
+            running = services.get(self.identity)
+            listed = None if running is None else running.server(*end)
+            weight = former.weight_in(server)
+            if listed is None:
+                options = replace(server_options(service, server), weight=weight)
+                services.add_server(self.identity, *end, options)
+            elif listed.weight != weight:
+                services.edit_server(self.identity, *end, replace(listed.options, weight=weight))
 
     def known(self, end: Endpoint) -> "_Former | None":
         """What is known of the server with this address and port, if it is of the service."""
@@ -170,7 +195,7 @@ class Keeper:
         for number in self._servers:
             listed, given = self._listed(number), self._given[number]
             weight = None if listed is None else listed.weight
-            if weight == given or (number == SORRY and given is None):
+            if weight == given:
                 continue
             self._given[number] = weight
             if weight is None:

@@ -44,6 +44,7 @@ from lvsha.build_failover import (
 from lvsha.config import Pair, VirtualRouter
 from lvsha.connection_store import ConnectionStore
 from lvsha.control import Handler, Lasting
+from lvsha.datapath.service_table import describe
 from lvsha.errors import ConfigError, HandoverError
 from lvsha.failover.addresses import Addresses
 from lvsha.failover.election import DOWN_ADVERTISEMENTS, SKEW_UNIT_OF_VERSION_2
@@ -53,7 +54,7 @@ from lvsha.handover import Handover
 from lvsha.host import Host
 from lvsha.model import VrrpState, format_mac
 from lvsha.node_health import NodeHealth
-from lvsha.node_reload import NodeReload
+from lvsha.node_reload import RELOAD_SECONDS_MAX, NodeReload
 from lvsha.node_second_path import NodeSecondPath
 from lvsha.node_state import NodeState
 from lvsha.node_sync import NodeSync
@@ -119,6 +120,7 @@ class Node:
         )
         self.tracking = NodeTracking(pair, name, self.director, host)
         self.health = NodeHealth(pair, name, self.director, host.prober(), self._servers_changed)
+        self.sync.may_be_away = self.health.may_be_away
         self.sync.on_opinions = self.health.hear
         self.sync.on_alarm = self._alarm
         self.health.share = self.sync.share
@@ -137,8 +139,6 @@ class Node:
             self._follow_file,
             self._servers_changed,
         )
-        self.sync.may_be_away = self.reload.may_be_away
-        self.sync.is_leaving = self.reload.retirement.is_leaving
         self._recorder = Recorder(name)
         self.second_path = NodeSecondPath(
             pair, name, host, self.sync, self.tracking, self._recorder
@@ -206,7 +206,6 @@ class Node:
         self._store.follow_marks(mark_sync_ids(pair))
         self.tracking.follow(self._own)
         self.sync.compare(plan.digests)
-        self._servers_changed()
 
     # Life
 
@@ -237,11 +236,12 @@ class Node:
                 nursery.start_soon(self._watch_readiness)
                 nursery.start_soon(self.vigil.watch, self._line)
                 nursery.start_soon(self._state.save_often)
-                nursery.start_soon(self.reload.retirement.run)
+                nursery.start_soon(self.reload.run)
                 self.vigil.ready()
                 _log.info("director started", node=self.name, version=lvsha.__version__)
                 await stop.wait()
                 self.vigil.stopping()
+                await self.reload.close()
                 await self._hand_over()
                 await self.tracking.finish()
                 nursery.cancel_scope.cancel()
@@ -265,7 +265,7 @@ class Node:
             "status": Lasting(lambda _arguments: self.status()),
             "why": self._why,
             "handover": Lasting(self._handover.command),
-            "reload": Lasting(self.reload.command),
+            "reload": Lasting(self.reload.command, RELOAD_SECONDS_MAX),
             **administration.commands(),
         }
 
@@ -534,11 +534,13 @@ class Node:
         """
         director, turns = self.director, Turns()
         services = {
-            service.name: await service_status(
-                service, director, self.health, self.reload.retirement.leaving(service), turns
-            )
+            service.name: await service_status(service, director, self.health, turns)
             for service in list(director.services)
         }
+        for service in director.services.leaving.by_service():
+            if director.services.get(service.identity) is not service:
+                name = f"{describe(service.identity)}, leaving"
+                services[name] = await service_status(service, director, None, turns)
         return {
             "node": self.name,
             "version": lvsha.__version__,

@@ -133,23 +133,36 @@ class NodeHealth:
         nursery.start_soon(self._keep_time)
         nursery.start_soon(self._exchange)
 
+    def release(self, service: Service) -> None:
+        """Check a service no more; `follow` tells how it goes on.
+
+        Of all that change at once each is released before one is followed: they may have
+        changed their names.
+        """
+        keeper = self._keepers.get(service_identity(service))
+        if keeper is not None:
+            keeper.checking.cancel()
+            self._timed.discard(keeper)
+            for server, _ in keeper.opinions():
+                self._not_up.pop(server, None)
+                self._checked.pop(server, None)
+
     def follow(self, old: Service | None, new: Service | None) -> None:
         """Check a service as it is from now on; the director has it so already.
 
         Args:
-            old: as it was, with the same identity; None if there was none.
+            old: as it was, with the same identity; None if there was none. It was released.
             new: as it is; None if there is none any more. If there is, `prepare` was told.
+
+        Raises:
+            AdministrationError: see `Keeper.give_back`.
         """
         before = None if old is None else self._keepers.pop(service_identity(old), None)
-        if before is not None:
-            before.checking.cancel()
-            self._timed.discard(before)
-            for server, _ in before.opinions():
-                self._not_up.pop(server, None)
-                self._checked.pop(server, None)
         if new is None or not new.is_checked:
             if before is not None:
                 self._told.pop(before.identity, None)
+                if new is not None:
+                    before.give_back(new)
             return
         keeper = Keeper(new, self._director)
         self._keepers[keeper.identity] = keeper

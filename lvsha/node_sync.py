@@ -7,8 +7,8 @@ has them. Daemons can be started beside either while the node runs, as ``ipvsadm
 
 What the nodes compare of their configurations is the pair file and, beside it, the services
 as they run: a service that was changed on one node alone would be missed at a takeover. Not
-compared are weights, which each node may set by what its own checks say, whether servers are
-listed that these checks add and remove, and what leaves with its last connection.
+compared are weights, which each node may set by what its own checks say, and whether servers
+are listed that these checks add and remove.
 """
 
 import hashlib
@@ -97,7 +97,6 @@ class NodeSync:
         replicas: one for each virtual router, with lvsha's own format.
         daemons: those that speak the kernel's.
         may_be_away: the servers of a service that are not compared.
-        is_leaving: whether a service is not compared at all.
         on_opinions: called with what a peer's health checks find.
         on_alarm: called with the sync id, the kind of an alarm, and the peer.
     """
@@ -121,7 +120,6 @@ class NodeSync:
         self._courier: Courier | None = None
         self.daemons = make_daemons(pair, name, director, store, host.open_sync_socket)
         self.may_be_away: Callable[[VirtualService], Collection[tuple[bytes, int]]] = lambda _: ()
-        self.is_leaving: Callable[[VirtualService], bool] = lambda _: False
         self.on_opinions: Callable[[Opinions], None] = lambda _: None
         self.on_alarm: Callable[[int, str, str], None] = lambda *_: None
         self._services_changed = trio.Event()
@@ -321,7 +319,6 @@ class NodeSync:
                 await _described(service, self.may_be_away(service), turns)
             )
             for service in list(self._director.services)
-            if not self.is_leaving(service)
         }
 
     async def _report(self, events: trio.MemoryReceiveChannel[SyncEvent]) -> None:

@@ -7,6 +7,7 @@ packed piece by piece: the director unpacks one service at a time, and only thos
 Both processes are of the same program and user, so what they exchange is pickled.
 """
 
+import os
 import pickle
 import sys
 import zlib
@@ -24,7 +25,16 @@ from lvsha.service_changes import service_changes
 TIME_MAX: Final = 120.0
 """Seconds; ten thousand services take three."""
 EXIT_REFUSED: Final = 2
-_PROGRAM: Final = f"import sys; from {__name__} import main; sys.exit(main())"
+_PROGRAM: Final = f"""
+import contextlib, os, sys
+with contextlib.suppress(OSError):
+    os.nice(19)
+from {__name__} import main
+sys.exit(main())
+"""
+"""Where that is permitted, it works when nobody else wants the processor."""
+_BEGINNING: Final = b"\0lvsha proposal\0"
+"""Of the answer: what else is printed, by whatever Python loads at its start, is before it."""
 _PACKING: Final = 1
 """The quickest."""
 
@@ -107,7 +117,8 @@ async def propose(running: bytes, file: Path) -> Proposal:
         ConfigError: the file is wrong, or cannot be followed.
         HostError: it could not be looked at.
     """
-    words = [sys.executable, "-c", _PROGRAM, str(file)]
+    # Not from where this process happens to stand (-P).
+    words = [sys.executable, "-P", "-c", _PROGRAM, str(file)]
     try:
         with trio.fail_after(TIME_MAX):
             done = await trio.run_process(
@@ -123,20 +134,28 @@ async def propose(running: bytes, file: Path) -> Proposal:
     if done.returncode:
         last = said.rpartition("\n")[2]
         raise HostError(f"{file} could not be looked at: status {done.returncode}: {last}")
-    proposal: Proposal = _unpacked(done.stdout)
+    proposal: Proposal = _unpacked(done.stdout.partition(_BEGINNING)[2])
     return proposal
 
 
 def main() -> int:
     """Plan, from standard input to standard output; what is wrong goes to standard error."""
+    # What is printed from now on is no part of the answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         proposal = make_proposal(sys.stdin.buffer.read(), Path(sys.argv[1]))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_REFUSED
-    sys.stdout.buffer.write(pickle.dumps(proposal))
+    with answers:
+        answers.write(_BEGINNING + pickle.dumps(proposal))
     return 0
 
 
 def _unpacked(data: bytes) -> Any:
-    return pickle.loads(data)  # noqa: S301 - by this program, in a process of this user
+    try:
+        return pickle.loads(data)  # noqa: S301 - by this program, in a process of this user
+    except Exception as error:
+        # Cut short, or of another version of this program.
+        raise HostError(f"what was planned was not understood: {error}") from error

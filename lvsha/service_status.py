@@ -1,11 +1,8 @@
 """What ``lvsha status`` shows of a virtual service and its real servers."""
 
-from collections.abc import Collection
-
 from lvsha.datapath.director import Director
 from lvsha.datapath.service_table import describe
 from lvsha.datapath.services import RealServer, VirtualService
-from lvsha.keeper import Endpoint
 from lvsha.model import Protocol, format_endpoint
 from lvsha.node_health import NodeHealth
 from lvsha.turns import Turns
@@ -14,8 +11,7 @@ from lvsha.turns import Turns
 async def service_status(
     service: VirtualService,
     director: Director,
-    health: NodeHealth,
-    leaving: Collection[Endpoint],
+    health: NodeHealth | None,
     turns: Turns,
 ) -> dict[str, object]:
     """A service as JSON-able values; its servers may change meanwhile.
@@ -23,11 +19,10 @@ async def service_status(
     Args:
         service: which.
         director: it runs there.
-        health: what its checks find.
-        leaving: the servers that go with their last connection.
+        health: what its checks find; None of a service that is gone.
         turns: of the work that this is a part of.
     """
-    health_status = health.status(service)
+    health_status = None if health is None else health.status(service)
     is_checked = health_status is not None
     return {
         "address": _endpoint(service),
@@ -38,17 +33,16 @@ async def service_status(
         "unknown": service.policy.unknown.value,
         "at_risk": service.at_risk,
         "health": health_status,
-        "servers": await _servers(service, health if is_checked else None, leaving, turns),
+        "servers": await _servers(service, health if is_checked else None, turns),
     }
 
 
 async def _servers(
     service: VirtualService,
     health: NodeHealth | None,
-    leaving: Collection[Endpoint],
     turns: Turns,
 ) -> list[dict[str, object]]:
-    """Those that are listed, each with its health; then those that a check has removed."""
+    """Those that are listed, each with its health; those that leave, and that checks removed."""
     found: dict[str, dict[str, object]] = {}
     for address, told in () if health is None else health.of_servers(service):
         found[address] = told
@@ -56,11 +50,11 @@ async def _servers(
     servers: list[dict[str, object]] = []
     for server in list(service.servers):
         status = _server_status(server)
-        status["leaving"] = (server.address, server.port) in leaving
         if health is not None:
             status["health"] = found.pop(str(server), None)
         servers.append(status)
         await turns.pass_on()
+    servers += [_server_status(server) for server in service.leaving]
     return servers + [{"address": address, "health": told} for address, told in found.items()]
 
 
@@ -83,6 +77,7 @@ def _server_status(server: RealServer) -> dict[str, object]:
         "address": str(server),
         "method": server.method.name.lower(),
         "weight": server.weight,
+        "leaving": not server.available,
         "active": server.active,
         "inactive": server.inactive,
         "persistent": server.persistent,

@@ -218,7 +218,7 @@ def _services(services: list[tuple[str, object]]) -> Table:
                 *own,
                 _text(server, "address"),
                 _text(server, "method"),
-                _text(server, "weight") + (", leaving" if _get(server, "leaving") else ""),
+                "leaving" if _get(server, "leaving") else _text(server, "weight"),
                 *(_text(server, key) for key in ("active", "inactive", "connections")),
                 *((_health(_get(server, "health")),) if checked else ()),
             )

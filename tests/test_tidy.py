@@ -116,7 +116,6 @@ LEVELS = (
     ("lvsha.keeper", 4),
     ("lvsha.node_reload", 4),
     ("lvsha.reload_planner", 4),
-    ("lvsha.retirement", 4),
     ("lvsha.service_changes", 4),
     ("lvsha.takeover", 4),
     ("lvsha.why", 4),

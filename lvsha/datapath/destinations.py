@@ -57,20 +57,35 @@ class Destinations:
             server = _server(service, key, address, port, method)
             if server is not None:
                 return server
-        return None
+        return self._leaving(key, mark, address, port) if self._services.leaving else None
 
     def _of_template(self, key: bytes, mark: int) -> list[VirtualService]:
-        """The services whose template this may be; FTP's has port 0, too."""
-        family, protocol = key[0] & ~TEMPLATE_BIT, key[1]
-        if mark:
-            identities = [ServiceIdentity(family, _TCP, mark=mark)]
-        else:
-            virtual, port = virtual_of(key)
-            identities = [ServiceIdentity(family, protocol, virtual, port)]
-            if not port and protocol == _TCP:
-                identities.append(ServiceIdentity(family, protocol, virtual, FTP_PORT))
-        found = [self._services.get(identity) for identity in identities]
+        """The services whose template this may be."""
+        found = [self._services.get(identity) for identity in _of_template(key, mark)]
         return [service for service in found if service is not None]
+
+    def _leaving(self, key: bytes, mark: int, address: bytes, port: int) -> RealServer | None:
+        """The leaving server that a record means, also of a service that is gone."""
+        identities = _of_template(key, mark)
+        if key[0] < TEMPLATE_BIT and not mark:
+            virtual, _ = virtual_of(key)
+            ends = (0, FTP_PORT) if key[1] == _TCP else (0,)
+            identities += [ServiceIdentity(key[0], key[1], virtual, end) for end in ends]
+        leaving = self._services.leaving
+        found = leaving.find(identities, address, port)
+        return leaving.find(identities, address, 0) if found is None else found
+
+
+def _of_template(key: bytes, mark: int) -> list[ServiceIdentity]:
+    """The services whose template this may be, those of a connection first; FTP's has port 0."""
+    family, protocol = key[0] & ~TEMPLATE_BIT, key[1]
+    if mark:
+        return [ServiceIdentity(family, _TCP, mark=mark)]
+    virtual, port = virtual_of(key)
+    identities = [ServiceIdentity(family, protocol, virtual, port)]
+    if not port and protocol == _TCP:
+        identities.append(ServiceIdentity(family, protocol, virtual, FTP_PORT))
+    return identities
 
 
 def _server(

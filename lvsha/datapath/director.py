@@ -308,7 +308,7 @@ class Director:
         server = binding.server
         if self._shut and connection.virtual[0] in self._shut:
             return ACCEPT
-        if not server.available:
+        if not server.serving:
             if not self.services.serves(frame.family):
                 return ACCEPT  # without a service there is no director
             if not self._opener.settings.expire_nodest_conn:
@@ -341,7 +341,7 @@ class Director:
         if frame.ttl <= 1:
             return binding.to_client or ACCEPT  # it goes no further, and so counts for nothing
         server = binding.server
-        if not server.available and not self.services.serves(frame.family):
+        if not server.serving and not self.services.serves(frame.family):
             return ACCEPT  # without a service there is no director
         if connection.dialogue is not None:
             # Its text is read in the state before it, and its bytes are counted as they leave.
@@ -359,7 +359,7 @@ class Director:
             connection.expires = now + timeout
             if timeout != connection.timeout:
                 self.registry.change_timeout(connection, timeout)
-        if server.available:
+        if server.serving:
             statistics = server.statistics
             statistics.out_packets += 1
             statistics.out_bytes += frame.length
@@ -385,7 +385,7 @@ class Director:
         if self._shut and connection.virtual[0] in self._shut:
             return False
         server = connection.server
-        if not server.available and not self.services.serves(connection.key[0]):
+        if not server.serving and not self.services.serves(connection.key[0]):
             return False  # without a service there is no director
         if settings.expire_nodest_conn and not server.weight:
             return True
@@ -449,9 +449,7 @@ class Director:
         connection = table.find(reversed_key(key))
         if connection is not None and connection.binding.method is not ForwardMethod.NAT:
             # A reply that passes here although it need not; now both halves are seen.
-            if frame.ttl > 1 and (
-                connection.server.available or self.services.serves(frame.family)
-            ):
+            if frame.ttl > 1 and (connection.server.serving or self.services.serves(frame.family)):
                 connection.flags &= ~_NO_OUTPUT
             return self._reply(connection, frame, now)
         if frame.protocol in _SECURED:
@@ -544,7 +542,7 @@ class Director:
     def _error(self, verdict: ErrorToServer | ErrorToClient, frame: Frame) -> Verdict:
         """An ICMP error about a packet of a connection."""
         connection = verdict.connection
-        if not connection.server.available and not self.services.serves(frame.family):
+        if not connection.server.serving and not self.services.serves(frame.family):
             return ACCEPT  # without a service there is no director
         to_server = isinstance(verdict, ErrorToServer)
         # What is not translated the kernel verifies of IPv4 only.

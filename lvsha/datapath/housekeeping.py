@@ -120,7 +120,7 @@ class Housekeeping:
         self._orphans_wait = False
         for part in self._registry.table.slices():
             for connection in part:
-                orphan = connection.second >= 0 and not connection.server.available
+                orphan = connection.second >= 0 and not connection.server.serving
                 if orphan and not connection.children:
                     self._end_with_parent(connection)
             yield

@@ -5,6 +5,9 @@ holds: a service, and a server of it, stands here once; every scheduler knows th
 list of its servers; a removed server waits in the trash, with its counts and as long as a
 connection refers to it, and comes back when it is added again.
 
+What the kernel has not: a server that retires is listed no more either, but its connections go
+on. It leaves with the last of them.
+
 A service is found as the kernel finds it: by firewall mark; else by protocol, address and
 port; else, for what may be FTP data, the one of port 21; else the one of port 0.
 """
@@ -19,6 +22,7 @@ from typing import Final
 
 from lvsha.datapath.estimator import Rates
 from lvsha.datapath.ftp import FTP_DATA_PORT, FTP_PORT
+from lvsha.datapath.leaving import Leaving
 from lvsha.datapath.memories import SIP
 from lvsha.datapath.scheduler_options import Dice, SchedulerOptions
 from lvsha.datapath.schedulers import SCHEDULERS
@@ -64,6 +68,8 @@ class ServiceTable:
 
     Attributes:
         rates: of everything together.
+        leaving: the servers that have retired.
+        policy: of services that are added without one.
         seed: of the hashing schedulers that are made from now on.
         removals: how often servers were removed; for who must look after their connections.
         additions: how often servers were added; for who has connections that wait for them.
@@ -71,11 +77,12 @@ class ServiceTable:
 
     def __init__(self, dice: Dice, policy: ServicePolicy | None = None) -> None:
         self.rates = Rates()
+        self.leaving = Leaving()
         self.seed = 0
         self.removals = 0
         self.additions = 0
         self._dice = dice
-        self._policy = policy or ServicePolicy()
+        self.policy = policy or ServicePolicy()
         self._expirations = (86400.0, 86400.0)
         self._services: dict[_ServiceKey, VirtualService] = {}
         self._ports: Counter[int] = Counter()
@@ -83,7 +90,7 @@ class ServiceTable:
         self._tunnel_ends: Counter[tuple[bytes, TunnelType, int]] = Counter()
         self._trash: dict[_TrashKey, tuple[RealServer, float | None]] = {}
         self._trash_at: float | None = None
-        self._unheard: dict[VirtualService, list[RealServer]] | None = None
+        self._unheard: dict[VirtualService, None] | None = None
         self._retired = Statistics()
         self._zeroed = Statistics()
         self._sampled = Statistics()
@@ -150,8 +157,8 @@ class ServiceTable:
 
     def tell_unasked(self, rule: TellRule) -> None:
         """Have the backups told by another rule of services for which nobody has asked for one."""
-        if not self._policy.asked:
-            self._policy = replace(self._policy, tell=rule)
+        if not self.policy.asked:
+            self.policy = replace(self.policy, tell=rule)
         for service in self:
             if not service.policy.asked:
                 service.policy = replace(service.policy, tell=rule)
@@ -173,7 +180,7 @@ class ServiceTable:
         if key in self._services:
             raise AdministrationError(errno.EEXIST, f"{describe(identity)}: is there already")
         _check_options(identity, options)
-        policy = policy or self._policy
+        policy = policy or self.policy
         service = VirtualService(name or describe(identity), identity, options, policy)
         service.whole = self._sampled
         self._schedule_by(service, options)
@@ -205,11 +212,27 @@ class ServiceTable:
         service = self._existing(identity)
         for server in list(service.servers):
             self._remove(server)
+        for server in list(service.leaving):
+            self._bury(server)
+        self._forget(service)
+
+    def retire(self, identity: ServiceIdentity) -> None:
+        """Remove a service; its servers retire.
+
+        Raises:
+            AdministrationError: ESRCH, there is none.
+        """
+        service = self._existing(identity)
+        for server in list(service.servers):
+            self._retire(server)
+        self._forget(service)
+
+    def _forget(self, service: VirtualService) -> None:
         service.sampled()
         self._retired.add(service.all_counted())
-        del self._services[_key(identity)]
-        if not identity.mark:
-            self._ports[identity.port] -= 1
+        del self._services[_key(service.identity)]
+        if not service.identity.mark:
+            self._ports[service.identity.port] -= 1
 
     def flush(self) -> None:
         """Remove all services."""
@@ -280,13 +303,13 @@ class ServiceTable:
             raise AdministrationError(
                 errno.EEXIST, f"{format_endpoint(address, port)}: is there already"
             )
-        server = self._from_trash(service, address, port)
+        server = self._returning(service, address, port)
         if server is None:
             server = RealServer(service, address, port, options)
         else:
             server.change(options)
             server.last_weight = options.weight
-            server.available = True
+            server.available = server.serving = True
         service.enlist(server)
         self._tell_scheduler(service)
         end = _nat_end(service.protocol, address, port)
@@ -316,10 +339,25 @@ class ServiceTable:
     def delete_server(self, identity: ServiceIdentity, address: bytes, port: int) -> None:
         """Remove a real server; packets of its connections are dropped from now on.
 
+        Of one that was leaving that is the end, too.
+
         Raises:
             AdministrationError: ESRCH, no such service; ENOENT, no such server.
         """
-        self._remove(self._listed(self._existing(identity), address, port))
+        service = self._existing(identity)
+        leaving = self.leaving.find([identity], address, port)
+        if service.server(address, port) is None and leaving is not None:
+            self._bury(leaving)
+        else:
+            self._remove(self._listed(service, address, port))
+
+    def retire_server(self, identity: ServiceIdentity, address: bytes, port: int) -> None:
+        """List a real server no more; its connections go on, and it leaves with the last.
+
+        Raises:
+            AdministrationError: ESRCH, no such service; ENOENT, no such server.
+        """
+        self._retire(self._listed(self._existing(identity), address, port))
 
     def _listed(self, service: VirtualService, address: bytes, port: int) -> RealServer:
         server = service.server(address, port)
@@ -330,25 +368,56 @@ class ServiceTable:
         return server
 
     def _remove(self, server: RealServer) -> None:
+        self._strike(server)
+        self._discard(server)
+        self.removals += 1
+        self._tell_scheduler(server.service, server)
+
+    def _retire(self, server: RealServer) -> None:
+        if not server.active and not server.inactive:
+            self._remove(server)
+            return
+        self._strike(server)
+        self.leaving.add(server)
+        self._tell_scheduler(server.service, server)
+
+    def _strike(self, server: RealServer) -> None:
+        """Take a server from its service's list."""
         service = server.service
         service.strike(server)
         server.available = False
-        service.retired.add(server.statistics)
         end = _nat_end(service.protocol, server.address, server.port)
         ends = self._nat_ends[end]
         ends.remove(server)
         if not ends:
             del self._nat_ends[end]
+
+    def _discard(self, server: RealServer) -> None:
+        """Put a server that is not listed any more into the trash."""
+        service = server.service
+        server.serving = False
+        service.retired.add(server.statistics)
         self._count_tunnel(server, -1)
         self._trash[_trash_key(service, server.address, server.port)] = (server, None)
+
+    def _bury(self, server: RealServer) -> None:
+        """End the time of a server that was leaving."""
+        self.leaving.remove(server)
+        self._discard(server)
         self.removals += 1
-        self._tell_scheduler(service, server)
+
+    def bury_idle(self) -> list[RealServer]:
+        """Remove those leaving servers that have no connection any more."""
+        idle = self.leaving.idle()
+        for server in idle:
+            self._bury(server)
+        return idle
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let each scheduler hear once of all that happens meanwhile; no packet must come.
+        """Let each scheduler hear once of all servers that come or change; no packet must come.
 
-        Some take long to begin with another list of servers.
+        Some take long to begin with another list. That a server is gone they hear at once.
         """
         if self._unheard is not None:
             yield
@@ -358,14 +427,12 @@ class ServiceTable:
             yield
         finally:
             unheard, self._unheard = self._unheard, None
-            for service, removed in unheard.items():
-                gone: list[RealServer | None] = [*removed]
-                for server in gone or [None]:
-                    self._tell_scheduler(service, server)
+            for service in unheard:
+                self._tell_scheduler(service)
 
     def _tell_scheduler(self, service: VirtualService, removed: RealServer | None = None) -> None:
-        if self._unheard is not None:
-            self._unheard.setdefault(service, []).extend([] if removed is None else [removed])
+        if self._unheard is not None and removed is None:
+            self._unheard[service] = None
         elif service.scheduler is not None:
             service.scheduler.updated(removed)
 
@@ -381,12 +448,30 @@ class ServiceTable:
     # The trash
 
     def left_with_connections(self) -> dict[VirtualService, list[RealServer]]:
-        """The removed servers that connections refer to, by service."""
-        left: dict[VirtualService, list[RealServer]] = {}
+        """The removed and the leaving servers that connections refer to, by service."""
+        left = self.leaving.by_service()
         for server, _ in self._trash.values():
             if server.active or server.inactive:
                 left.setdefault(server.service, []).append(server)
         return left
+
+    def _returning(self, service: VirtualService, address: bytes, port: int) -> RealServer | None:
+        """What has been at an address and port of this service, or of one like it, before."""
+        server = self.leaving.find([service.identity], address, port)
+        if server is None:
+            return self._from_trash(service, address, port)
+        self.leaving.remove(server)
+        self._count_tunnel(server, -1)
+        if server.service is not service:
+            self._adopt(service, server)
+        return server
+
+    def _adopt(self, service: VirtualService, server: RealServer) -> None:
+        """Let a server of a service that is gone be one of another, and count anew."""
+        server.service = service
+        server.statistics = Statistics()
+        server.zeroed = Statistics()
+        server.rates.zero(server.counted())
 
     def _from_trash(self, service: VirtualService, address: bytes, port: int) -> RealServer | None:
         found = self._trash.pop(_trash_key(service, address, port), None)
@@ -396,11 +481,9 @@ class ServiceTable:
         if server.service is service:
             # What it counted is listed with the server again.
             service.retired = service.retired.since(server.statistics)
+            server.rates.zero(server.counted())
         else:
-            server.service = service
-            server.statistics = Statistics()
-            server.zeroed = Statistics()
-        server.rates.zero(server.counted())
+            self._adopt(service, server)
         return server
 
     def sweep(self, now: float) -> Iterator[None]:

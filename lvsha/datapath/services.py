@@ -133,7 +133,8 @@ class RealServer:
 
     Attributes:
         address, port: where it listens; port 0 takes the port of the packet.
-        available: still in its service's list; connections of a removed one are dropped.
+        available: still in its service's list, and so may take new connections.
+        serving: its connections are forwarded; those of a removed one are dropped.
         overloaded: above its upper threshold; gets no new connections.
         last_weight: the newest weight that was not 0, for Maglev hashing.
         active, inactive: its connections; ``persistent``, its templates.
@@ -165,6 +166,7 @@ class RealServer:
         "port",
         "rates",
         "service",
+        "serving",
         "statistics",
         "tunnel",
         "upper",
@@ -178,7 +180,7 @@ class RealServer:
         self.service = service
         self.address = address
         self.port = port
-        self.available = True
+        self.available = self.serving = True
         self.overloaded = False
         self.active = self.inactive = self.persistent = self.at_risk = 0
         self.statistics = Statistics()
@@ -259,7 +261,7 @@ class RealServer:
 
     def count(self, length: int, *, to_server: bool) -> None:
         """Count a packet of so many bytes; for a removed server none counts."""
-        if not self.available:
+        if not self.serving:
             return
         statistics = self.statistics
         if to_server:
@@ -331,6 +333,7 @@ class VirtualService:
         identity, options: as it was added and last edited.
         policy: what is asked of it beside the options; an edit leaves it.
         servers: newest first; `enlist` and `strike` change them.
+        leaving: no more in the list, and serving their connections to the end.
         scheduler: None where the options name none.
         rates: what passes per second.
         bypass: stands for the destinations of packets that no server was found for and that
@@ -345,6 +348,7 @@ class VirtualService:
         "_ends",
         "bypass",
         "identity",
+        "leaving",
         "name",
         "options",
         "policy",
@@ -371,6 +375,7 @@ class VirtualService:
         self.policy = policy or ServicePolicy()
         self.servers: list[RealServer] = []
         self._ends: dict[tuple[bytes, int], RealServer] = {}
+        self.leaving: list[RealServer] = []
         self.scheduler: Scheduler | None = None
         self.bypass: RealServer | None = None
         self.scheduler_options = SchedulerOptions()
@@ -426,8 +431,9 @@ class VirtualService:
         """The counts of all servers, past ones too, since the service was added."""
         total = Statistics()
         total.add(self.retired)
-        for server in self.servers:
-            total.add(server.statistics)
+        for servers in (self.servers, self.leaving):
+            for server in servers:
+                total.add(server.statistics)
         return total
 
     def counted(self) -> Statistics:

@@ -23,7 +23,7 @@ from lvsha.errors import HostError
 
 LOG_TAIL_LINES: Final = 15
 STATUS_TIME_MAX: Final = 1.0
-HANDOVER_TIME_MAX: Final = 5.0
+ANSWER_TIME_MAX: Final = 5.0
 COMMAND_TIME_MAX: Final = 20.0
 STATUS_BYTES_MAX: Final = 4 << 20
 
@@ -134,13 +134,27 @@ class Director:
         Raises:
             HostError: it did not; with what it said.
         """
+        said = await self._command("handover", router=router)
+        if not said.startswith('{"result"'):
+            raise HostError(f"{self.name} did not hand over; it said {said}")
+
+    async def reload(self) -> None:
+        """Have it take its changed pair file over, as ``lvsha reload`` does.
+
+        Raises:
+            HostError: it did not, or not all of it; with what it said.
+        """
+        said = await self._command("reload")
+        if '"troubles": []' not in said:
+            raise HostError(f"{self.name} did not reload; it said {said}")
+
+    async def _command(self, name: str, **arguments: str) -> str:
+        """What it answers to a command on its control socket."""
         answer = b""
         for path in self._runtime.glob("control-*.sock"):
-            with trio.move_on_after(HANDOVER_TIME_MAX):
-                answer = await _ask(path, "handover", router=router)
-        if not answer.startswith(b'{"result"'):
-            said = answer.decode("utf-8", "replace").strip() or "nothing"
-            raise HostError(f"{self.name} did not hand over; it said {said}")
+            with trio.move_on_after(ANSWER_TIME_MAX):
+                answer = await _ask(path, name, **arguments)
+        return answer.decode("utf-8", "replace").strip() or "nothing"
 
     async def administer(self, words: Sequence[str]) -> None:
         """Have it carry out an ``lvsha ipvsadm`` command.

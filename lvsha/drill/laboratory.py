@@ -37,6 +37,8 @@ HOME_PRIORITY: Final = 150
 OTHER_PRIORITY: Final = 100
 TCP_PORT: Final = 8000
 UDP_PORT: Final = 8001
+MORE_PORT: Final = 8002
+"""Of a service that a changed pair file has."""
 
 LOSS_TABLE: Final = "drill"
 PARTITION_TABLE: Final = "drill_partition"
@@ -199,13 +201,22 @@ class Plan:
                 ends = [_end(virtual, port), "-r", _end(server, port)]
                 yield ["-e", protocol, *ends, method, "-w", "0"]
 
-    def pair_file(self, advert_interval: float, *, virtual_mac: bool = False) -> str:
-        """The text of the pair file that both directors run from."""
+    def pair_file(
+        self, advert_interval: float, *, virtual_mac: bool = False, changed: bool = False
+    ) -> str:
+        """The text of the pair file that both directors run from.
+
+        Args:
+            advert_interval: of VRRP, in seconds.
+            virtual_mac: whether the virtual router has a MAC address of its own.
+            changed: as an operator changes it while they run: another scheduler, a real
+                server less, and a service more.
+        """
         lines = ["# The pair of this drill: both directors were started from this file.", ""]
         for router in self.routers:
             lines += self._router_lines(router, advert_interval, virtual_mac=virtual_mac)
         for router in self.routers:
-            lines += self._service_lines(router)
+            lines += self._service_lines(router, changed=changed)
         group = "224.0.0.81" if self.family == 4 else "ff02::81"
         lines += ["[sync]", 'interface = "sync"', f'group = "{group}"', ""]
         for name in DIRECTORS:
@@ -237,18 +248,21 @@ class Plan:
             yield "preempt = false"
         yield ""
 
-    def _service_lines(self, router: Router) -> Iterable[str]:
+    def _service_lines(self, router: Router, *, changed: bool) -> Iterable[str]:
         of_router = "" if router is ROUTERS[0] else f"-{router.name}"
-        for name, protocol, port in (("echo", "tcp", TCP_PORT), ("probe", "udp", UDP_PORT)):
+        services = [("echo", "tcp", TCP_PORT), ("probe", "udp", UDP_PORT)]
+        if changed:
+            services.append(("more", "tcp", MORE_PORT))
+        for name, protocol, port in services:
             yield "[[services]]"
             yield f'name = "{name}{of_router}"'
             yield f'address = "{self.virtual_of(router)}"'
             yield f"port = {port}"
             yield f'protocol = "{protocol}"'
-            yield 'scheduler = "rr"'
+            yield f'scheduler = "{"wlc" if changed else "rr"}"'
             yield f'method = "{self.method}"'
             yield "servers = ["
-            for server in REAL_SERVERS:
+            for server in REAL_SERVERS[1:] if changed else REAL_SERVERS:
                 yield f'    {{ address = "{self.real_address(router, server)}" }},'
             yield "]"
             yield ""

@@ -27,6 +27,7 @@ Failure = Literal[
     "sync",
     "partition",
     "return",
+    "reload",
 ]
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)

@@ -76,6 +76,8 @@ ACT_TITLES: Final = {
     "return": "{node} comes back with the higher priority",
     "wake": "{node} wakes up (SIGCONT)",
     "plug": "the cable of {node} is plugged in again",
+    "reload": "{node} and its peer take a changed pair file over (lvsha reload)",
+    "restore": "{node} and its peer take the former pair file over",
 }
 
 
@@ -191,9 +193,7 @@ class Rehearsal:
             logs = [director.log for director in self._directors.values()]
             for path in (*logs, self._load_path, self._standstills_path):
                 path.unlink(missing_ok=True)
-            options = self._options
-            text = self._plan.pair_file(options.advert_interval, virtual_mac=options.virtual_mac)
-            self.pair_path.write_text(text, encoding="utf-8")
+            self._write_pair(changed=False)
         except OSError as error:
             raise HostError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
@@ -354,9 +354,11 @@ class Rehearsal:
             "link": (self._pull, "plug"),
             "sync": (self._pull_sync, "replug"),
             "partition": (self._part, "heal"),
+            "reload": (self._reload, "restore"),
         }
         deed, sequel = deeds[name]
-        title, heir = ("crash" if name == "both" else name), (FIRST if name == "sync" else SECOND)
+        title = "crash" if name == "both" else name
+        heir = FIRST if name in {"sync", "reload"} else SECOND
         acts = [await self._act(client, title, first, heir, deed)]
         if self._options.then_return or name == "both":
             undo = {
@@ -367,6 +369,7 @@ class Rehearsal:
                 "plug": self._plug,
                 "replug": self._plug_sync,
                 "heal": self._heal,
+                "restore": self._restore,
             }[sequel]
             acts.append(await self._act(client, sequel, first, FIRST, undo))
         elif first.stopped:
@@ -463,6 +466,25 @@ class Rehearsal:
 
     async def _start_again(self, director: Director) -> None:
         await director.start()
+
+    async def _reload(self, director: Director) -> None:
+        await self._take_over(director, changed=True)
+
+    async def _restore(self, director: Director) -> None:
+        await self._take_over(director, changed=False)
+
+    async def _take_over(self, director: Director, *, changed: bool) -> None:
+        """Have both take a pair file over, as an operator does: first the backup."""
+        self._write_pair(changed=changed)
+        for each in sorted(self._directors.values(), key=lambda one: one is director):
+            await each.reload()
+
+    def _write_pair(self, *, changed: bool) -> None:
+        options = self._options
+        text = self._plan.pair_file(
+            options.advert_interval, virtual_mac=options.virtual_mac, changed=changed
+        )
+        self.pair_path.write_text(text, encoding="utf-8")
 
     async def _drain(self, director: Director) -> None:
         """Give the first real server the weight 0, as an operator does before its maintenance."""

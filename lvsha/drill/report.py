@@ -46,6 +46,8 @@ def act_title(act: ActFigures) -> str:
         "home": f"Home: {node} was started again and was handed its virtual router",
         "return": f"Return: {node} was started again and took its place back",
         "wake": f"Wake-up: {node} went on (SIGCONT)",
+        "reload": f"Reload: {node} and its peer have taken a changed pair file over",
+        "restore": f"Reload: {node} and its peer have taken the former pair file over",
         "plug": f"Link back: the cable of {node} was plugged in again",
     }
     return titles[act.act.name]

@@ -48,7 +48,7 @@ CHANGE: Final = 0.25
 DATAGRAM_LATE: Final = 1.0
 """An answer that takes longer counts as none: no user of UDP waits for it."""
 
-PLANNED: Final = frozenset({"handover", "back", "home", "stop"})
+PLANNED: Final = frozenset({"handover", "back", "home", "stop", "reload", "restore"})
 """Acts in which no new connection may fail either: an operator chose their moment."""
 
 MASTER: Final = "MASTER"

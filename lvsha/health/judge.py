@@ -99,7 +99,8 @@ class Judge:
         checks: how many findings each of them takes.
         own_weight: what the pair file or the operator gives it.
         now: the time.
-        believed_up: it is in use already, whatever the rules say of one that was not checked.
+        former: what was thought of it while its checks were others. Who was up is believed to be
+            so, and who was not is waited for, whatever the rules say of one not yet checked.
     """
 
     def __init__(
@@ -108,18 +109,33 @@ class Judge:
         checks: Sequence[Counts],
         own_weight: int,
         now: float,
-        *,
-        believed_up: bool = False,
+        former: "Judge | None" = None,
     ) -> None:
         assert checks, "a server without checks needs no judge"
         self.own_weight = own_weight
         self.reason = "not checked yet"
         self.since = now
         self._rules = rules
-        first = Opinion.UP if rules.unchecked_up or believed_up else Opinion.UNKNOWN
+        first = Opinion.UP if rules.unchecked_up else Opinion.UNKNOWN
+        if former is not None:
+            first = Opinion.UP if former.opinion is Opinion.UP else Opinion.UNKNOWN
         self._checks = [_CheckJudge(counts, first) for counts in checks]
-        self.opinion = first
+        self.opinion: Opinion = first
         self._growing_since: float | None = None
+        self._was_down = False
+        if former is not None:
+            self._inherit(former)
+
+    def _inherit(self, former: "Judge") -> None:
+        """Go on with what does not depend on the checks, or is the best guess until the first."""
+        self._was_down = former.opinion is Opinion.DOWN or former._was_down
+        if former.opinion is self.opinion:
+            self.since = former.since
+        if self._rules.slow_start:
+            self._growing_since = former._growing_since
+        if len(former._checks) == len(self._checks):
+            for check, before in zip(self._checks, former._checks, strict=True):
+                check.finding = before.finding
 
     def follow(self, rules: Rules, own_weight: int) -> None:
         """Go by other rules, and another weight, from now on; the checks are the same."""
@@ -149,7 +165,7 @@ class Judge:
             return
         if new is not Opinion.UP:
             self._growing_since = None
-        elif self.opinion is Opinion.DOWN and self._rules.slow_start:
+        elif (self.opinion is Opinion.DOWN or self._was_down) and self._rules.slow_start:
             self._growing_since = now
         self.opinion = new
         self.since = now

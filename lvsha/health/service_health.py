@@ -8,7 +8,8 @@ What always holds:
 
 * `Place` is returned only when a server shall have another weight than it was last given.
 * `QuorumReached` and `QuorumLost` alternate. Neither comes before every server has been
-  checked, unless the quorum is reached earlier, so that a start is no alarm.
+  checked, unless the quorum is reached earlier, so that a start is no alarm; nor is the quorum of
+  a service that runs lost before its new servers were checked.
 * The sorry server takes connections exactly while the quorum is lost; then those that are
   up, but too few, have weight 0, and their connections go on.
 * What a finding costs does not grow with the number of servers, unless the sorry server comes
@@ -19,7 +20,7 @@ Times are seconds on a monotonic clock.
 
 import heapq
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lvsha.health.judge import Counts, Judge, Rules
@@ -79,14 +80,16 @@ class Heritage:
 
     Attributes:
         judges: of servers whose checks are the same, by their number from now on.
-        believed_up: servers that are in use, whose checks are others.
+        others: of those whose checks are others.
+        in_use: of those that were not checked, and took connections.
         placed: the weight that each server has now; None or not there: it is not listed.
         quorum: whether it is reached.
         regained_at: since when the sorry server is not needed, if it lingers.
     """
 
     judges: Mapping[int, Judge]
-    believed_up: Collection[int]
+    others: Mapping[int, Judge]
+    in_use: Collection[int]
     placed: Mapping[int, int | None]
     quorum: bool | None
     regained_at: float | None
@@ -127,12 +130,14 @@ class ServiceHealth:
         self._counted = [0] * len(servers)
         self._weight_up = 0
         self._unknown: set[int] = set()
+        self._follows = False
         self._agenda = _Agenda()
 
     def start(self, now: float, heritage: Heritage | None = None) -> list[Action]:
         """Begin: nobody has been checked, or go on with what is known."""
+        self._follows = heritage is not None
         if heritage is None:
-            heritage = Heritage({}, (), dict(enumerate(self.own_weights)), None, None)
+            heritage = Heritage({}, {}, (), dict(enumerate(self.own_weights)), None, None)
         self.quorum, self.regained_at = heritage.quorum, heritage.regained_at
         self._placed.update(dict.fromkeys(range(len(self._checks))) | dict(heritage.placed))
         for number, counts in enumerate(self._checks):
@@ -140,8 +145,10 @@ class ServiceHealth:
             if judge is not None:
                 judge.follow(self._rules, weight)
             elif counts:
-                believed_up = number in heritage.believed_up
-                judge = Judge(self._rules, counts, weight, now, believed_up=believed_up)
+                rules = self._rules
+                if number in heritage.in_use:
+                    rules = replace(rules, unchecked_up=True)
+                judge = Judge(rules, counts, weight, now, heritage.others.get(number))
             self.judges.append(judge)
         return list(self._decide(range(len(self.judges)), now))
 
@@ -216,7 +223,7 @@ class ServiceHealth:
     def _decide_quorum(self, now: float) -> Iterator[Action]:
         weight, hysteresis = self._weight_up, self._rules.hysteresis
         if self.quorum:
-            if weight < self._rules.quorum - hysteresis:
+            if weight < self._rules.quorum - hysteresis and not (self._follows and self._unknown):
                 self.quorum = False
                 yield QuorumLost(weight)
         elif weight >= self._rules.quorum + hysteresis:

@@ -103,7 +103,7 @@ def test_a_server_leaves_with_its_last_connection_also_after_a_takeover(world: R
         servers = world.servers(name)
         assert {end: (one["weight"], one["leaving"]) for end, one in servers.items()} == {
             FIRST: (3, False),
-            SECOND: (0, True),
+            SECOND: (1, True),
         }
     fresh = world.connect_many(4)
     assert {speak(connection) for connection in fresh} == {FIRST}

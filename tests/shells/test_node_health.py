@@ -453,7 +453,7 @@ def test_servers_may_come_and_go_while_the_status_of_their_service_is_made() -> 
         (service,) = stage.director.services
         assert [server.weight for server in service.servers] == [7, 5]
         turns = Meddling()
-        said = await service_status(service, stage.director, stage.health, (), turns)
+        said = await service_status(service, stage.director, stage.health, turns)
         assert turns.passed == 4
         servers = said["servers"]
         assert isinstance(servers, list)

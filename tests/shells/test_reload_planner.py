@@ -77,6 +77,38 @@ def test_a_process_that_fails_is_told(
         trio.run(propose, running, file)
 
 
+def test_what_else_is_printed_is_no_part_of_the_answer(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    running = pack(load_pair(file))
+    site = tmp_path / "site"
+    site.mkdir()
+    # Of all processes of Python that are started now.
+    (site / "sitecustomize.py").write_text(
+        "import atexit; print('hello'); atexit.register(print, 'good bye')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
+    assert trio.run(propose, running, file).changes == ()
+
+
+def test_an_answer_that_makes_no_sense_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = pack(load_pair(file))
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with pytest.raises(HostError, match="not understood"):
+        trio.run(propose, running, file)
+
+
+def test_nothing_is_imported_from_where_the_director_stands(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    running = pack(load_pair(file))
+    strange = tmp_path / "lvsha"
+    strange.mkdir()
+    (strange / "__init__.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    assert trio.run(propose, running, file).changes == ()
+
+
 def test_a_process_that_hangs_is_ended(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvsha import control
-from lvsha.control import ControlServer, WithArguments, ask, encoded, lock_namespace, socket_path
+from lvsha.control import (
+    ControlServer,
+    Lasting,
+    WithArguments,
+    ask,
+    encoded,
+    lock_namespace,
+    socket_path,
+)
 from lvsha.errors import ConfigError, HostError
 from lvsha.turns import Turns
 
@@ -67,6 +75,26 @@ def test_a_command_may_take_arguments() -> None:
 
         await trio.to_thread.run_sync(asked)
         assert await exchange(b'{"command": "echo", "arguments": 3}\n') == {"result": [{}]}
+
+    serving(server, work)
+
+
+def test_a_command_may_take_longer_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "REQUEST_SECONDS_MAX", 0.2)
+
+    async def wait(_: object) -> object:
+        await trio.sleep(0.5)
+        return "done"
+
+    server = ControlServer({"long": Lasting(wait, 5.0), "short": Lasting(wait, 0.2)})
+
+    async def work() -> None:
+        def asked() -> None:
+            assert ask("long", seconds=5.0) == "done"
+            with pytest.raises(HostError, match="does not answer"):
+                ask("short", seconds=5.0)
+
+        await trio.to_thread.run_sync(asked)
 
     serving(server, work)
 
