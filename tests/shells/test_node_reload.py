@@ -723,7 +723,10 @@ def test_a_server_in_use_that_gets_checks_is_not_taken_out(play: Play) -> None:
     play(scenario, a_service(CHECKS, a="1, checks = []", b=1))
 
 
-def test_a_sorry_server_that_stands_in_becomes_one_of_the_servers(play: Play) -> None:
+@pytest.mark.parametrize(("after", "first"), [(CHECKS, 0), ("", 1)], ids=["checked", "unchecked"])
+def test_a_sorry_server_that_stands_in_becomes_one_of_the_servers(
+    play: Play, after: str, first: int
+) -> None:
     sorry = CHECKS + 'sorry_server = { address = "10.1.0.12" }\n'
 
     async def scenario(stage: Stage) -> None:
@@ -731,9 +734,9 @@ def test_a_sorry_server_that_stands_in_becomes_one_of_the_servers(play: Play) ->
         await stage.settle()
         server = stage.server(B)
         server.active = 1
-        await stage.reload(a_service(CHECKS, a=1, b=5))
+        await stage.reload(a_service(after, a=1, b=5))
         await stage.settle()
-        assert stage.weights() == {A: 0, B: 5}
+        assert stage.weights() == {A: first, B: 5}
         assert stage.server(B) is server
 
     play(scenario, a_service(sorry, a=1))
